@@ -1,0 +1,1 @@
+"""Evaluation: one leak-free protocol, ranking on device, metrics and baselines."""
