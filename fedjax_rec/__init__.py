@@ -1,0 +1,1 @@
+"""fedjax_rec: a JAX-accelerated, vectorized simulator of federated recommender systems."""

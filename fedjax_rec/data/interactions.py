@@ -35,7 +35,7 @@ class Heldout(NamedTuple):
     """An official test set that comes with a pre-split data set."""
 
     items: np.ndarray  # int32[N], each user's test item, -1 where there is none
-    candidates: np.ndarray | None  # int32[N, n], official negatives, -1 for an empty slot; None where there are none
+    candidates: np.ndarray | None  # int32[N, n], official negatives, -1 is an empty slot; None: no lists
 
 
 class Truth(NamedTuple):

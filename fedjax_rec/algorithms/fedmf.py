@@ -1,0 +1,209 @@
+"""FedAvg on matrix factorisation (`fedmf`).
+
+McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized data", algorithm 1, on
+the model of Koren et al. 2009, "Matrix factorization techniques for recommender systems", eq. 3. The user vector
+is private and stays on its client; item vectors (and item biases) are the server's.
+
+Departures from algorithm 1, each a setting or a consequence of row sparsity:
+
+* the server sums the updates by default (`sum`), where FedAvg weighs them by examples: a client touches only its
+  own rows, so that a mean over the cohort shrinks a row's step by the share of clients that did not touch it;
+* the loss of a local batch is the *sum* over its examples, not the mean, so that a row's step does not depend on
+  how many other rows share its batch;
+* negatives are drawn once per round and reused in its local epochs, which also pass the data in one order.
+
+Not to be confused with the gradient-upload FedMF of Chai et al. 2020, which is `fedsgd_mf`.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_rec.aggregators import NAMES as AGGREGATORS
+from fedjax_rec.batches import positives_per_batch, rated, with_negatives
+from fedjax_rec.federate import federate
+from fedjax_rec.local import Loss, local_training, proximal
+from fedjax_rec.population import Population
+from fedjax_rec.samplers import uniform
+from fedjax_rec.types import Aggregator, Algorithm, Batch, Key, Model, Params, PyTree, Sampler, Server
+
+LOSSES = ("bce", "bpr", "mse")
+
+
+def fedmf(
+    *,
+    dim: int = 64,
+    loss: str = "bce",
+    num_negatives: int = 4,
+    batch_size: int = 64,
+    local_epochs: int = 1,
+    learning_rate: float | jax.Array = 0.01,
+    regularisation: float = 0.01,
+    item_bias: bool = True,
+    init_scale: float = 0.1,
+    prox: float = 0.0,
+    local_optimizer: optax.GradientTransformation | None = None,
+    cohort: int = 200,
+    sampler: Sampler | None = None,
+    aggregator: Aggregator | str = "sum",
+    server_optimizer: optax.GradientTransformation | None = None,
+    lanes: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Algorithm:
+    """FedAvg on matrix factorisation, with score s = p_u . q_i + b_i.
+
+    Losses, per example, plus `regularisation / 2 * (|p_u|^2 + |q_i|^2 + b_i^2)` for every item row visited:
+
+    * `bce`: -y log sigmoid(s) - (1 - y) log sigmoid(-s), positives and sampled negatives;
+    * `bpr`: -log sigmoid(s_i - s_j), each positive i against its own negatives j;
+    * `mse`: (r - m - b_u - s)^2 / 2 on ratings, with a shared intercept m and a private bias b_u.
+
+    Args:
+        dim: D, width of the vectors.
+        loss: "bce", "bpr" or "mse".
+        num_negatives: negatives per positive (not for "mse").
+        batch_size: examples in a local batch, positives and negatives together, in whole positives.
+        local_epochs: E.
+        learning_rate: of the default local optimizer, SGD.
+        regularisation: L2, on the private vector and the rows of each batch.
+        item_bias: whether items have a bias b_i.
+        init_scale: vectors start as normal(0, init_scale / sqrt(D)); biases start at 0.
+        prox: FedProx's mu; 0 is FedAvg.
+        local_optimizer: any optax transformation instead of SGD.
+        cohort: C, clients in a round.
+        sampler: who takes part, instead of `cohort` clients drawn uniformly.
+        aggregator: "sum", "mean", "examples", "touchers", or an `Aggregator`.
+        server_optimizer: any optax transformation; `optax.sgd(1.0)` by default.
+        lanes: L; by default by the rule of 8.
+        mesh: devices to split each cohort over.
+
+    Returns:
+        the algorithm.
+
+    Raises:
+        ValueError: on an unknown loss or aggregator, or a setting out of range.
+
+    Example:
+        >>> import pandas as pd
+        >>> frame = pd.DataFrame({"user": [0, 0, 1], "item": [0, 1, 1]})
+        >>> population = Population.from_frame(frame)
+        >>> algorithm = fedmf(dim=4, cohort=2)
+        >>> state = algorithm.init(jax.random.key(0), population)
+        >>> state, info = algorithm.round(jax.random.key(0), state, population)
+        >>> int(info.clients)
+        2
+    """
+    _check(loss, dim, num_negatives, batch_size)
+    rule = optax.sgd(learning_rate) if local_optimizer is None else local_optimizer
+    optimizer = optax.chain(proximal(prox), rule) if prox else rule
+    if loss == "mse":
+        batches, objective = rated(batch_size), _squared_error
+    else:
+        batches = with_negatives(batch_size, num_negatives)
+        positives = positives_per_batch(batch_size, num_negatives)
+        objective = _binary_cross_entropy(positives) if loss == "bce" else _pairwise(positives)
+    return federate(
+        matrix_factorisation(dim, init_scale, item_bias=item_bias, ratings=loss == "mse"),
+        local_training(_regularised(objective, regularisation), optimizer, batches, epochs=local_epochs),
+        sampler=sampler or uniform(cohort),
+        aggregator=AGGREGATORS[aggregator]() if isinstance(aggregator, str) else aggregator,
+        server_optimizer=server_optimizer,
+        lanes=lanes,
+        mesh=mesh,
+    )
+
+
+def _check(loss: str, dim: int, num_negatives: int, batch_size: int) -> None:
+    if loss not in LOSSES:
+        raise ValueError(f"unknown loss {loss!r}; choose one of {', '.join(LOSSES)}")
+    least = {"dim": (dim, 1), "num_negatives": (num_negatives, 1), "batch_size": (batch_size, 1)}
+    for name, (value, bound) in least.items():
+        if value < bound:
+            raise ValueError(f"{name} must be at least {bound}, not {value}")
+
+
+def matrix_factorisation(dim: int, init_scale: float, *, item_bias: bool, ratings: bool) -> Model:
+    """The model: a private vector per client, a vector (and a bias) per item, for ratings an intercept.
+
+    Args:
+        dim: D.
+        init_scale: vectors start as normal(0, init_scale / sqrt(D)).
+        item_bias: whether items have a bias.
+        ratings: whether there are a shared intercept and private biases.
+
+    Returns:
+        private {"vector" [D], "bias" []}, shared {"intercept" []}, tables {"vector" [I, D], "bias" [I]}.
+
+    Example:
+        >>> matrix_factorisation(4, 0.1, item_bias=True, ratings=False).init_private(jax.random.key(0))["vector"].shape
+        (4,)
+    """
+    scale = init_scale / dim**0.5
+
+    def init_private(key: Key) -> PyTree:
+        vector = {"vector": scale * jax.random.normal(key, (dim,))}
+        return {**vector, "bias": jnp.float32(0)} if ratings else vector
+
+    def init_server(key: Key, population: Population) -> Server:
+        tables = {"vector": scale * jax.random.normal(key, (population.num_items, dim))}
+        if item_bias:
+            tables["bias"] = jnp.zeros(population.num_items)
+        # one sum and one count per client would give this mean
+        return Server({"intercept": population.examples["ratings"].mean()} if ratings else {}, tables)
+
+    def score(private: PyTree, server: Server) -> jax.Array:
+        return _score(Params(private, server.shared, server.tables))
+
+    return Model(init_private, init_server, score)
+
+
+def _score(params: Params) -> jax.Array:
+    """Scores of all rows at hand, float32[B]: of a batch's in training, of all items in evaluation."""
+    score = params.tables["vector"] @ params.private["vector"]
+    score = score + params.tables.get("bias", 0.0)
+    if "intercept" in params.shared:
+        score = score + params.shared["intercept"] + params.private["bias"]
+    return score
+
+
+def _binary_cross_entropy(positives: int) -> Loss:
+    def loss(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        score, mask = _score(params), batch.data["mask"]
+        label = (jnp.arange(mask.shape[0]) < positives).astype(jnp.float32)
+        return (mask * optax.sigmoid_binary_cross_entropy(score, label)).sum(), mask.sum()
+
+    return loss
+
+
+def _pairwise(positives: int) -> Loss:
+    def loss(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        score, mask = _score(params), batch.data["mask"]
+        above, below = score[:positives, None], score[positives:].reshape(positives, -1)
+        pairs = mask[:positives, None] * mask[positives:].reshape(positives, -1)
+        return (pairs * jax.nn.softplus(below - above)).sum(), pairs.sum()
+
+    return loss
+
+
+def _squared_error(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    mask = batch.data["mask"]
+    return (mask * 0.5 * (batch.data["rating"] - _score(params)) ** 2).sum(), mask.sum()
+
+
+def _regularised(loss: Loss, strength: float) -> Loss:
+    """Add L2 for every row of the batch and, as often, for the private leaves."""
+
+    def regularised(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        value, examples = loss(params, batch)
+        mask = batch.data["mask"]
+        rows = sum((mask * _square(row)).sum() for row in params.tables.values())
+        own = mask.sum() * sum((leaf**2).sum() for leaf in params.private.values())
+        return value + 0.5 * strength * (rows + own), examples
+
+    return regularised
+
+
+def _square(rows: jax.Array) -> jax.Array:
+    return (rows**2).reshape(rows.shape[0], -1).sum(-1)
+
+

@@ -1,0 +1,109 @@
+"""Local batches: how one client's examples are cut, shuffled and completed with negatives.
+
+A batch is a pure function of (client, t), with no host work and no sort. Negatives follow one rule, used by the
+engine, its references and its benchmarks alike: they are drawn once per round through a keyed permutation of the
+catalogue, so they are **distinct**, and those that fall on one of the client's own *training* positives are
+masked out (never replaced). Held-out items are not special: they can be drawn, as they must be, for a protocol
+that spares them leaks the answer.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_rec.permutation import domain, scatter_index, shuffle_index
+from fedjax_rec.population import Population, contains
+from fedjax_rec.types import Batch, Client, LocalBatches
+
+
+def positives_per_batch(batch_size: int, num_negatives: int) -> int:
+    """Positives in a local batch whose size counts positives and negatives together.
+
+    Args:
+        batch_size: wanted number of examples.
+        num_negatives: negatives per positive.
+
+    Returns:
+        batch_size / (1 + num_negatives), rounded to whole positives, at least 1.
+
+    Example:
+        >>> positives_per_batch(64, 4)
+        13
+    """
+    return max(1, round(batch_size / (1 + num_negatives)))
+
+
+def with_negatives(batch_size: int = 64, num_negatives: int = 4) -> LocalBatches:
+    """Cut a history into batches of P positives and P x num_negatives sampled negatives.
+
+    The first P slots of a batch are positives, the rest their negatives, in order; `data["mask"]` (float32[B])
+    is 0 for empty slots.
+
+    Args:
+        batch_size: examples in a batch, positives and negatives together; rounded to whole positives.
+        num_negatives: negatives drawn per positive.
+
+    Returns:
+        local batches with B = P (1 + num_negatives).
+
+    Example:
+        >>> with_negatives(10, 4).count(jnp.int32(5)).item()
+        3
+    """
+    positives = positives_per_batch(batch_size, num_negatives)
+
+    def count(num_examples: jax.Array) -> jax.Array:
+        return -(-num_examples // positives)
+
+    def batch(client: Client, population: Population, t: jax.Array) -> Batch:
+        own = _own_items(client, population, t * positives + jnp.arange(positives))
+        draws = t * (positives * num_negatives) + jnp.arange(positives * num_negatives)
+        drawn = _negatives(client, population, draws, client.num_examples * num_negatives)
+        ids = jnp.concatenate([own, drawn])
+        return Batch(ids, {"mask": (ids < population.num_items).astype(jnp.float32)})
+
+    return LocalBatches(count, batch)
+
+
+def rated(batch_size: int = 64) -> LocalBatches:
+    """Cut a rated history into batches; `data` holds `rating` and `mask`, float32[B].
+
+    Args:
+        batch_size: examples in a batch.
+
+    Returns:
+        local batches with B = batch_size.
+
+    Example:
+        >>> rated(10).count(jnp.int32(11)).item()
+        2
+    """
+
+    def count(num_examples: jax.Array) -> jax.Array:
+        return -(-num_examples // batch_size)
+
+    def batch(client: Client, population: Population, t: jax.Array) -> Batch:
+        index = t * batch_size + jnp.arange(batch_size)
+        ids = _own_items(client, population, index)
+        mask = (ids < population.num_items).astype(jnp.float32)
+        place = client.offset + _shuffled(client, population, index)
+        rating = population.examples["ratings"].at[place].get(mode="fill", fill_value=0)
+        return Batch(ids, {"rating": rating * mask, "mask": mask})
+
+    return LocalBatches(count, batch)
+
+
+def _shuffled(client: Client, population: Population, index: jax.Array) -> jax.Array:
+    return shuffle_index(client.key, index, client.num_examples, population.max_examples)
+
+
+def _own_items(client: Client, population: Population, index: jax.Array) -> jax.Array:
+    place = client.offset + _shuffled(client, population, index)
+    items = population.examples["items"].at[place].get(mode="fill", fill_value=0)
+    return jnp.where(index < client.num_examples, items, population.num_items)
+
+
+def _negatives(client: Client, population: Population, index: jax.Array, wanted: jax.Array) -> jax.Array:
+    wanted = jnp.minimum(wanted, domain(population.num_items))
+    drawn = scatter_index(client.key, index, population.num_items)
+    free = (index < wanted) & ~contains(population, client.id, drawn)
+    return jnp.where(free, drawn, population.num_items)

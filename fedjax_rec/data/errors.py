@@ -1,0 +1,49 @@
+"""The one exception of the data layer, and the hints that its messages carry."""
+
+import difflib
+from collections.abc import Sequence
+
+
+class DataError(ValueError):
+    """Bad or missing data; the message is one line that names the file, the line and what to try."""
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The known name that resembles `name` most, whatever its case.
+
+    Args:
+        name: what was asked for.
+        known: the names that exist; at least one.
+
+    Returns:
+        One of `known`.
+
+    Example:
+        >>> nearest("ML1M", ["ml-100k", "ml-1m"])
+        'ml-1m'
+    """
+    folded = {option.casefold(): option for option in known}
+    return folded[difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.0)[0]]
+
+
+def unknown_column(where: str, name: str, known: Sequence[str]) -> DataError:
+    """The error for a column that is not there.
+
+    Args:
+        where: the file or frame.
+        name: the column asked for.
+        known: the columns that exist.
+
+    Returns:
+        The exception, to be raised by the caller.
+
+    Example:
+        >>> unknown_column("a.csv", "userid", ["userId", "movieId"]).args[0]
+        "a.csv: no column 'userid'; did you mean 'userId'? (columns: userId, movieId)"
+    """
+    if not known:
+        return DataError(f"{where}: no column {name!r}, and no other column either")
+    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    return DataError(
+        f"{where}: no column {name!r}; did you mean {nearest(name, known)!r}? (columns: {shown})"
+    )

@@ -1,0 +1,123 @@
+"""The protocol: everything about an evaluation that makes two numbers comparable, and a hash of it.
+
+Two results may stand in one table if, and only if, they were measured in the same way on the same data. A
+`Protocol` writes that way down; `protocol_id` is its short name, which every result carries. The protocol's
+seed fixes splits and candidates and is *not* the run's seed, so several seeds of one experiment share an id.
+
+| field | choices |
+|---|---|
+| `splitter` | `leave-one-out`: last event tests, last but one validates, the rest trains |
+| `time_ties` | `file-order`: events with equal timestamps keep the order of the file |
+| `candidates` | `sampled`: `num_candidates` frozen random negatives; `official`: the data's own lists |
+| `seen_mask` | `train+validation`: masked from test rankings; validation rankings mask train only |
+| `ties` | `half`: a rank is the number of better items plus half of the tied ones; NaN is worst |
+| `negatives` | `train`: training negatives exclude train positives only; `paper-leaky`: held-out items too |
+| `selection` | the metric of the full-ranking validation that selects the round, such as `ndcg@10` |
+| `refit` | whether the tested model is retrained on train + validation for the selected number of rounds |
+
+`paper-leaky` exists only to reproduce publications with that flaw; its numbers are not clean results.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "splitter": ("leave-one-out",),
+    "time_ties": ("file-order",),
+    "candidates": ("sampled", "official"),
+    "seen_mask": ("train+validation",),
+    "ties": ("half",),
+    "negatives": ("train", "paper-leaky"),
+}
+_METRIC = re.compile(r"(hr|ndcg|mrr)@[1-9]\d*|mrr|auc")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a model is evaluated; the module's docstring explains the choices.
+
+    Args:
+        data_hash: hash of the unfiltered data, from `fedjax_rec.data.splits.data_hash`.
+        splitter: how events are divided.
+        time_ties: order of a user's events with equal timestamps.
+        min_user_events: users with fewer events are dropped; 0 drops none.
+        min_rating: events rated lower are dropped; None drops none.
+        candidates: where the candidates of the sampled ranking come from.
+        num_candidates: how many candidates a user's positive is ranked against; 0 or more.
+        seen_mask: which of a user's items are masked from test rankings.
+        ties: the tie rule.
+        negatives: the pool of training negatives.
+        selection: `hr@k`, `ndcg@k`, `mrr@k`, `mrr` or `auc`, on the full-ranking validation.
+        refit: whether the tested model was retrained on train + validation.
+        seed: fixes splits and candidates, 0 or more.
+
+    Raises:
+        ValueError: if a value is unknown or out of range.
+
+    Example:
+        >>> Protocol(negatives="all")
+        Traceback (most recent call last):
+        ValueError: negatives='all' is unknown; choose one of 'train', 'paper-leaky'
+    """
+
+    data_hash: str = ""
+    splitter: str = "leave-one-out"
+    time_ties: str = "file-order"
+    min_user_events: int = 0
+    min_rating: float | None = None
+    candidates: str = "sampled"
+    num_candidates: int = 99
+    seen_mask: str = "train+validation"
+    ties: str = "half"
+    negatives: str = "train"
+    selection: str = "ndcg@10"
+    refit: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field, choices in CHOICES.items():
+            if (value := getattr(self, field)) not in choices:
+                raise ValueError(
+                    f"{field}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}"
+                )
+        for field in ("min_user_events", "num_candidates", "seed"):
+            if (value := getattr(self, field)) < 0:
+                raise ValueError(f"{field}={value!r} is negative; choose 0 or more")
+        if not _METRIC.fullmatch(self.selection):
+            known = "'hr@k', 'ndcg@k', 'mrr@k', 'mrr', 'auc'"
+            raise ValueError(
+                f"selection={self.selection!r} is unknown; choose one of {known}, with k from 1 up"
+            )
+
+    def to_json(self) -> dict[str, str | int | float | bool | None]:
+        """The protocol as a dict of plain values that `Protocol(**values)` reads back.
+
+        Returns:
+            A dict with one entry per field; numbers have one form each, so that 4 and 4.0 hash alike.
+
+        Example:
+            >>> Protocol(**Protocol(min_rating=4).to_json()) == Protocol(min_rating=4.0)
+            True
+        """
+        min_rating = None if self.min_rating is None else float(self.min_rating)
+        counts = {name: int(getattr(self, name)) for name in ("min_user_events", "num_candidates", "seed")}
+        return dataclasses.asdict(self) | counts | {"min_rating": min_rating, "refit": bool(self.refit)}
+
+
+def protocol_id(protocol: Protocol) -> str:
+    """Name a protocol by the hash of its canonical JSON: sorted keys, no spaces, ASCII.
+
+    Args:
+        protocol: the protocol.
+
+    Returns:
+        The first 12 hexadecimal digits of the sha256.
+
+    Example:
+        >>> protocol_id(Protocol()) == protocol_id(Protocol(seed=1))
+        False
+    """
+    text = json.dumps(protocol.to_json(), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:12]

@@ -1,0 +1,168 @@
+"""One federated round, as a pure function: sample, send, train locally, send back, aggregate.
+
+`federate` turns one client's work into an algorithm. The classical methods are choices of its values:
+
+============  ==============================  =====================================
+method        local optimizer                 server optimizer
+============  ==============================  =====================================
+FedAvg        `sgd(lr)`                       `sgd(1.0)`
+FedProx       `chain(proximal(mu), sgd(lr))`  `sgd(1.0)`
+FedAvgM       `sgd(lr)`                       `sgd(a, momentum=0.9)`
+FedAdam       `sgd(lr)`                       `adam(a)`
+FedYogi       `sgd(lr)`                       `yogi(a)`
+FedAdagrad    `sgd(lr)`                       `adagrad(a)`
+============  ==============================  =====================================
+
+Randomness: the run's key is split by purpose first; a client's key is `fold_in(fold_in(client stream, round),
+client id)` and nothing else, so its place in the cohort, its lane and its device are invisible.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from fedjax_rec.engine import Result, run_cohort
+from fedjax_rec.population import Population
+from fedjax_rec.types import (
+    Aggregator,
+    Algorithm,
+    Client,
+    ClientWork,
+    Key,
+    Model,
+    RoundInfo,
+    Sampler,
+    Server,
+    State,
+)
+
+PURPOSES = ("init", "private", "cohort", "client", "noise", "faults", "evaluation")
+
+
+def stream(key: Key, purpose: str) -> Key:
+    """The run's key for one purpose; streams of different purposes never meet.
+
+    Args:
+        key: the run's key.
+        purpose: one of `PURPOSES`.
+
+    Returns:
+        a key.
+
+    Example:
+        >>> bool(stream(jax.random.key(0), "init") == stream(jax.random.key(0), "client"))
+        False
+    """
+    return jax.random.fold_in(key, PURPOSES.index(purpose))
+
+
+def choose_lanes(cohort: int) -> int:
+    """The rule of 8: a lane serves eight clients, between 1 and 64 lanes.
+
+    Fewer lanes waste time per step, more leave lanes idle behind the longest client.
+
+    Args:
+        cohort: C.
+
+    Returns:
+        L.
+
+    Example:
+        >>> choose_lanes(100), choose_lanes(1000), choose_lanes(10_000)
+        (12, 64, 64)
+    """
+    return max(1, min(64, cohort // 8))
+
+
+def federate(
+    model: Model,
+    work: ClientWork,
+    *,
+    sampler: Sampler,
+    aggregator: Aggregator,
+    server_optimizer: optax.GradientTransformation | None = None,
+    lanes: int | None = None,
+    mesh: Mesh | None = None,
+) -> Algorithm:
+    """Make a federated algorithm of one client's work.
+
+    M(t+1) = M(t) - server_optimizer(-aggregate(deltas)): optax descends, so it is given the negated aggregate.
+
+    Args:
+        model: how parameters start and score.
+        work: one client's local training.
+        sampler: who takes part in a round.
+        aggregator: how updates are summed.
+        server_optimizer: any optax transformation; `optax.sgd(1.0)` (FedAvg) by default.
+        lanes: L; by default by the rule of 8.
+        mesh: devices to split each cohort over; None for one.
+
+    Returns:
+        `init`, `round` and `score` as pure functions.
+
+    Example:
+        see `fedjax_rec.algorithms.fedmf`.
+    """
+    optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
+
+    def init(key: Key, population: Population) -> State:
+        server = model.init_server(stream(key, "init"), population)
+        start = stream(key, "private")
+        ids = jnp.arange(population.num_clients)
+        private = jax.vmap(lambda i: model.init_private(jax.random.fold_in(start, i)))(ids)
+        return State(jnp.int32(0), server, optimizer.init(server), private)  # type: ignore[arg-type]
+
+    def run_round(key: Key, state: State, population: Population) -> tuple[State, RoundInfo]:
+        cohort_key = jax.random.fold_in(stream(key, "cohort"), state.round)
+        ids, alive = sampler(cohort_key, population.num_clients)
+        clients = name_clients(jax.random.fold_in(stream(key, "client"), state.round), ids, population)
+        width = lanes or choose_lanes(ids.shape[0])
+        result = run_cohort(
+            work, aggregator, population, state.server, state.private, clients, alive, lanes=width, mesh=mesh
+        )
+        update = aggregator.finish(result.totals)
+        descent = jax.tree.map(jnp.negative, update)
+        steps, opt_state = optimizer.update(descent, state.opt_state, state.server)  # type: ignore[arg-type]
+        server: Server = optax.apply_updates(state.server, steps)  # type: ignore[arg-type, assignment]
+        place = jnp.where(alive, ids, population.num_clients)  # an empty slot of the cohort stores nothing
+        private = jax.tree.map(lambda p, new: p.at[place].set(new, mode="drop"), state.private, result.private)
+        return State(state.round + 1, server, opt_state, private), _report(result, clients, alive, update)
+
+    return Algorithm(init, run_round, model.score, model, work)
+
+
+def name_clients(key: Key, ids: jax.Array, population: Population) -> Client:
+    """Who the clients of a cohort are: their data's place and their keys.
+
+    Args:
+        key: the round's client stream.
+        ids: int32[C].
+        population: N clients.
+
+    Returns:
+        leaves [C, ...].
+
+    Example:
+        >>> import numpy as np
+        >>> from fedjax_rec.population import build
+        >>> population = build(np.array([0, 2, 3]), np.array([0, 1, 1]), None, 2)
+        >>> name_clients(jax.random.key(0), jnp.array([1]), population).num_examples.tolist()
+        [1]
+    """
+    offset = population.offsets[ids]
+    keys = jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(key, i)))(ids)
+    return Client(ids, offset, population.offsets[ids + 1] - offset, keys)
+
+
+def _report(result: Result, clients: Client, alive: jax.Array, update: Server) -> RoundInfo:
+    report = result.report
+    return RoundInfo(
+        loss=report.loss / jnp.maximum(report.examples, 1.0),
+        clients=(alive & (clients.num_examples > 0)).sum(dtype=jnp.int32),
+        examples=report.examples,
+        batches=result.batches,
+        lane_steps=result.lane_steps,
+        rows=report.rows,
+        update_norm=optax.tree.norm(update),
+    )

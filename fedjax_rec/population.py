@@ -1,0 +1,193 @@
+"""The federated data set on device: every client's examples in one flat array, never padded.
+
+Real histories are power laws (on MovieLens-1M padding to the longest client would leave 7 % of the slots used),
+so examples lie back to back, `offsets[n] : offsets[n + 1]` being client `n`'s (CSR).
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from fedjax_rec.data.interactions import Interactions
+
+BITMAP_BYTES = 256 << 20  # above this the membership test searches instead of reading a bitmap
+
+
+class Vocabulary:
+    """External ids of users and items; two are equal only if they are the same object, so jax can hash it."""
+
+    def __init__(self, user_ids: np.ndarray, item_ids: np.ndarray) -> None:
+        self.user_ids = user_ids
+        self.item_ids = item_ids
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["examples", "offsets", "membership"],
+    meta_fields=["num_items", "max_examples", "bitmap", "vocabulary"],
+)
+@dataclass(frozen=True)
+class Population:
+    """All clients' private data, stacked for simulation.
+
+    Example:
+        >>> frame = pd.DataFrame({"user": ["a", "a", "b"], "item": [10, 20, 20]})
+        >>> population = Population.from_frame(frame)
+        >>> population.num_clients, population.num_items, population.offsets.tolist()
+        (2, 2, [0, 2, 3])
+    """
+
+    examples: dict[str, jax.Array]  # leaves [M, ...]; "items" int32[M], perhaps "ratings" float32[M]
+    offsets: jax.Array  # int32[N + 1]
+    membership: jax.Array  # uint32 bitmap [N * words], or int32[M]: each client's items in ascending order
+    num_items: int
+    max_examples: int
+    bitmap: bool
+    vocabulary: Vocabulary | None = field(default=None)
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients N."""
+        return self.offsets.shape[0] - 1
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, **columns: Any) -> "Population":
+        """Build a population from a data frame, a row an event.
+
+        Args:
+            frame: with columns `user` and `item`, perhaps `rating` and `timestamp`.
+            **columns: other names of these columns, as `fedjax_rec.data.readers.from_frame` takes them.
+
+        Returns:
+            the population, clients in order of first appearance.
+
+        Raises:
+            ValueError: on unknown columns, duplicate pairs, or ratings that are not finite.
+
+        Example:
+            >>> frame = pd.DataFrame({"who": [1, 2], "what": [5, 5]})
+            >>> Population.from_frame(frame, user="who", item="what").num_clients
+            2
+        """
+        from fedjax_rec.data.readers import from_frame
+
+        return cls.from_interactions(from_frame(frame, **columns))
+
+    @classmethod
+    def from_interactions(cls, interactions: Interactions) -> "Population":
+        """Build a population from columnar interactions.
+
+        Args:
+            interactions: events in any order; each client's keep theirs.
+
+        Returns:
+            the population, client `n` being user code `n`.
+
+        Example:
+            >>> from fedjax_rec.data.synthetic import synthetic
+            >>> Population.from_interactions(synthetic(num_users=50, num_items=60).interactions).num_clients
+            50
+        """
+        order = np.argsort(interactions.users, kind="stable")
+        counts = np.bincount(interactions.users, minlength=interactions.num_users)
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        ratings = None if interactions.ratings is None else interactions.ratings[order]
+        vocabulary = Vocabulary(interactions.user_ids, interactions.item_ids)
+        return build(offsets, interactions.items[order], ratings, interactions.num_items, vocabulary)
+
+
+def build(
+    offsets: np.ndarray,
+    items: np.ndarray,
+    ratings: np.ndarray | None,
+    num_items: int,
+    vocabulary: Vocabulary | None = None,
+    *,
+    bitmap: bool | None = None,
+) -> Population:
+    """Put CSR arrays on device, with what the membership test needs.
+
+    Args:
+        offsets: int[N + 1].
+        items: int[M], distinct within a client.
+        ratings: float[M] or None.
+        num_items: I.
+        vocabulary: external ids, if any.
+        bitmap: whether to test membership by a bitmap of N x I bits; by default where it fits in 256 MiB.
+
+    Returns:
+        the population.
+
+    Raises:
+        ValueError: if a client holds an item twice or an item is out of range.
+
+    Example:
+        >>> build(np.array([0, 2]), np.array([3, 1]), None, 5).max_examples
+        2
+    """
+    counts = np.diff(offsets)
+    clients = np.repeat(np.arange(len(counts)), counts)
+    _check(items, clients, num_items)
+    words = -(-num_items // 32)
+    use_bitmap = len(counts) * words * 4 <= BITMAP_BYTES if bitmap is None else bitmap
+    lookup = _bitmap(clients, items, len(counts), words) if use_bitmap else _sorted_items(clients, items)
+    examples = {"items": jnp.asarray(items, jnp.int32)}
+    if ratings is not None:
+        examples["ratings"] = jnp.asarray(ratings, jnp.float32)
+    largest = int(counts.max(initial=0))
+    return Population(
+        examples, jnp.asarray(offsets, jnp.int32), lookup, num_items, largest, use_bitmap, vocabulary
+    )
+
+
+def _check(items: np.ndarray, clients: np.ndarray, num_items: int) -> None:
+    if len(items) and (items.min() < 0 or items.max() >= num_items):
+        raise ValueError(f"item code {items.max()} is out of range: there are {num_items} items")
+    pairs = clients.astype(np.int64) * num_items + items
+    if len(np.unique(pairs)) != len(pairs):
+        raise ValueError("a client holds the same item twice; keep one event per (user, item) pair")
+
+
+def _bitmap(clients: np.ndarray, items: np.ndarray, num_clients: int, words: int) -> jax.Array:
+    bits = np.zeros((num_clients, words), np.uint32)
+    np.bitwise_or.at(bits, (clients, items // 32), np.uint32(1) << (items % 32).astype(np.uint32))
+    return jnp.asarray(bits.reshape(-1))
+
+
+def _sorted_items(clients: np.ndarray, items: np.ndarray) -> jax.Array:
+    return jnp.asarray(items[np.lexsort((items, clients))], jnp.int32)
+
+
+def contains(population: Population, client_id: jax.Array, ids: jax.Array) -> jax.Array:
+    """Whether items are among one client's own examples.
+
+    Args:
+        population: with N clients.
+        client_id: int32[].
+        ids: int32[n], item ids (`I` is never contained).
+
+    Returns:
+        bool[n].
+
+    Example:
+        >>> population = build(np.array([0, 2]), np.array([3, 1]), None, 5)
+        >>> contains(population, jnp.int32(0), jnp.arange(5)).tolist()
+        [False, True, False, True, False]
+    """
+    if population.bitmap:
+        words = -(-population.num_items // 32)
+        word = population.membership.at[client_id * words + (ids >> 5)].get(mode="clip")
+        bit = (word >> (ids & 31).astype(jnp.uint32)) & 1
+        return (bit == 1) & (ids < population.num_items)
+    start, end = population.offsets[client_id], population.offsets[client_id + 1]
+    below = jnp.full(ids.shape, start)  # binary search: the last position whose item is <= id
+    for power in reversed(range(max(population.max_examples, 1).bit_length())):
+        probe = below + (1 << power)
+        item = population.membership.at[probe].get(mode="clip")
+        below = jnp.where((probe < end) & (item <= ids), probe, below)
+    return (population.membership.at[below].get(mode="clip") == ids) & (end > start)

@@ -1,0 +1,336 @@
+"""Simulation: rounds in compiled blocks, validation between blocks, stopping, history.
+
+One compiled program runs a whole block of rounds on device; its number of rounds is an argument, so one
+compilation serves every block of a run. A run is a pure function of its key: `train` is that function, fit for
+`jax.lax.map` over seeds; `simulate` adds what needs the host (validation, stopping, progress).
+"""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from fedjax_rec.data.splits import Split
+from fedjax_rec.evaluation.evaluator import make_evaluator
+from fedjax_rec.evaluation.metrics import metrics_from_ranks
+from fedjax_rec.population import Population, Vocabulary, build
+from fedjax_rec.types import Algorithm, Key, RoundInfo, State
+
+Metrics = dict[str, float]
+
+
+class Stop(NamedTuple):
+    """When a run ends, besides its number of rounds. A run always stops when its loss is no longer finite."""
+
+    metric: str = "ndcg@10"  # full-ranking validation metric
+    target: float | None = None  # stop once the metric reaches this
+    patience: int | None = None  # stop after so many rounds without a better metric
+    seconds: float | None = None  # stop after so much wall-clock time, checked after each block
+
+
+class Progress(NamedTuple):
+    """What a progress callback is told after each block."""
+
+    round: int
+    rounds: int
+    clients: int  # trained in this block
+    loss: float  # of the last round
+    validation: Metrics | None
+    clients_per_second: float
+
+
+class History(NamedTuple):
+    """What happened, round by round."""
+
+    rounds: RoundInfo  # numpy leaves [T], one entry a round
+    evaluations: tuple[tuple[int, Metrics], ...]  # (round, validation metrics; full/..., sampled99/...)
+    selected_round: int  # the round whose state was returned
+    stopped: str  # "rounds", "target", "patience", "seconds" or "diverged"
+    seconds: float  # wall clock, everything included
+    train_seconds: float  # in compiled blocks of rounds
+    compile_seconds: float
+    num_compilations: int  # of the block of rounds
+
+    @property
+    def clients_per_second(self) -> float:
+        """Clients trained per second spent in compiled blocks of rounds."""
+        return float(np.sum(self.rounds.clients)) / max(self.train_seconds, 1e-9)
+
+    @property
+    def lane_efficiency(self) -> float:
+        """Local batches that the clients needed / (lanes x loop steps)."""
+        return float(np.sum(self.rounds.batches)) / max(float(np.sum(self.rounds.lane_steps)), 1.0)
+
+
+def population_of(split: Split) -> Population:
+    """Put a split's training data on device.
+
+    Args:
+        split: the split; held-out items are not looked at.
+
+    Returns:
+        the population, client n being the split's user n.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> split = fr.leave_one_out(fr.load_dataset("synthetic"))
+        >>> population_of(split).num_clients == split.num_users
+        True
+    """
+    vocabulary = Vocabulary(split.user_ids, split.item_ids)
+    return build(split.offsets, split.items, split.ratings, split.num_items, vocabulary)
+
+
+def run_block(
+    algorithm: Algorithm, size: int, key: Key, state: State, population: Population, count: jax.Array
+) -> tuple[State, RoundInfo]:
+    """Run up to `size` rounds in one compiled loop.
+
+    Args:
+        algorithm: the algorithm (static).
+        size: the most rounds that a block can hold (static).
+        key: the run's key.
+        state: where to start.
+        population: the clients.
+        count: int32[], how many rounds to run; a run-time value, so that any count shares one program.
+
+    Returns:
+        the state after `count` rounds, and leaves [size] of which the first `count` are filled.
+
+    Example:
+        see `simulate`.
+    """
+    shapes = jax.eval_shape(algorithm.round, key, state, population)[1]
+    empty = jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shapes)
+
+    def body(turn: jax.Array, carry: tuple[State, RoundInfo]) -> tuple[State, RoundInfo]:
+        state, infos = carry
+        state, info = algorithm.round(key, state, population)
+        return state, jax.tree.map(lambda all_, one: all_.at[turn].set(one), infos, info)
+
+    return jax.lax.fori_loop(0, count, body, (state, empty))
+
+
+def train(key: Key, algorithm: Algorithm, population: Population, rounds: int) -> tuple[State, RoundInfo]:
+    """A whole run as one pure function of its key: initialise, then so many rounds.
+
+    Several seeds run as one compiled batch with `jax.lax.map(lambda k: train(k, ...), keys)`. `jax.vmap` works too
+    but is slower: the loop over clients then runs as long as the longest of the batch and selects its whole
+    state in every step.
+
+    Args:
+        key: the run's key.
+        algorithm: as `federate` returns it.
+        population: the clients.
+        rounds: T.
+
+    Returns:
+        the final state, and leaves [T].
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> frame = pd.DataFrame({"user": [0, 0, 1], "item": [0, 1, 1]})
+        >>> algorithm, population = fr.fedmf(dim=2, cohort=2), fr.Population.from_frame(frame)
+        >>> keys = jax.random.split(jax.random.key(0), 3)
+        >>> states, infos = jax.lax.map(lambda key: train(key, algorithm, population, 5), keys)
+        >>> infos.loss.shape
+        (3, 5)
+    """
+    return run_block(algorithm, rounds, key, algorithm.init(key, population), population, jnp.int32(rounds))
+
+
+def simulate(
+    algorithm: Algorithm,
+    data: Split | Population,
+    *,
+    rounds: int = 400,
+    seed: int | Key = 0,
+    eval_every: int = 10,
+    stop: Stop = Stop(),
+    state: State | None = None,
+    keep: str = "best",
+    on_block: Callable[[Progress], Any] | None = None,
+) -> tuple[State, History]:
+    """Run a federated algorithm, selecting the round on validation.
+
+    Args:
+        algorithm: as `federate`, `fedmf` and their like return it.
+        data: a split (its validation items are ranked every `eval_every` rounds) or a bare population.
+        rounds: the number of rounds to reach (counted from the very start, also with `state`).
+        seed: an integer or a key; with the data and the algorithm it decides everything.
+        eval_every: rounds in a compiled block, and between validations.
+        stop: further stopping rules.
+        state: where to go on from; consumed.
+        keep: "best" returns the state of the best validation round, "last" the last one.
+        on_block: called with a `Progress` after each block.
+
+    Returns:
+        the state, and the history.
+
+    Raises:
+        ValueError: if a setting is out of range, or the cohort exceeds the population.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> split = fr.leave_one_out(fr.load_dataset("synthetic"))
+        >>> state, history = simulate(fr.fedmf(dim=8), split, rounds=3, eval_every=2)
+        >>> [r for r, _ in history.evaluations], history.stopped
+        ([2, 3], 'rounds')
+    """
+    _check(rounds, eval_every, keep)
+    began = time.perf_counter()
+    key = jax.random.key(seed) if isinstance(seed, (int, np.integer)) else seed
+    population = population_of(data) if isinstance(data, Split) else data
+    evaluate = _validator(algorithm, data)
+    state = jax.jit(algorithm.init)(key, population) if state is None else state
+    size = min(eval_every, max(rounds, 1))
+    tick = time.perf_counter()
+    block = jax.jit(partial(run_block, algorithm, size), donate_argnums=1)
+    compiled = block.lower(key, state, population, jnp.int32(0)).compile()
+    run = _Run(compiled, evaluate, stop, keep, on_block, began, time.perf_counter() - tick)
+    return run.go(key, state, population, rounds, size)
+
+
+def _check(rounds: int, eval_every: int, keep: str) -> None:
+    if rounds < 0:
+        raise ValueError(f"rounds must be at least 0, not {rounds}")
+    if eval_every < 1:
+        raise ValueError(f"eval_every must be at least 1, not {eval_every}")
+    if keep not in ("best", "last"):
+        raise ValueError(f"keep={keep!r} is unknown; choose one of 'best', 'last'")
+
+
+def _validator(algorithm: Algorithm, data: Split | Population) -> Callable[[State], Metrics] | None:
+    if not isinstance(data, Split) or not (data.validation >= 0).any():
+        return None
+    rank = make_evaluator(algorithm, data, which="validation")
+
+    def evaluate(state: State) -> Metrics:
+        ranks = rank(state)
+        full = {f"full/{name}": value for name, value in metrics_from_ranks(ranks.full).items()}
+        return full | {f"sampled/{name}": value for name, value in metrics_from_ranks(ranks.sampled).items()}
+
+    return evaluate
+
+
+class _Run:
+    """The host's side of one run: the only mutable object of the simulation."""
+
+    def __init__(
+        self,
+        compiled: Any,  # noqa: ANN401 - jax's compiled program
+        evaluate: Callable[[State], Metrics] | None,
+        stop: Stop,
+        keep: str,
+        on_block: Callable[[Progress], Any] | None,
+        began: float,
+        compile_seconds: float,
+    ) -> None:
+        self.compiled, self.evaluate, self.stop, self.on_block = compiled, evaluate, stop, on_block
+        self.keep_best = keep == "best" and evaluate is not None
+        self.began, self.compile_seconds, self.train_seconds = began, compile_seconds, 0.0
+        self.infos: list[RoundInfo] = []
+        self.evaluations: list[tuple[int, Metrics]] = []
+        self.best: tuple[float, int, State | None] = (-math.inf, -1, None)
+
+    def go(self, key: Key, state: State, population: Population, rounds: int, size: int) -> tuple[State, History]:
+        done, reason = int(state.round), "rounds"
+        while done < rounds:
+            count = min(size, rounds - done)
+            state = self._block(key, state, population, count)
+            done += count
+            validation = self._validate(done, state)
+            self._tell(done, rounds, count, validation)
+            if ended := self._ended(done, validation):
+                reason = ended
+                break
+        score, selected, best = self.best
+        if best is not None:
+            return best, self._history(selected, reason)
+        return state, self._history(done, reason)
+
+    def _block(self, key: Key, state: State, population: Population, count: int) -> State:
+        tick = time.perf_counter()
+        state, infos = jax.block_until_ready(self.compiled(key, state, population, jnp.int32(count)))
+        self.train_seconds += time.perf_counter() - tick
+        self.infos.append(jax.tree.map(lambda x: np.asarray(x)[:count], infos))
+        return state
+
+    def _validate(self, done: int, state: State) -> Metrics | None:
+        if self.evaluate is None:
+            return None
+        metrics = self.evaluate(state)
+        self.evaluations.append((done, metrics))
+        value = metrics[f"full/{self.stop.metric}"]
+        if value > self.best[0]:
+            kept = jax.tree.map(jnp.copy, state) if self.keep_best else None  # the next block consumes `state`
+            self.best = (value, done, kept)
+        return metrics
+
+    def _tell(self, done: int, rounds: int, count: int, validation: Metrics | None) -> None:
+        if self.on_block is not None:
+            last = self.infos[-1]
+            clients = sum(int(np.sum(info.clients)) for info in self.infos)
+            rate = clients / max(self.train_seconds, 1e-9)
+            self.on_block(
+                Progress(done, rounds, int(np.sum(last.clients)), float(last.loss[count - 1]), validation, rate)
+            )
+
+    def _ended(self, done: int, validation: Metrics | None) -> str | None:
+        if not np.isfinite(self.infos[-1].loss).all():
+            return "diverged"
+        stop = self.stop
+        if validation is not None:
+            value = validation[f"full/{stop.metric}"]
+            if stop.target is not None and value >= stop.target:
+                return "target"
+            if stop.patience is not None and done - self.best[1] >= stop.patience:
+                return "patience"
+        if stop.seconds is not None and time.perf_counter() - self.began >= stop.seconds:
+            return "seconds"
+        return None
+
+    def _history(self, selected: int, reason: str) -> History:
+        none = RoundInfo(*(np.zeros(0) for _ in RoundInfo._fields))
+        rounds = jax.tree.map(lambda *x: np.concatenate(x), *self.infos) if self.infos else none
+        return History(
+            rounds=rounds,
+            evaluations=tuple(self.evaluations),
+            selected_round=selected,
+            stopped=reason,
+            seconds=time.perf_counter() - self.began,
+            train_seconds=self.train_seconds,
+            compile_seconds=self.compile_seconds,
+            num_compilations=1,
+        )
+
+
+def frame(history: History) -> pd.DataFrame:
+    """A history as a data frame, a row a round; validation columns are NaN between evaluations.
+
+    Args:
+        history: as `simulate` returns it.
+
+    Returns:
+        columns round, loss, clients, ..., validation/full/ndcg@10, ...
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> data = pd.DataFrame({"user": [0, 0, 1], "item": [0, 1, 1]})
+        >>> _, history = simulate(fr.fedmf(dim=2, cohort=2), fr.Population.from_frame(data), rounds=4)
+        >>> frame(history)["round"].tolist()
+        [1, 2, 3, 4]
+    """
+    table = pd.DataFrame({name: np.asarray(values) for name, values in history.rounds._asdict().items()})
+    last = history.evaluations[-1][0] if history.evaluations else len(table)
+    table.insert(0, "round", np.arange(len(table)) + 1 + max(0, last - len(table)))
+    if not history.evaluations:
+        return table
+    scores = pd.DataFrame([{"round": done} | metrics for done, metrics in history.evaluations]).set_index("round")
+    return table.join(scores.add_prefix("validation/"), on="round")

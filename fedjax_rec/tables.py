@@ -1,0 +1,98 @@
+"""Row-sparse access to item-indexed tables, and the one padding rule.
+
+A row id equal to `I` (the table's length) is an empty slot: **reading it gives 0, writing it does nothing**.
+All code that touches table rows goes through these functions, so the rule is stated once.
+"""
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+Tree = TypeVar("Tree")
+
+
+def num_rows(tables: Tree) -> int:
+    """Length of the item axis.
+
+    Args:
+        tables: leaves [I, ...].
+
+    Returns:
+        I.
+
+    Example:
+        >>> num_rows({"embedding": jnp.zeros((7, 2))})
+        7
+    """
+    return jax.tree.leaves(tables)[0].shape[0]
+
+
+def read_rows(tables: Tree, ids: jax.Array) -> Tree:
+    """Gather rows; an empty slot reads 0.
+
+    Args:
+        tables: leaves [I, ...].
+        ids: int32[...], row ids, `I` for an empty slot.
+
+    Returns:
+        leaves [..., ...], the rows.
+
+    Example:
+        >>> read_rows(jnp.array([1.0, 2.0]), jnp.array([1, 2])).tolist()
+        [2.0, 0.0]
+    """
+    return jax.tree.map(lambda t: t.at[ids].get(mode="fill", fill_value=0), tables)
+
+
+def add_rows(tables: Tree, ids: jax.Array, rows: Tree) -> Tree:
+    """Scatter-add rows; an empty slot is dropped, and repeated ids add up.
+
+    Args:
+        tables: leaves [I, ...].
+        ids: int32[n], row ids, `I` for an empty slot.
+        rows: leaves [n, ...], what to add.
+
+    Returns:
+        leaves [I, ...].
+
+    Example:
+        >>> add_rows(jnp.zeros(2), jnp.array([1, 1, 2]), jnp.array([1.0, 2.0, 4.0])).tolist()
+        [0.0, 3.0]
+    """
+    return jax.tree.map(lambda t, r: t.at[ids].add(r, mode="drop"), tables, rows)
+
+
+def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
+    """Append unit axes to a mask until it broadcasts against an array.
+
+    Args:
+        mask: [n] or [n, m].
+        like: [n, m, ...].
+
+    Returns:
+        the mask, with as many axes as `like`.
+
+    Example:
+        >>> expand(jnp.ones(3, bool), jnp.zeros((3, 2, 5))).shape
+        (3, 1, 1)
+    """
+    return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
+
+
+def select(mask: jax.Array, new: Tree, old: Tree) -> Tree:
+    """Take `new` where the mask holds and `old` elsewhere, leaf by leaf along the leading axis.
+
+    Args:
+        mask: bool[n].
+        new: leaves [n, ...].
+        old: leaves [n, ...].
+
+    Returns:
+        leaves [n, ...].
+
+    Example:
+        >>> select(jnp.array([True, False]), jnp.array([1, 2]), jnp.array([3, 4])).tolist()
+        [1, 4]
+    """
+    return jax.tree.map(lambda a, b: jnp.where(expand(mask, a), a, b), new, old)

@@ -1,0 +1,173 @@
+"""Core types: what every part of the simulator passes to every other part.
+
+A federated algorithm is **one client's work, written for one client**; everything that makes it federated is a
+value passed to `federate`. Nothing in a `ClientWork` has a client axis: the engine adds it with `vmap`.
+
+Axis legend, used everywhere:
+
+======  =======================================================================
+`N`     clients (users)
+`C`     cohort of a round
+`L`     lanes: the vmap axis, on which the cohort's clients run one after another
+`B`     item rows in one local batch (positives and negatives together)
+`I`     items
+`E`     local epochs
+`D`     embedding width
+`K`     ranking cut-off
+======  =======================================================================
+
+A row id equal to `I` is an empty slot: reading it gives 0, writing it does nothing (see `tables`).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import optax
+
+PyTree = Any
+Key = jax.Array
+
+
+class Params(NamedTuple):
+    """A client's view of the parameters, split by where they live."""
+
+    private: PyTree  # this client's own leaves; they never leave it
+    shared: PyTree  # dense leaves, the same on every client
+    tables: PyTree  # item-indexed leaves [B, ...]: the rows that this local batch touches
+
+
+class Server(NamedTuple):
+    """The global model: all that the server holds and sends."""
+
+    shared: PyTree  # dense leaves
+    tables: PyTree  # item-indexed leaves [I, ...]
+
+
+class Client(NamedTuple):
+    """Who one client is in one round: enough to name each of its local batches."""
+
+    id: jax.Array  # int32[]
+    offset: jax.Array  # int32[], where its examples start in the population
+    num_examples: jax.Array  # int32[]
+    key: jax.Array  # uint32[2], fold_in(fold_in(client stream, round), id)
+
+
+class Batch(NamedTuple):
+    """One local batch of one client."""
+
+    ids: jax.Array  # int32[B], the item rows it touches, each id at most once; I = empty slot
+    data: PyTree  # what the loss needs besides the rows, leaves [B, ...]
+
+
+class Rows(NamedTuple):
+    """The rows of one local batch as a client holds them, with their optimizer memory."""
+
+    values: PyTree  # leaves [B, ...]
+    memory: PyTree  # optimizer state of these rows; leaves [B, ...] or scalars
+
+
+class StepInfo(NamedTuple):
+    """What one local step reports; read and dropped, never carried on."""
+
+    loss: jax.Array  # float32[], summed over the batch's examples
+    examples: jax.Array  # float32[], number of examples in the batch
+
+
+class Update(NamedTuple):
+    """All that one client sends to the server. There is no field for anything private."""
+
+    shared: PyTree  # dense deltas
+    ids: jax.Array  # int32[R], touched rows, I = empty slot
+    rows: PyTree  # row deltas, leaves [R, ...]
+    weight: jax.Array  # float32[]
+
+
+class LocalBatches(NamedTuple):
+    """How a client's data is cut into local batches: a pure function of (client, t).
+
+    Contract: batch `t` names the same rows in every local epoch of a round, and no row stands in two batches.
+    So a row is visited once per epoch, and one client's rows never collide.
+    """
+
+    count: Callable[[jax.Array], jax.Array]  # number of examples -> local batches in an epoch
+    batch: Callable[[Client, Any, jax.Array], Batch]  # (client, population, t) -> Batch
+
+
+class ClientWork(NamedTuple):
+    """One client's local training, as pure functions for ONE client.
+
+    The cut into small functions is what lets the engine run clients of unequal length on lanes: it calls
+    `start` when a client enters a lane, `touch` when a batch's rows are first seen, `step` once per local
+    batch, `idle` for every step in which the client trained on another batch, and `finish` at the end.
+    """
+
+    batches: LocalBatches
+    epochs: int
+    start: Callable[[Key, PyTree, PyTree], PyTree]  # (key, private, shared) -> local
+    touch: Callable[[PyTree], Rows]  # global row values -> Rows, before any training
+    step: Callable[[PyTree, Rows, Batch], tuple[PyTree, Rows, StepInfo]]
+    idle: Callable[[Rows], Rows] | None  # None: rows rest while other batches train (SGD, Adagrad)
+    finish: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]  # (local, shared) -> private, shared delta
+
+
+class Model(NamedTuple):
+    """What is learnt: how it starts and how it scores."""
+
+    init_private: Callable[[Key], PyTree]  # one client's private leaves
+    init_server: Callable[[Key, Any], Server]  # (key, population) -> global parameters
+    score: Callable[[PyTree, Server], jax.Array]  # (private, server) -> float32[I], for one client
+
+
+class Totals(NamedTuple):
+    """Weighted sums over a cohort: all that the server learns from a round."""
+
+    server: Server  # sum of weight * delta, the shape of the global model
+    weight: jax.Array  # float32[], sum of the weights
+    row_weight: jax.Array | None  # float32[I], sum of the weights of the clients that touched a row
+
+
+class Aggregator(NamedTuple):
+    """How updates are summed: each client's weight, and what is made of the sums."""
+
+    weight: Callable[[jax.Array], jax.Array]  # number of examples -> float32[]
+    finish: Callable[[Totals], Server]
+    per_row: bool = False  # whether `finish` needs `Totals.row_weight`
+
+
+class Sampler(Protocol):
+    """Who takes part in a round."""
+
+    def __call__(self, key: Key, num_clients: int) -> tuple[jax.Array, jax.Array]:
+        """Return `ids` int32[C] (distinct where alive) and `alive` bool[C]."""
+
+
+class State(NamedTuple):
+    """All that a run carries from round to round; a checkpoint is exactly this plus the configuration."""
+
+    round: jax.Array  # int32[], rounds done
+    server: Server
+    opt_state: optax.OptState  # the server optimizer's
+    private: PyTree  # every client's private leaves, [N, ...]
+
+
+class RoundInfo(NamedTuple):
+    """What a round reports; read and dropped, never carried on."""
+
+    loss: jax.Array  # float32[], mean local loss per example
+    clients: jax.Array  # int32[], clients that took part
+    examples: jax.Array  # float32[], examples processed, over all local epochs
+    batches: jax.Array  # int32[], local batches that the clients needed
+    lane_steps: jax.Array  # int32[], lanes x loop steps that the engine ran
+    rows: jax.Array  # float32[], item rows sent up, summed over clients
+    update_norm: jax.Array  # float32[], norm of the aggregated update
+
+
+class Algorithm(NamedTuple):
+    """A federated algorithm as three pure functions, as `federate` returns it."""
+
+    init: Callable[[Key, Any], State]  # (key, population) -> State
+    round: Callable[[Key, State, Any], tuple[State, RoundInfo]]  # (key, state, population) -> state, info
+    score: Callable[[PyTree, Server], jax.Array]  # (private, server) -> float32[I], for one client
+    model: Model
+    work: ClientWork

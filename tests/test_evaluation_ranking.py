@@ -1,0 +1,272 @@
+"""Ranking by counting: hand-made cases, a plain oracle, compilation, and the canaries of chance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fedjax_rec.data.interactions import Dataset, Interactions, Truth
+from fedjax_rec.data.splits import Split, leave_one_out, merge_validation
+from fedjax_rec.evaluation.baselines import popularity_ranks, popularity_scores, truth_of, truth_ranks
+from fedjax_rec.evaluation.metrics import metrics_from_ranks, standard_errors
+from fedjax_rec.evaluation.ranking import Ranks, count_rivals, make_ranker, rank_split
+
+NAN, INF = np.nan, np.inf
+
+
+def make_dataset(rows, num_items, truth=None) -> Dataset:
+    """A data set of each user's items in order of time."""
+    users = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row) for row in rows])
+    items = np.concatenate(rows).astype(np.int32)
+    table = Interactions(users, items, None, None, np.arange(len(rows)), np.arange(num_items))
+    return Dataset("made", table, truth=truth)
+
+
+def make_split(rows, num_items, num_candidates=99) -> Split:
+    """Its leave-one-out split."""
+    return leave_one_out(make_dataset(rows, num_items), num_candidates=num_candidates)
+
+
+def make_random(rng, num_users=60, num_items=35, num_candidates=8) -> Split:
+    """3 to 20 events per user, repeated items and users without a positive among them."""
+    rows = [rng.integers(0, num_items, rng.integers(3, 21)) for _ in range(num_users)]
+    split = make_split(rows, num_items, num_candidates)
+    split.test[::7] = -1
+    split.validation[::5] = -1
+    return split
+
+
+def rank_matrix(scores, split: Split, which="test", block_size=None) -> Ranks:
+    """Ranks of a score matrix [N, I], through a ranker that takes it as its parameters."""
+    ranker = make_ranker(split, lambda matrix, users: matrix[users], which=which, block_size=block_size)
+    return jax.tree.map(np.asarray, ranker(jnp.asarray(scores, jnp.float32)))
+
+
+def rank_plainly(scores, positive, rivals) -> float:
+    """The definition, one rival after the other."""
+    if positive < 0 or not rivals:
+        return NAN
+    if np.isnan(scores[positive]):
+        return len(rivals)
+    above = sum(scores[rival] > scores[positive] for rival in rivals)
+    return above + sum(scores[rival] == scores[positive] for rival in rivals) / 2
+
+
+def rank_all_plainly(scores, split: Split, which) -> Ranks:
+    """The oracle: full and sampled ranks, user by user, with sets."""
+    full, sampled = [], []
+    positives, candidates = split.test, split.candidates_test
+    if which == "validation":
+        positives, candidates = split.validation, split.candidates_validation
+    for user in range(split.num_users):
+        seen = {*split.items[split.offsets[user] : split.offsets[user + 1]], positives[user]}
+        seen |= {split.validation[user]} if which == "test" else set()
+        rivals = set(range(split.num_items)) - seen
+        full.append(rank_plainly(scores[user], positives[user], rivals))
+        sampled.append(rank_plainly(scores[user], positives[user], {c for c in candidates[user] if c >= 0}))
+    return Ranks(np.array(full, np.float32), np.array(sampled, np.float32))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("scores", "rank"),
+    [
+        ([9, 9, 4, 3, 2, 1], 0),  # best; the seen items 0 and 1 are masked
+        ([0, 0, 2, 3, 4, 1], 2),
+        ([0, 0, 2, 2, 2, 1], 1),  # half of two ties
+        ([0, 0, 2, 3, 2, 1], 1.5),
+        ([5, 5, 5, 5, 5, 5], 1.5),  # a constant scorer: the middle
+        ([0, 0, NAN, 1, 2, 3], 3),  # a NaN positive ranks last
+        ([NAN] * 6, 3),
+        ([0, 0, 1, NAN, NAN, 2], 1),  # NaN rivals rank below any number
+        ([0, 0, -INF, NAN, NAN, NAN], 0),
+        ([0, 0, -INF, -INF, 0, NAN], 1.5),
+        ([NAN, NAN, INF, INF, 1, 2], 0.5),
+    ],
+)
+def test_hand_made_scores(scores, rank):
+    """User 0 has met 0 and 1 and is tested on 2; the rivals, and the candidates, are 3, 4 and 5."""
+    split = make_split([[0, 1, 2]], 6)
+    assert sorted(split.candidates_test[0, :3]) == [3, 4, 5]
+    assert rank_matrix([scores], split) == (rank, rank)
+
+
+def test_test_masks_train_and_validation_and_validation_masks_train():
+    """The test item stays a rival of the validation item, and the validation item none of the test item."""
+    split = make_split([[0, 1, 2]], 4, num_candidates=1)
+    scores = [[9.0, 5.0, 1.0, 7.0]]
+    assert rank_matrix(scores, split, "test").full.tolist() == [1]  # rival 3
+    assert rank_matrix(scores, split, "validation").full.tolist() == [1]  # rivals 2 and 3
+    assert count_rivals(split, which="test").full.tolist() == [1]
+    assert count_rivals(split, which="validation").full.tolist() == [2]
+
+
+@pytest.mark.parametrize("which", ["test", "validation"])
+@pytest.mark.parametrize("block_size", [None, 1, 7, 60, 999])
+def test_ranks_agree_with_a_plain_oracle(which, block_size):
+    """Random scores with many ties, NaN and infinities; repeated items; every size of blocks."""
+    rng = np.random.default_rng(block_size)
+    split = make_random(rng)
+    scores = rng.choice([0, 1, 2, 3, 4, NAN, INF, -INF], (split.num_users, split.num_items)).astype(
+        np.float32
+    )
+    ranks = rank_matrix(scores, split, which, block_size)
+    expected = rank_all_plainly(scores, split, which)
+    np.testing.assert_array_equal(ranks.full, expected.full)
+    np.testing.assert_array_equal(ranks.sampled, expected.sampled)
+    rivals = count_rivals(split, which=which)
+    for rank, number in zip(ranks, rivals, strict=True):
+        present = ~np.isnan(rank)
+        assert (rank[present] <= number[present]).all()
+
+
+def test_users_without_a_positive_or_a_rival_have_no_rank():
+    """NaN, so that neither an absent item nor an empty list counts as a success."""
+    merged = merge_validation(make_split([[0, 1, 2], [1, 2, 3]], 5))
+    assert np.isnan(rank_matrix(np.zeros((2, 5)), merged, "validation").full).all()
+    no_candidates = rank_matrix(np.zeros((2, 5)), make_split([[0, 1, 2], [1, 2, 3]], 5, num_candidates=0))
+    assert np.isnan(no_candidates.sampled).all()
+    assert not np.isnan(no_candidates.full).any()
+    assert np.isnan(rank_matrix(np.zeros((1, 3)), make_split([[0, 1, 2]], 3))).all()
+
+
+def test_a_catalogue_of_one_item():
+    """Met three times: nothing to rank, and no error."""
+    ranks = rank_matrix(np.zeros((1, 1)), make_split([[0, 0, 0]], 1))
+    assert np.isnan(ranks).all()
+    assert np.isnan(metrics_from_ranks(ranks.full)["hr@10"])
+
+
+def test_a_repeated_item_is_ranked_though_it_was_seen():
+    """A positive that the user has met before is not masked."""
+    split = make_split([[2, 1, 2]], 4)
+    assert rank_matrix([[0.0, 9.0, 1.0, 2.0]], split).full.tolist() == [1]
+
+
+def test_half_precision_scores_are_compared_as_they_are():
+    """bfloat16 scores tie where they are equal in bfloat16."""
+    split = make_split([[0, 1, 2]], 4)
+    scores = jnp.array([[0, 0, 1, 1 + 2**-10]], jnp.bfloat16)
+    assert rank_split(lambda users: scores[users], split).full.tolist() == [0.5]
+
+
+def test_changing_parameters_do_not_compile_again():
+    """One trace serves any number of calls; `vmap` over parameters gives the same ranks."""
+    split, traces = make_random(np.random.default_rng(0)), []
+
+    def score(params, users):
+        traces.append(users.shape)
+        return params["user"][users] @ params["item"].T
+
+    ranker = make_ranker(split, score, block_size=16)
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = [
+        {"user": jax.random.normal(key, (60, 4)), "item": jax.random.normal(key, (35, 4))} for key in keys
+    ]
+    ranks = [ranker(param) for param in params]
+    assert len(traces) == 1
+    assert not np.array_equal(ranks[0].full, ranks[1].full, equal_nan=True)
+    batched = jax.vmap(ranker)(jax.tree.map(lambda *leaves: jnp.stack(leaves), *params))
+    for one, other in zip(batched, map(jnp.stack, zip(*ranks, strict=True)), strict=True):
+        assert one.dtype == jnp.float32
+        np.testing.assert_allclose(one, other, atol=1)  # batched products may round otherwise
+        assert np.nanmean(one != other) < 0.3
+
+
+def test_blocks_mask_about_equally_much():
+    """Padding stays small under a power law of activity, so that memory grows with the number of events."""
+    from fedjax_rec.evaluation.ranking import _make_plan
+
+    rng = np.random.default_rng(0)
+    rows = [rng.permutation(500)[: 3 + int(count)] for count in np.minimum(rng.pareto(1, 2000) * 3, 400)]
+    split = make_split(rows, 500, num_candidates=1)
+    blocks = _make_plan(split, "test", 100).blocks
+    masked = sum(map(len, rows))
+    assert masked <= blocks.rows.size < 1.1 * masked
+    assert blocks.users.shape == (20, 100)
+
+
+def test_unknown_arguments_are_errors():
+    """One line with the choices."""
+    split = make_split([[0, 1, 2]], 4)
+    with pytest.raises(ValueError, match="which='train' is unknown; choose one of 'test', 'validation'"):
+        rank_matrix(np.zeros((1, 4)), split, "train")
+    with pytest.raises(ValueError, match="block_size=0 is out of range; choose 1 or more"):
+        rank_matrix(np.zeros((1, 4)), split, block_size=0)
+
+
+def test_random_scores_get_chance():
+    """HR@10 of 1 + 99 candidates is .100, and AUC .5, within 4 standard errors."""
+    rng = np.random.default_rng(0)
+    split = make_split([rng.permutation(300)[:5] for _ in range(3000)], 300)
+    ranks = rank_matrix(rng.normal(size=(3000, 300)), split)
+    metrics = metrics_from_ranks(ranks.sampled, rivals=99)
+    errors = standard_errors(ranks.sampled, rivals=99)
+    assert abs(metrics["hr@10"] - 0.1) < 4 * errors["hr@10"]
+    assert abs(metrics["auc"] - 0.5) < 4 * errors["auc"]
+    full = metrics_from_ranks(ranks.full, rivals=count_rivals(split).full)
+    assert abs(full["hr@10"] - 10 / 296) < 4 * standard_errors(ranks.full)["hr@10"]
+
+
+def test_a_constant_scorer_gets_the_middle():
+    """AUC of exactly one half, and no hit at 10."""
+    split = make_random(np.random.default_rng(0))
+    ranks = rank_matrix(np.ones((60, 35)), split)
+    for rank, rivals in zip(ranks, count_rivals(split), strict=True):
+        present = ~np.isnan(rank)
+        np.testing.assert_array_equal(rank[present], rivals[present] / 2)
+        assert metrics_from_ranks(rank, rivals=rivals)["auc"] == 0.5
+
+
+@pytest.mark.parametrize("which", ["test", "validation"])
+def test_popularity_is_the_count_of_training_events(which):
+    """Held-out items do not count, until they are merged."""
+    split = make_random(np.random.default_rng(1))
+    counts = popularity_scores(split)
+    assert counts.dtype == np.float32
+    assert counts.sum() == len(split.items)
+    matrix = np.broadcast_to(counts, (split.num_users, split.num_items))
+    for one, other in zip(
+        popularity_ranks(split, which=which), rank_matrix(matrix, split, which), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    assert (
+        popularity_scores(merge_validation(split)).sum() == len(split.items) + (split.validation >= 0).sum()
+    )
+
+
+def make_synthetic(rng) -> Dataset:
+    """400 users who take 8 of 60 items each, without replacement, by Gumbel noise on their true logits."""
+    factors = [rng.normal(size=(count, 4)).astype(np.float32) for count in (400, 60)]
+    truth = Truth(factors[0], factors[1], rng.normal(size=60).astype(np.float32))
+    noisy = truth.scores(np.arange(400)) + rng.gumbel(size=(400, 60))
+    rows = list(np.argsort(-noisy, axis=1)[:, :8])
+    rows[0] = rows[0][:2]  # too few events
+    return make_dataset(rows, 60, truth)
+
+
+def test_truth_is_above_popularity_and_popularity_above_chance():
+    """On a synthetic population, through a filter that moves the codes."""
+    dataset = make_synthetic(np.random.default_rng(0))
+    split = leave_one_out(dataset, min_user_events=3)
+    best, popular = (
+        metrics_from_ranks(ranks.full)["ndcg@10"]
+        for ranks in (truth_ranks(dataset, split), popularity_ranks(split))
+    )
+    chance = np.sum(1 / np.log2(np.arange(10) + 2)) / 53
+    assert best > popular + 0.1
+    assert popular > chance
+    truth = truth_of(dataset, split)
+    assert dataset.truth is not None
+    np.testing.assert_array_equal(truth.user_factors, dataset.truth.user_factors[1:])
+    np.testing.assert_array_equal(truth.item_bias, dataset.truth.item_bias[split.item_ids])
+    expected = rank_matrix(truth.scores(np.arange(399)), split).full
+    assert np.mean(truth_ranks(dataset, split).full != expected) < 0.02  # products may round otherwise
+
+
+def test_truth_needs_synthetic_data():
+    """A real data set has none."""
+    dataset = make_dataset([[0, 1, 2]], 4)
+    with pytest.raises(
+        ValueError, match="true preferences of 'made' are unknown; only synthetic data has them"
+    ):
+        truth_ranks(dataset, leave_one_out(dataset))
