@@ -114,7 +114,9 @@ def run_cohort(
     return result._replace(private=jax.tree.map(lambda p: p[back], result.private))
 
 
-def _on_mesh(run: Any, lanes: int, mesh: Mesh, population: Population, server: Server, *cohort: PyTree) -> Result:
+def _on_mesh(
+    run: Any, lanes: int, mesh: Mesh, population: Population, server: Server, *cohort: PyTree
+) -> Result:
     """Deal the sorted cohort to the devices like cards, run each hand, and sum."""
     devices = mesh.shape[AXIS]
     if lanes % devices:
@@ -132,7 +134,11 @@ def _on_mesh(run: Any, lanes: int, mesh: Mesh, population: Population, server: S
     specs = Result(replicated, split, replicated, replicated, replicated)  # type: ignore[arg-type]
     # check_vma=False: with it on, jax.grad with respect to replicated parameters is summed over devices.
     mapped = jax.shard_map(
-        local, mesh=mesh, in_specs=(replicated, replicated, *[split] * len(cohort)), out_specs=specs, check_vma=False
+        local,
+        mesh=mesh,
+        in_specs=(replicated, replicated, *[split] * len(cohort)),
+        out_specs=specs,
+        check_vma=False,
     )
     result = mapped(population, server, *hands)
     return result._replace(private=jax.tree.map(lambda p: _gather_hands(p, size, devices), result.private))
@@ -251,7 +257,9 @@ def _train(
     local, rows, info = jax.vmap(work.step)(lane.local, rows, batch._replace(ids=ids))
     last = active & (epoch == work.epochs - 1)
     rows = _idle(work, rows, (count - 1 - t) * last)
-    totals = _add(totals, rows, values, jnp.where(expand(last, ids), ids, num_rows(server.tables)), queue, lane)
+    totals = _add(
+        totals, rows, values, jnp.where(expand(last, ids), ids, num_rows(server.tables)), queue, lane
+    )
     touched = (ids < num_rows(server.tables)) & expand(epoch == 0, ids)
     report = Report(
         report.loss + jnp.where(active, info.loss, 0.0).sum(),
@@ -290,7 +298,13 @@ def _add(totals: Totals, rows: Rows, values: PyTree, ids: jax.Array, queue: Queu
 
 
 def _hand_in(
-    work: ClientWork, server: Server, queue: Queue, lane: Lanes, done: jax.Array, totals: Totals, private: PyTree
+    work: ClientWork,
+    server: Server,
+    queue: Queue,
+    lane: Lanes,
+    done: jax.Array,
+    totals: Totals,
+    private: PyTree,
 ) -> tuple[Totals, PyTree]:
     """Store what the finished clients keep and add the dense part of what they send."""
     new, deltas = jax.vmap(work.finish, in_axes=(0, None))(lane.local, server.shared)

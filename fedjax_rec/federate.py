@@ -126,7 +126,9 @@ def federate(
         steps, opt_state = optimizer.update(descent, state.opt_state, state.server)  # type: ignore[arg-type]
         server: Server = optax.apply_updates(state.server, steps)  # type: ignore[arg-type, assignment]
         place = jnp.where(alive, ids, population.num_clients)  # an empty slot of the cohort stores nothing
-        private = jax.tree.map(lambda p, new: p.at[place].set(new, mode="drop"), state.private, result.private)
+        private = jax.tree.map(
+            lambda p, new: p.at[place].set(new, mode="drop"), state.private, result.private
+        )
         return State(state.round + 1, server, opt_state, private), _report(result, clients, alive, update)
 
     return Algorithm(init, run_round, model.score, model, work)

@@ -134,7 +134,9 @@ def _keep_dense(state: PyTree) -> PyTree:
 
 def _keep_rows(state: PyTree) -> PyTree:
     """State of the rows alone; counters are copied, so that a batch's rows can be replayed on their own."""
-    return jax.tree.map(lambda s: Params(None, None, s.tables) if _is_params(s) else s, state, is_leaf=_is_params)
+    return jax.tree.map(
+        lambda s: Params(None, None, s.tables) if _is_params(s) else s, state, is_leaf=_is_params
+    )
 
 
 def _only_rows(state: PyTree) -> list[PyTree]:
@@ -178,7 +180,9 @@ def proximal(strength: float) -> optax.GradientTransformation:
     def init(params: Params) -> ProximalState:
         return ProximalState(params._replace(private=None))
 
-    def update(grads: Params, state: ProximalState, params: Params | None = None) -> tuple[Params, ProximalState]:
+    def update(
+        grads: Params, state: ProximalState, params: Params | None = None
+    ) -> tuple[Params, ProximalState]:
         if params is None:
             raise ValueError("proximal needs the parameters: call update(grads, state, params)")
         pulled = jax.tree.map(

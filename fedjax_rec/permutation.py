@@ -114,7 +114,9 @@ def shuffle_index(key: jax.Array, index: jax.Array, size: jax.Array, max_size: i
         [0, 1, 2, 3, 4]
     """
     if max_size > MAX_SHUFFLE:
-        raise ValueError(f"a client has {max_size:,} examples; the local shuffle holds at most {MAX_SHUFFLE:,}")
+        raise ValueError(
+            f"a client has {max_size:,} examples; the local shuffle holds at most {MAX_SHUFFLE:,}"
+        )
     modulus = jnp.maximum(size, 1).astype(jnp.uint32)
     stride = jnp.asarray(_primes_above(max_size))[key[0] % jnp.uint32(NUM_STRIDES)] % modulus
     high, low = index.astype(jnp.uint32) >> 10, index.astype(jnp.uint32) & jnp.uint32(1023)

@@ -7,13 +7,29 @@ from fedjax_rec.permutation import domain, scatter_index
 from fedjax_rec.types import Key, Sampler
 
 
-def uniform(cohort: int) -> Sampler:
+def default_cohort(num_clients: int) -> int:
+    """A tenth of the clients, between 200 and 1,000, and never more than there are.
+
+    Args:
+        num_clients: N.
+
+    Returns:
+        C.
+
+    Example:
+        >>> [default_cohort(n) for n in (50, 943, 6040, 1_000_000)]
+        [50, 200, 604, 1000]
+    """
+    return min(num_clients, max(200, min(1000, num_clients // 10)))
+
+
+def uniform(cohort: int | None = None) -> Sampler:
     """Draw a cohort uniformly without replacement.
 
     The first C values of a keyed permutation of the clients: O(C), whatever the population.
 
     Args:
-        cohort: C, clients in a round.
+        cohort: C, clients in a round; by default `default_cohort` of the population.
 
     Returns:
         a sampler.
@@ -26,13 +42,14 @@ def uniform(cohort: int) -> Sampler:
         >>> len(set(ids.tolist())), bool(alive.all())
         (3, True)
     """
-    if cohort < 1:
+    if cohort is not None and cohort < 1:
         raise ValueError(f"a cohort needs at least 1 client, not {cohort}")
 
     def sample(key: Key, num_clients: int) -> tuple[jax.Array, jax.Array]:
-        _check(cohort, num_clients)
+        size = default_cohort(num_clients) if cohort is None else cohort
+        _check(size, num_clients)
         words = jax.random.key_data(key).astype(jnp.uint32)
-        return _first(words, cohort, num_clients), jnp.ones(cohort, bool)
+        return _first(words, size, num_clients), jnp.ones(size, bool)
 
     return sample
 
@@ -57,7 +74,9 @@ def everyone() -> Sampler:
 
 def _check(cohort: int, num_clients: int) -> None:
     if cohort > num_clients:
-        raise ValueError(f"a cohort of {cohort} exceeds the population of {num_clients} clients; lower the cohort")
+        raise ValueError(
+            f"a cohort of {cohort} exceeds the population of {num_clients} clients; lower the cohort"
+        )
 
 
 def _first(words: jax.Array, cohort: int, num_clients: int) -> jax.Array:

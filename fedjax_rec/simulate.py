@@ -239,7 +239,9 @@ class _Run:
         self.evaluations: list[tuple[int, Metrics]] = []
         self.best: tuple[float, int, State | None] = (-math.inf, -1, None)
 
-    def go(self, key: Key, state: State, population: Population, rounds: int, size: int) -> tuple[State, History]:
+    def go(
+        self, key: Key, state: State, population: Population, rounds: int, size: int
+    ) -> tuple[State, History]:
         done, reason = int(state.round), "rounds"
         while done < rounds:
             count = min(size, rounds - done)
@@ -269,7 +271,9 @@ class _Run:
         self.evaluations.append((done, metrics))
         value = metrics[f"full/{self.stop.metric}"]
         if value > self.best[0]:
-            kept = jax.tree.map(jnp.copy, state) if self.keep_best else None  # the next block consumes `state`
+            kept = (
+                jax.tree.map(jnp.copy, state) if self.keep_best else None
+            )  # the next block consumes `state`
             self.best = (value, done, kept)
         return metrics
 
@@ -279,7 +283,9 @@ class _Run:
             clients = sum(int(np.sum(info.clients)) for info in self.infos)
             rate = clients / max(self.train_seconds, 1e-9)
             self.on_block(
-                Progress(done, rounds, int(np.sum(last.clients)), float(last.loss[count - 1]), validation, rate)
+                Progress(
+                    done, rounds, int(np.sum(last.clients)), float(last.loss[count - 1]), validation, rate
+                )
             )
 
     def _ended(self, done: int, validation: Metrics | None) -> str | None:
@@ -332,5 +338,7 @@ def frame(history: History) -> pd.DataFrame:
     table.insert(0, "round", np.arange(len(table)) + 1 + max(0, last - len(table)))
     if not history.evaluations:
         return table
-    scores = pd.DataFrame([{"round": done} | metrics for done, metrics in history.evaluations]).set_index("round")
+    scores = pd.DataFrame([{"round": done} | metrics for done, metrics in history.evaluations]).set_index(
+        "round"
+    )
     return table.join(scores.add_prefix("validation/"), on="round")

@@ -1,4 +1,4 @@
-"""Anchors on real data: Popularity, trained on all but the test item, as published and as computed elsewhere."""
+"""Anchors on real data: Popularity, trained on all but the test item, as published and as computed before."""
 
 from pathlib import Path
 

@@ -191,7 +191,7 @@ def test_candidates_are_uniform():
 
 
 def test_official_test_items_and_candidates_are_kept():
-    """Less the repeated candidates and the positive; the validation item is drawn from the training events."""
+    """Less repeated candidates and the positive; the validation item is one of the training events."""
     heldout = Heldout(np.array([5, -1], np.int32), np.array([[6, 5, 6, 7], [0, -1, -1, 0]], np.int32))
     dataset = make_dataset([0, 1, 0, 1, 0, 1], [0, 1, 2, 3, 4, 5], num_items=9, test=heldout)
     split = leave_one_out(dataset, num_candidates=2)

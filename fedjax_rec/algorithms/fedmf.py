@@ -37,13 +37,13 @@ def fedmf(
     num_negatives: int = 4,
     batch_size: int = 64,
     local_epochs: int = 1,
-    learning_rate: float | jax.Array = 0.01,
-    regularisation: float = 0.01,
+    learning_rate: float | jax.Array = 0.012,
+    regularisation: float = 0.0075,
     item_bias: bool = True,
     init_scale: float = 0.1,
     prox: float = 0.0,
     local_optimizer: optax.GradientTransformation | None = None,
-    cohort: int = 200,
+    cohort: int | None = None,
     sampler: Sampler | None = None,
     aggregator: Aggregator | str = "sum",
     server_optimizer: optax.GradientTransformation | None = None,
@@ -70,7 +70,7 @@ def fedmf(
         init_scale: vectors start as normal(0, init_scale / sqrt(D)); biases start at 0.
         prox: FedProx's mu; 0 is FedAvg.
         local_optimizer: any optax transformation instead of SGD.
-        cohort: C, clients in a round.
+        cohort: C, clients in a round; by default a tenth of all, between 200 and 1,000.
         sampler: who takes part, instead of `cohort` clients drawn uniformly.
         aggregator: "sum", "mean", "examples", "touchers", or an `Aggregator`.
         server_optimizer: any optax transformation; `optax.sgd(1.0)` by default.
@@ -93,7 +93,7 @@ def fedmf(
         >>> int(info.clients)
         2
     """
-    _check(loss, dim, num_negatives, batch_size)
+    _check(loss, aggregator, dim=dim, num_negatives=num_negatives, batch_size=batch_size)
     rule = optax.sgd(learning_rate) if local_optimizer is None else local_optimizer
     optimizer = optax.chain(proximal(prox), rule) if prox else rule
     if loss == "mse":
@@ -113,13 +113,14 @@ def fedmf(
     )
 
 
-def _check(loss: str, dim: int, num_negatives: int, batch_size: int) -> None:
+def _check(loss: str, aggregator: Aggregator | str, **sizes: int) -> None:
     if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}; choose one of {', '.join(LOSSES)}")
-    least = {"dim": (dim, 1), "num_negatives": (num_negatives, 1), "batch_size": (batch_size, 1)}
-    for name, (value, bound) in least.items():
-        if value < bound:
-            raise ValueError(f"{name} must be at least {bound}, not {value}")
+    if isinstance(aggregator, str) and aggregator not in AGGREGATORS:
+        raise ValueError(f"unknown aggregator {aggregator!r}; choose one of {', '.join(AGGREGATORS)}")
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 def matrix_factorisation(dim: int, init_scale: float, *, item_bias: bool, ratings: bool) -> Model:
@@ -148,8 +149,12 @@ def matrix_factorisation(dim: int, init_scale: float, *, item_bias: bool, rating
         tables = {"vector": scale * jax.random.normal(key, (population.num_items, dim))}
         if item_bias:
             tables["bias"] = jnp.zeros(population.num_items)
+        if not ratings:
+            return Server({}, tables)
+        if "ratings" not in population.examples:
+            raise ValueError("the loss 'mse' fits ratings, but this data has none; use 'bce' or 'bpr'")
         # one sum and one count per client would give this mean
-        return Server({"intercept": population.examples["ratings"].mean()} if ratings else {}, tables)
+        return Server({"intercept": population.examples["ratings"].mean()}, tables)
 
     def score(private: PyTree, server: Server) -> jax.Array:
         return _score(Params(private, server.shared, server.tables))
@@ -205,5 +210,3 @@ def _regularised(loss: Loss, strength: float) -> Loss:
 
 def _square(rows: jax.Array) -> jax.Array:
     return (rows**2).reshape(rows.shape[0], -1).sum(-1)
-
-

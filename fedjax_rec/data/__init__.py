@@ -1,1 +1,1 @@
-"""Data: files, frames and a synthetic population, all turned into columnar `Interactions` (numpy and pandas only)."""
+"""Data: files, frames and a synthetic population, all as columnar `Interactions` (numpy and pandas only)."""

@@ -77,7 +77,7 @@ def install(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as folder:
-            archive = Path(folder) / "download"
+            archive = Path(folder) / (urls[0].rsplit("/", 1)[-1] or "download")
             digest = _first_good(urls, archive, size, sha256, progress)
             ready = archive
             if member is not None:

@@ -122,7 +122,7 @@ def _refuse_repeated(owners: np.ndarray, table: Table) -> None:
 def _refuse_trained(pairs: tuple[np.ndarray, np.ndarray], events: Interactions, where: Where) -> None:
     users, items = pairs
     width = np.int64(events.num_items)
-    met = np.isin(users * width + items, events.users * width + events.items)
+    met = pd.Series(users * width + items).isin(events.users * width + events.items).to_numpy()
     if met.any():
         row = int(met.argmax())
         user, item = events.user_ids[users[row]], events.item_ids[items[row]]

@@ -280,9 +280,6 @@ def _read_named(path: Path, choose: Callable[[list[str]], Columns], duplicates: 
     text = open_text(path)
     names = read_header(text)
     columns = choose(names)
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated:
-        raise DataError(f"{path}: the header names column {min(repeated)!r} more than once")
     table = parse(text, names, ids=columns[:2], header=True)
     return to_interactions(table.frame, columns, table.where, duplicates)
 
@@ -319,6 +316,8 @@ def _resolve(where: str, known: list[str], columns: Columns, *, optional: bool =
     for name in parts.values():
         if name is not None and name not in known:
             raise unknown_column(where, name, [str(column) for column in known])
+        if known.count(name) > 1:
+            raise DataError(f"{where}: column {name!r} stands there more than once")
     return Columns(**parts)
 
 

@@ -13,14 +13,14 @@ by the logits themselves. They come with the data as `Dataset.truth`.
 The shape follows MovieLens 100K: every user has at least 20 items, the median has 65, few have several
 hundred; the most popular tenth of the items takes almost half of the events.
 
-With the default settings (seed 0, the last item held out and everything else known):
+With the default settings and seed 0 (the last item held out, items seen before it left out of the ranking):
 
 | ranking by | HR@10 among all unseen items | HR@10 among 99 unseen items |
 |---|---|---|
-| the true logits: the best possible | BEST_FULL | BEST_99 |
-| EASE, a strong central model | EASE_FULL | EASE_99 |
-| popularity | POP_FULL | POP_99 |
-| chance | CHANCE | .100 |
+| the true logits: the best possible in expectation | .333 | .829 |
+| EASE with a penalty of 300, a central model | .275 | .770 |
+| popularity | .089 | .454 |
+| chance | .009 | .100 |
 """
 
 import numpy as np

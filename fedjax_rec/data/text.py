@@ -178,6 +178,8 @@ def parse(text: Text, names: Sequence[str], *, ids: Sequence[str], header: bool)
         0   7  1
         1  07  2
     """
+    # Columns that nobody asks for may share a name, which pandas does not allow.
+    names = [f"{name}#{n}" if name in names[:n] else name for n, name in enumerate(names)]
     odd = _ODD_INTEGER.search(text.data) or _ODD_INTEGER.match(b"\n" + text.data[:4])
     frame = _fast(text, names, dict.fromkeys(ids, str) if odd else {}, header)
     as_text = {name: str for name in ids if frame is not None and frame[name].dtype != "int64"}

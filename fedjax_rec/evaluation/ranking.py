@@ -214,10 +214,10 @@ def _make_plan(split: Split, which: str, block_size: int | None) -> _Plan:
     activity = np.bincount(masked // num_items, minlength=num_users)
     num_blocks = -(-num_users // _block_users(num_items, block_size))
     users_per_block = -(-num_users // num_blocks)
-    rows, turns = np.divmod(np.arange(num_users), num_blocks)
+    laps, turns = np.divmod(np.arange(num_users), num_blocks)
     places = np.empty(num_users, np.int64)
-    places[np.argsort(-activity, kind="stable")] = rows + users_per_block * np.where(
-        rows % 2, num_blocks - 1 - turns, turns
+    places[np.argsort(-activity, kind="stable")] = laps + users_per_block * np.where(
+        laps % 2, num_blocks - 1 - turns, turns
     )
 
     def stack(values: np.ndarray, empty: int) -> jax.Array:

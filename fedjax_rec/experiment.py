@@ -1,0 +1,291 @@
+"""One experiment: settings in, outcome out. Load, split, train, select, perhaps refit, evaluate, compare.
+
+Nothing here touches the file system besides reading the data; `run_folder` writes what comes out.
+"""
+
+import inspect
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from platform import python_version
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_rec.algorithms.fedmf import fedmf
+from fedjax_rec.data.interactions import Dataset
+from fedjax_rec.data.registry import load_dataset
+from fedjax_rec.data.splits import Split, leave_one_out, merge_validation
+from fedjax_rec.evaluation.baselines import popularity_ranks, truth_ranks
+from fedjax_rec.evaluation.evaluator import make_evaluator
+from fedjax_rec.evaluation.metrics import metrics_from_ranks
+from fedjax_rec.evaluation.protocol import Protocol, protocol_id
+from fedjax_rec.evaluation.ranking import Ranks, count_rivals
+from fedjax_rec.samplers import default_cohort
+from fedjax_rec.servers import LOCALS, SERVERS
+from fedjax_rec.settings import Settings
+from fedjax_rec.simulate import History, Progress, Stop, population_of, simulate
+from fedjax_rec.traffic import Traffic, count_traffic
+from fedjax_rec.types import Algorithm, State
+
+FACTORIES: dict[str, Callable[..., Algorithm]] = {"fedmf": fedmf}
+KS = (1, 5, 10, 20, 50)
+Metrics = dict[str, float]
+
+
+class Outcome(NamedTuple):
+    """All that a run found out."""
+
+    settings: Settings
+    protocol: Protocol
+    algorithm: Algorithm
+    split: Split  # what the tested model was trained on: with refit, train + validation
+    state: State  # the tested model
+    history: History  # of the run that selected the round
+    refit_history: History | None
+    traffic: Traffic
+    test: Ranks
+    validation: Ranks | None  # of the selected state, before any refit
+    popularity: Ranks
+    best_reachable: Ranks | None  # where the true preferences are known
+    metrics: dict[str, dict[str, Metrics]]  # {"test": {"full": {...}, "sampled99": {...}}, "validation": ...}
+    baselines: dict[str, dict[str, Metrics]]  # {"popularity": {...}, "best_reachable": {...}}
+    seconds: float
+
+
+def run_experiment(
+    settings: Settings,
+    *,
+    on_stage: Callable[[str], Any] = str,
+    on_block: Callable[[Progress], Any] | None = None,
+) -> Outcome:
+    """Run what the settings say.
+
+    Args:
+        settings: the experiment.
+        on_stage: called with a line of text when a new stage begins.
+        on_block: called with a `Progress` after each block of rounds, of the refit too.
+
+    Returns:
+        the outcome.
+
+    Raises:
+        ValueError: on data or settings that cannot work, before any training.
+
+    Example:
+        >>> outcome = run_experiment(Settings(rounds=2, dim=4, eval_every=1))
+        >>> sorted(outcome.metrics)
+        ['test', 'validation']
+    """
+    began = time.perf_counter()
+    on_stage(f"reading {settings.dataset}")
+    dataset, split = load_split(settings)
+    _check(settings, split)
+    protocol = protocol_of(settings, dataset, split)
+    algorithm = make_algorithm(settings)
+    on_stage(f"compiling {settings.algorithm} for {split.num_users:,} clients and {split.num_items:,} items")
+    state, history = _train(settings, algorithm, split, settings.rounds, "best", on_block)
+    validation = make_evaluator(algorithm, split, which="validation")(state)
+    refit_history = None
+    if settings.refit:
+        on_stage(f"refitting on train + validation for {history.selected_round} rounds")
+        split = merge_validation(split)
+        state, refit_history = _train(settings, algorithm, split, history.selected_round, "last", on_block)
+    on_stage("ranking every test item")
+    test = make_evaluator(algorithm, split)(state)
+    popularity = popularity_ranks(split)
+    best = truth_ranks(dataset, split) if dataset.truth is not None else None
+    sampled = f"sampled{settings.num_candidates}"
+    metrics = {
+        "test": measure(test, split, sampled),
+        "validation": measure(validation, split, sampled, "validation"),
+    }
+    baselines = {"popularity": measure(popularity, split, sampled)}
+    if best is not None:
+        baselines["best_reachable"] = measure(best, split, sampled)
+    return Outcome(
+        settings=settings,
+        protocol=protocol,
+        algorithm=algorithm,
+        split=split,
+        state=state,
+        history=history,
+        refit_history=refit_history,
+        traffic=count_traffic(state.server, history.rounds),
+        test=test,
+        validation=validation,
+        popularity=popularity,
+        best_reachable=best,
+        metrics=metrics,
+        baselines=baselines,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def load_split(settings: Settings) -> tuple[Dataset, Split]:
+    """Read the data and hold out what the protocol says.
+
+    Args:
+        settings: the experiment.
+
+    Returns:
+        the data set and its split.
+
+    Raises:
+        ValueError: if the data is missing or malformed, or a user has too few events.
+
+    Example:
+        >>> load_split(Settings())[1].name
+        'synthetic'
+    """
+    s = settings
+    columns = {name: getattr(s, name) for name in ("user", "item", "rating", "timestamp")}
+    dataset = load_dataset(s.dataset, data_dir=s.data_dir, duplicates=s.duplicates, progress=True, **columns)
+    split = leave_one_out(
+        dataset,
+        min_user_events=s.min_user_events,
+        min_rating=s.min_rating,
+        num_candidates=s.num_candidates,
+        seed=s.protocol_seed,
+    )
+    return dataset, split
+
+
+def protocol_of(settings: Settings, dataset: Dataset, split: Split) -> Protocol:
+    """Write down how this experiment is evaluated.
+
+    Args:
+        settings: the experiment.
+        dataset: its data.
+        split: its split.
+
+    Returns:
+        the protocol.
+
+    Example:
+        >>> protocol_of(Settings(), *load_split(Settings())).candidates
+        'sampled'
+    """
+    official = dataset.test is not None and dataset.test.candidates is not None
+    return Protocol(
+        data_hash=split.data_hash,
+        min_user_events=settings.min_user_events,
+        min_rating=settings.min_rating,
+        candidates="official" if official else "sampled",
+        num_candidates=settings.num_candidates,
+        refit=settings.refit,
+        seed=settings.protocol_seed,
+    )
+
+
+def make_algorithm(settings: Settings) -> Algorithm:
+    """Build the algorithm that the settings name; it takes those settings that its factory knows.
+
+    Args:
+        settings: the experiment.
+
+    Returns:
+        the algorithm.
+
+    Raises:
+        ValueError: if a value is out of range, or there are too few devices.
+
+    Example:
+        >>> make_algorithm(Settings()).work.epochs
+        1
+    """
+    s = settings
+    rule = SERVERS[s.server]
+    rate = rule.learning_rate if s.server_learning_rate is None else s.server_learning_rate
+    offered: dict[str, Any] = {name: getattr(s, name) for name in s.__dataclass_fields__} | {
+        "local_optimizer": LOCALS[s.local_optimizer](s.learning_rate),
+        "server_optimizer": rule.make(rate),
+        "mesh": _mesh(s.devices),
+    }
+    factory = FACTORIES[s.algorithm]
+    return factory(
+        **{name: offered[name] for name in inspect.signature(factory).parameters if name in offered}
+    )
+
+
+def _mesh(devices: int) -> jax.sharding.Mesh | None:
+    if devices == 1:
+        return None
+    if devices > len(jax.devices()):
+        raise ValueError(f"devices={devices}, but jax sees {len(jax.devices())}; lower --devices")
+    return jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("clients",))
+
+
+def _check(settings: Settings, split: Split) -> None:
+    cohort = settings.cohort or default_cohort(split.num_users)
+    if cohort > split.num_users:
+        raise ValueError(
+            f"cohort={cohort} exceeds the population of {split.num_users} clients; lower --cohort"
+        )
+    if settings.loss == "mse" and split.ratings is None:
+        raise ValueError(f"loss='mse' fits ratings, but {split.name} has none; use --loss bce or bpr")
+
+
+def _train(
+    settings: Settings,
+    algorithm: Algorithm,
+    split: Split,
+    rounds: int,
+    keep: str,
+    on_block: Callable[[Progress], Any] | None,
+) -> tuple[State, History]:
+    stop = Stop(target=settings.target, patience=settings.patience, seconds=settings.max_seconds)
+    return simulate(
+        algorithm,
+        split if keep == "best" else population_of(split),
+        rounds=rounds,
+        seed=settings.seed,
+        eval_every=settings.eval_every,
+        stop=stop if keep == "best" else Stop(),
+        keep=keep,
+        on_block=on_block,
+    )
+
+
+def measure(ranks: Ranks, split: Split, sampled: str, which: str = "test") -> dict[str, Metrics]:
+    """Metrics of full and of sampled ranking.
+
+    Args:
+        ranks: of all users.
+        split: says how many rivals each positive had (for AUC).
+        sampled: name of the sampled column, such as "sampled99".
+        which: "test" or "validation".
+
+    Returns:
+        {"full": {"hr@10": ..., ...}, sampled: {...}}.
+
+    Example:
+        >>> _, split = load_split(Settings())
+        >>> "ndcg@10" in measure(popularity_ranks(split), split, "sampled99")["full"]
+        True
+    """
+    rivals = count_rivals(split, which=which)
+    return {
+        "full": metrics_from_ranks(ranks.full, KS, rivals=rivals.full),
+        sampled: metrics_from_ranks(ranks.sampled, KS, rivals=rivals.sampled),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed a result.
+
+    Returns:
+        name -> version.
+
+    Example:
+        >>> "jax" in versions()
+        True
+    """
+    found = {"python": python_version(), "backend": jax.default_backend()}
+    for name in ("fedjax_rec", "jax", "jaxlib", "flax", "optax", "numpy", "pandas"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found

@@ -1,0 +1,111 @@
+"""What a person sees of a run: a progress bar, a table, curves."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedjax_rec.experiment import Outcome
+from fedjax_rec.simulate import History, Progress, frame
+
+COLUMNS = (("full", "hr@10"), ("full", "ndcg@10"), ("sampled", "hr@10"), ("sampled", "ndcg@10"))
+
+
+def progress_bar(**options: Any) -> Callable[[Progress], None]:  # noqa: ANN401 - tqdm's options
+    """Make a callback for `simulate(on_block=...)` that shows rounds, validation metric and clients/s.
+
+    Args:
+        **options: for tqdm.
+
+    Returns:
+        the callback; it opens a bar on its first call and closes it with the last round.
+
+    Example:
+        >>> import io
+        >>> show = progress_bar(file=io.StringIO())
+        >>> show(Progress(1, 1, 10, 0.5, {"full/ndcg@10": 0.1, "full/hr@10": 0.2}, 100.0))
+    """
+    from tqdm.auto import tqdm
+
+    bars: list[Any] = []
+
+    def show(progress: Progress) -> None:
+        if not bars:
+            bars.append(tqdm(total=progress.rounds, unit="round", **options))
+        notes = {"loss": f"{progress.loss:.4f}", "clients/s": f"{progress.clients_per_second:,.0f}"}
+        if progress.validation is not None:
+            notes = {"val ndcg@10": f"{progress.validation['full/ndcg@10']:.4f}"} | notes
+        bars[0].set_postfix(notes, refresh=False)
+        bars[0].update(progress.round - bars[0].n)
+        if progress.round >= progress.rounds:
+            bars.pop().close()
+
+    return show
+
+
+def table(outcome: Outcome) -> str:
+    """The table that ends a run: the federated model between its floor and its ceiling.
+
+    Args:
+        outcome: of `run_experiment`.
+
+    Returns:
+        several lines of text.
+
+    Example:
+        >>> from fedjax_rec.experiment import Settings, run_experiment
+        >>> "Popularity" in table(run_experiment(Settings(rounds=1, dim=2)))
+        True
+    """
+    sampled = f"sampled{outcome.settings.num_candidates}"
+    keys = [(sampled if part == "sampled" else part, metric) for part, metric in COLUMNS]
+    rows = {f"{outcome.settings.algorithm} (federated)": outcome.metrics["test"]}
+    rows["Popularity"] = outcome.baselines["popularity"]
+    if "best_reachable" in outcome.baselines:
+        rows["best reachable"] = outcome.baselines["best_reachable"]
+    head = [
+        "test, round " + str(outcome.history.selected_round),
+        *(f"{metric} {part}" for part, metric in keys),
+    ]
+    body = [
+        [name, *(f"{values[part][metric]:.4f}" for part, metric in keys)] for name, values in rows.items()
+    ]
+    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+    lines = [
+        [head[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(head[1:], widths[1:], strict=True))]
+    ]
+    lines += [
+        [row[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(row[1:], widths[1:], strict=True))]
+        for row in body
+    ]
+    return "\n".join("  ".join(line) for line in lines)
+
+
+def draw_curves(history: History, path: Path, *, title: str) -> None:
+    """Draw training loss and validation metrics against rounds.
+
+    Args:
+        history: of `simulate`.
+        path: of the picture; its ending says the format.
+        title: above the picture.
+
+    Example:
+        see `fedjax_rec.run_folder.save`.
+    """
+    from matplotlib.figure import Figure
+
+    data = frame(history)
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    loss, metric = figure.subplots(1, 2)
+    loss.plot(data["round"], data["loss"], color="tab:blue", linewidth=1)
+    loss.set(xlabel="round", ylabel="training loss per example", title=title)
+    scored = data.dropna() if history.evaluations else data.iloc[:0]
+    for name, color in (("hr@10", "tab:orange"), ("ndcg@10", "tab:green")):
+        if len(scored):
+            metric.plot(
+                scored["round"], scored[f"validation/full/{name}"], color=color, marker=".", label=name
+            )
+    if len(scored):
+        metric.axvline(history.selected_round, color="grey", linestyle=":", label="selected round")
+        metric.legend(frameon=False)
+    metric.set(xlabel="round", ylabel="validation, full ranking", title="validation")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,278 @@
+"""The folder of a run: written whole or not at all, read back without unpickling.
+
+========================  ==============================================================================
+`config.json`             every setting
+`protocol.json`           how it was evaluated, and the protocol's id
+`result.json`             the numbers
+`history.csv`             a row a round
+`per_user.npz`            external user ids and the rank of each user's test item
+`curves.png`              training loss and validation metrics
+`model.npz`               parameters and vocabulary, plain arrays
+========================  ==============================================================================
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fedjax_rec.experiment import Outcome, make_algorithm, versions
+from fedjax_rec.evaluation.protocol import protocol_id
+from fedjax_rec.settings import Settings
+from fedjax_rec.simulate import frame
+from fedjax_rec.types import Algorithm, PyTree, Server
+
+SEPARATOR = "/"
+
+
+class Recommender(NamedTuple):
+    """A trained model with its vocabulary, as `load` reads it from a run folder."""
+
+    algorithm: Algorithm
+    server: Server
+    private: PyTree  # leaves [N, ...]
+    user_ids: np.ndarray  # [N], external ids
+    item_ids: np.ndarray  # [I]
+    offsets: np.ndarray  # int64[N + 1], where each user's training items start
+    items: np.ndarray  # int32[M], training items, not recommended again
+
+
+def result_of(outcome: Outcome) -> dict[str, Any]:
+    """The numbers of a run, as `result.json` holds them.
+
+    Args:
+        outcome: of `run_experiment`.
+
+    Returns:
+        a dict of plain values; what is not finite is None.
+
+    Example:
+        >>> from fedjax_rec.experiment import run_experiment
+        >>> result_of(run_experiment(Settings(rounds=1, dim=2)))["num_compilations"]
+        1
+    """
+    settings, history = outcome.settings, outcome.history
+    return _plain(
+        {
+            "dataset": settings.dataset,
+            "algorithm": settings.algorithm,
+            "protocol_id": protocol_id(outcome.protocol),
+            "seed": settings.seed,
+            "rounds": len(history.rounds.loss),
+            "selected_round": history.selected_round,
+            "stopped": history.stopped,
+            "seconds": outcome.seconds,
+            "train_seconds": history.train_seconds,
+            "compile_seconds": history.compile_seconds,
+            "clients_per_second": history.clients_per_second,
+            "lane_efficiency": history.lane_efficiency,
+            "num_compilations": history.num_compilations,
+            "bytes_up_per_client": outcome.traffic.up,
+            "bytes_down_per_client": outcome.traffic.down,
+            "users": outcome.split.num_users,
+            "items": outcome.split.num_items,
+            "filters": list(outcome.split.log),
+            "metrics": outcome.metrics,
+            "baselines": outcome.baselines,
+            "versions": versions(),
+        }
+    )
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def choose_folder(settings: Settings) -> Path:
+    """Where a run goes: `settings.out`, or the first free runs/DATASET-ALGORITHM-N.
+
+    Args:
+        settings: of the run.
+
+    Returns:
+        a folder that does not exist yet, or is empty.
+
+    Raises:
+        ValueError: if `settings.out` is a file or holds something.
+
+    Example:
+        >>> choose_folder(Settings(out="somewhere/new")).name
+        'new'
+    """
+    if settings.out is None:
+        stem = f"{Path(settings.dataset).stem}-{settings.algorithm}"
+        free = (Path("runs") / f"{stem}-{number}" for number in range(1, 1_000_000))
+        return next(folder for folder in free if not folder.exists())
+    folder = Path(settings.out).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"--out {folder} exists and is not empty; name a new folder")
+    return folder
+
+
+def save(outcome: Outcome, folder: str | Path) -> Path:
+    """Write a run folder, atomically: into a hidden neighbour first, which is then renamed.
+
+    Args:
+        outcome: of `run_experiment`.
+        folder: where; it may not exist, or be empty.
+
+    Returns:
+        the folder.
+
+    Raises:
+        OSError: if it cannot be written.
+
+    Example:
+        >>> from fedjax_rec.experiment import run_experiment
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     folder = save(run_experiment(Settings(rounds=1, dim=2)), Path(place) / "run")
+        ...     sorted(path.name for path in folder.iterdir())[:2]
+        ['config.json', 'curves.png']
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write(outcome, draft)
+        draft.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        draft.rename(folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return folder
+
+
+def _write(outcome: Outcome, folder: Path) -> None:
+    from fedjax_rec.report import draw_curves
+
+    _dump(folder / "config.json", dataclasses.asdict(outcome.settings))
+    protocol = {"protocol_id": protocol_id(outcome.protocol)} | outcome.protocol.to_json()
+    _dump(folder / "protocol.json", protocol)
+    _dump(folder / "result.json", result_of(outcome))
+    frame(outcome.history).to_csv(folder / "history.csv", index=False)
+    per_user = {
+        "user_ids": outcome.split.user_ids,
+        "test_item_ids": _external(outcome.split.item_ids, outcome.split.test),
+        "rank_full": np.asarray(outcome.test.full),
+        "rank_sampled": np.asarray(outcome.test.sampled),
+        "popularity_rank_full": np.asarray(outcome.popularity.full),
+        "popularity_rank_sampled": np.asarray(outcome.popularity.sampled),
+    }
+    np.savez_compressed(folder / "per_user.npz", allow_pickle=False, **per_user)
+    np.savez(folder / "model.npz", allow_pickle=False, **_model_arrays(outcome))
+    draw_curves(
+        outcome.history, folder / "curves.png", title=f"{outcome.settings.algorithm} on {outcome.split.name}"
+    )
+
+
+def _dump(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _external(ids: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """External ids as text; empty where there is no item."""
+    names = ids.astype(str)
+    return np.where(codes >= 0, names[np.maximum(codes, 0)], "")
+
+
+def _model_arrays(outcome: Outcome) -> dict[str, np.ndarray]:
+    split, state = outcome.split, outcome.state
+    vocabulary = {"user_ids": split.user_ids, "item_ids": split.item_ids}
+    seen = {"offsets": split.offsets, "items": split.items}
+    parts = {"server": state.server, "private": state.private}
+    return vocabulary | seen | {_name(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(parts)}
+
+
+def _name(path: tuple) -> str:
+    return "params/" + jax.tree_util.keystr(path, simple=True, separator=SEPARATOR)
+
+
+def load(folder: str | Path) -> Recommender:
+    """Read a trained model from a run folder; nothing is unpickled.
+
+    Args:
+        folder: of a run.
+
+    Returns:
+        the model with its vocabulary.
+
+    Raises:
+        ValueError: if the folder is not that of a run, or its files do not fit together.
+
+    Example:
+        >>> load("no/such/run")
+        Traceback (most recent call last):
+        ValueError: no/such/run is not a run folder: config.json is missing
+    """
+    folder = Path(folder)
+    for name in ("config.json", "model.npz"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is not a run folder: {name} is missing")
+    settings = Settings(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    algorithm = make_algorithm(dataclasses.replace(settings, devices=1))
+    with np.load(folder / "model.npz", allow_pickle=False) as arrays:
+        stored = {name: arrays[name] for name in arrays.files}
+    nested = _nest({name: stored[name] for name in stored if name.startswith("params/")})
+    server = nested.get("server", {})
+    return Recommender(
+        algorithm,
+        Server(server.get("shared", {}), server.get("tables", {})),
+        nested.get("private", {}),
+        *(stored[name] for name in ("user_ids", "item_ids", "offsets", "items")),
+    )
+
+
+def _nest(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, leaf = name.split(SEPARATOR)[1:]
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[leaf] = value
+    return nested
+
+
+def top_k(model: Recommender, user: Any, k: int = 10) -> list[tuple[Any, float]]:  # noqa: ANN401 - external id
+    """Recommend unseen items to one user, by external id.
+
+    Args:
+        model: as `load` returns it.
+        user: external id of the user.
+        k: how many items, at most.
+
+    Returns:
+        (external item id, score), best first; ties in the order of the vocabulary.
+
+    Raises:
+        ValueError: if the user is unknown or k is below 1.
+
+    Example:
+        see the README.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    found = np.flatnonzero(model.user_ids.astype(str) == str(user))
+    if not len(found):
+        raise ValueError(
+            f"unknown user {user!r}; known are {len(model.user_ids):,}, such as {model.user_ids[0]!r}"
+        )
+    row = int(found[0])
+    scores = np.array(model.algorithm.score(jax.tree.map(lambda p: p[row], model.private), model.server))
+    scores[model.items[model.offsets[row] : model.offsets[row + 1]]] = -np.inf
+    best = np.argsort(-scores, kind="stable")[:k]
+    return [(model.item_ids[i].item(), float(scores[i])) for i in best if np.isfinite(scores[i])]

@@ -1,0 +1,95 @@
+"""Settings of one run: every knob of the command line, with its default and its meaning, as one frozen value."""
+
+import dataclasses
+from typing import Any
+
+from fedjax_rec.aggregators import NAMES as AGGREGATORS
+from fedjax_rec.data.errors import nearest
+from fedjax_rec.servers import LOCALS, SERVERS
+
+ALGORITHMS = ("fedmf",)  # their factories are looked up in `experiment`
+
+
+def _setting(default: Any, text: str, group: str, choices: tuple[str, ...] = ()) -> Any:  # noqa: ANN401
+    return dataclasses.field(default=default, metadata={"help": text, "group": group, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run is made of.
+
+    Raises:
+        ValueError: on an unknown choice (with the nearest known one) or a number out of range.
+
+    Example:
+        >>> Settings(algorithm="fedfm")
+        Traceback (most recent call last):
+        ValueError: unknown algorithm 'fedfm'; did you mean 'fedmf'? known: fedmf
+    """
+
+    dataset: str = _setting(
+        "synthetic", "registered name (see `fedjax-rec data ls`) or path of a file", "data"
+    )
+    data_dir: str | None = _setting(
+        None, "folder that holds the data; the network is then never used", "data"
+    )
+    user: str | None = _setting(None, "name of the users' column, for a file with a header", "data")
+    item: str | None = _setting(None, "name of the items' column", "data")
+    rating: str | None = _setting(None, "name of the ratings' column", "data")
+    timestamp: str | None = _setting(None, "name of the timestamps' column", "data")
+    duplicates: str = _setting("error", "repeated (user, item) pairs", "data", ("error", "first", "last"))
+    min_user_events: int = _setting(0, "drop users with fewer events; 0 drops none", "protocol")
+    min_rating: float | None = _setting(None, "drop events rated lower", "protocol")
+    num_candidates: int = _setting(99, "negatives of the sampled ranking", "protocol")
+    protocol_seed: int = _setting(0, "fixes splits and candidates", "protocol")
+    refit: bool = _setting(False, "then retrain on train + validation for the selected round", "protocol")
+    algorithm: str = _setting("fedmf", "the algorithm", "model", ALGORITHMS)
+    dim: int = _setting(64, "embedding width D", "model")
+    loss: str = _setting("bce", "local loss; mse fits ratings", "model", ("bce", "bpr", "mse"))
+    num_negatives: int = _setting(4, "sampled negatives per positive", "model")
+    regularisation: float = _setting(0.0075, "L2 on the rows of each local batch", "model")
+    item_bias: bool = _setting(True, "whether items have a bias", "model")
+    init_scale: float = _setting(0.1, "vectors start as normal(0, init_scale / sqrt(D))", "model")
+    batch_size: int = _setting(64, "examples in a local batch, positives and negatives", "client")
+    local_epochs: int = _setting(1, "local epochs E", "client")
+    local_optimizer: str = _setting("sgd", "the client's optimizer", "client", tuple(LOCALS))
+    learning_rate: float = _setting(0.012, "the client's learning rate", "client")
+    prox: float = _setting(0.0, "FedProx's mu; 0 is FedAvg", "client")
+    cohort: int | None = _setting(None, "clients in a round; a tenth of all, between 200 and 1,000", "server")
+    aggregator: str = _setting("sum", "how updates are summed", "server", tuple(AGGREGATORS))
+    server: str = _setting("fedavg", "server rule", "server", tuple(SERVERS))
+    server_learning_rate: float | None = _setting(
+        None, "its learning rate; by rule: fedavg 1.0, ...", "server"
+    )
+    rounds: int = _setting(400, "rounds", "run")
+    seed: int = _setting(0, "seed of the run", "run")
+    eval_every: int = _setting(20, "rounds between validations", "run")
+    target: float | None = _setting(None, "stop at this validation ndcg@10", "run")
+    patience: int | None = _setting(None, "stop after so many rounds without a better one", "run")
+    max_seconds: float | None = _setting(None, "stop after so much wall-clock time", "run")
+    lanes: int | None = _setting(
+        None, "lanes of the engine; by default a lane for 8 clients, at most 64", "run"
+    )
+    devices: int = _setting(1, "devices to split each cohort over", "run")
+    out: str | None = _setting(None, "folder of the run; runs/DATASET-ALGORITHM-N by default", "run")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name))
+
+
+_LEAST = {
+    "dim": 1, "num_negatives": 1, "batch_size": 1, "local_epochs": 1, "cohort": 1, "rounds": 1, "eval_every": 1,
+    "lanes": 1, "devices": 1, "num_candidates": 1, "min_user_events": 0, "seed": 0, "protocol_seed": 0,
+    "patience": 1, "regularisation": 0, "prox": 0, "init_scale": 0, "learning_rate": 0, "max_seconds": 0,
+}  # fmt: skip
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:  # noqa: ANN401
+    name = field.name
+    choices = field.metadata["choices"]
+    if choices and value not in choices:
+        hint = f"did you mean {nearest(str(value), choices)!r}?"
+        raise ValueError(f"unknown {name} {value!r}; {hint} known: {', '.join(choices)}")
+    if name in _LEAST and value is not None and not value >= _LEAST[name]:
+        raise ValueError(f"{name} must be at least {_LEAST[name]}, not {value}")
