@@ -16,7 +16,7 @@ from fedjax_rec.evaluation.baselines import popularity_ranks, truth_ranks
 from fedjax_rec.evaluation.evaluator import make_evaluator
 from fedjax_rec.evaluation.metrics import metrics_from_ranks
 from fedjax_rec.evaluation.protocol import Protocol, protocol_id
-from fedjax_rec.federate import federate
+from fedjax_rec.federate import client_update, federate
 from fedjax_rec.local import local_training, proximal
 from fedjax_rec.population import Population
 from fedjax_rec.report import progress_bar
@@ -39,6 +39,7 @@ __all__ = [
     "Stop",
     "aggregators",
     "batches",
+    "client_update",
     "federate",
     "fedmf",
     "frame",

@@ -46,12 +46,12 @@ def with_negatives(batch_size: int = 64, num_negatives: int = 4) -> LocalBatches
         local batches with B = P (1 + num_negatives).
 
     Example:
-        >>> with_negatives(10, 4).count(jnp.int32(5)).item()
+        >>> with_negatives(10, 4).num_batches(jnp.int32(5)).item()
         3
     """
     positives = positives_per_batch(batch_size, num_negatives)
 
-    def count(num_examples: jax.Array) -> jax.Array:
+    def num_batches(num_examples: jax.Array) -> jax.Array:
         return -(-num_examples // positives)
 
     def batch(client: Client, population: Population, t: jax.Array) -> Batch:
@@ -61,7 +61,7 @@ def with_negatives(batch_size: int = 64, num_negatives: int = 4) -> LocalBatches
         ids = jnp.concatenate([own, drawn])
         return Batch(ids, {"mask": (ids < population.num_items).astype(jnp.float32)})
 
-    return LocalBatches(count, batch)
+    return LocalBatches(num_batches, batch)
 
 
 def rated(batch_size: int = 64) -> LocalBatches:
@@ -74,11 +74,11 @@ def rated(batch_size: int = 64) -> LocalBatches:
         local batches with B = batch_size.
 
     Example:
-        >>> rated(10).count(jnp.int32(11)).item()
+        >>> rated(10).num_batches(jnp.int32(11)).item()
         2
     """
 
-    def count(num_examples: jax.Array) -> jax.Array:
+    def num_batches(num_examples: jax.Array) -> jax.Array:
         return -(-num_examples // batch_size)
 
     def batch(client: Client, population: Population, t: jax.Array) -> Batch:
@@ -89,7 +89,7 @@ def rated(batch_size: int = 64) -> LocalBatches:
         rating = population.examples["ratings"].at[place].get(mode="fill", fill_value=0)
         return Batch(ids, {"rating": rating * mask, "mask": mask})
 
-    return LocalBatches(count, batch)
+    return LocalBatches(num_batches, batch)
 
 
 def _shuffled(client: Client, population: Population, index: jax.Array) -> jax.Array:

@@ -98,7 +98,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag, type=kind, default=field.default, help=text, metavar=shown)
 
 
-def _kind(hint: Any) -> type:  # noqa: ANN401 - a type hint
+def _kind(hint: Any) -> type:
     if isinstance(hint, types.UnionType):
         return next(part for part in get_args(hint) if part is not type(None))
     return hint
@@ -140,7 +140,7 @@ def _suggest(flag: str, command: str) -> str:
         if command == "run"
         else []
     )
-    near = difflib.get_close_matches(flag.split("=")[0], known, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(flag.split("=", maxsplit=1)[0], known, n=1, cutoff=0.0)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{hint}see {PROGRAM} {command} --help"
 
@@ -184,7 +184,7 @@ def _list(infos: Sequence[Any]) -> None:
         print(f"{info.name:<18} {users:>8,} {items:>8,} {events:>12,}  {info.title}")
 
 
-def _text(value: Any) -> str:  # noqa: ANN401 - a plain value
+def _text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_text(part)}" for name, part in value.items())
     if isinstance(value, tuple):

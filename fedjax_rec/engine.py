@@ -100,7 +100,9 @@ def run_cohort(
     Example:
         see `fedjax_rec.federate.federate`, which calls it.
     """
-    num_batches = jnp.where(alive, work.batches.count(clients.num_examples), 0) * (clients.num_examples > 0)
+    num_batches = jnp.where(alive, work.batches.num_batches(clients.num_examples), 0) * (
+        clients.num_examples > 0
+    )
     weight = jnp.where(num_batches > 0, aggregator.weight(clients.num_examples), 0.0).astype(jnp.float32)
     order = jnp.argsort(-num_batches, stable=True)
     sorted_clients, num_batches, weight = jax.tree.map(lambda x: x[order], (clients, num_batches, weight))
@@ -228,7 +230,7 @@ def _working_rows(work: ClientWork, population: Population, server: Server, lane
         return work.touch(read_rows(server.tables, batch.ids))
 
     shapes = jax.eval_shape(example, jnp.zeros(2, jnp.uint32))
-    most = max(1, int(work.batches.count(population.max_examples)))  # type: ignore[arg-type]
+    most = max(1, int(work.batches.num_batches(population.max_examples)))
     return jax.tree.map(lambda s: jnp.zeros((lanes, most, *s.shape), s.dtype), shapes)
 
 
@@ -278,9 +280,10 @@ def _idle(work: ClientWork, rows: Rows, missed: jax.Array) -> Rows:
     """Replay the steps in which these rows had no gradient: `missed` int32[L] of them."""
     if work.idle is None:
         return rows
+    idle = jax.vmap(work.idle)
 
     def body(turn: jax.Array, rows: Rows) -> Rows:
-        return select(turn < missed, jax.vmap(work.idle)(rows), rows)  # type: ignore[arg-type]
+        return select(turn < missed, idle(rows), rows)
 
     return jax.lax.fori_loop(0, missed.max(), body, rows)
 

@@ -20,7 +20,7 @@ from fedjax_rec.data.splits import Split, leave_one_out, merge_validation
 from fedjax_rec.evaluation.baselines import popularity_ranks, truth_ranks
 from fedjax_rec.evaluation.evaluator import make_evaluator
 from fedjax_rec.evaluation.metrics import metrics_from_ranks
-from fedjax_rec.evaluation.protocol import Protocol, protocol_id
+from fedjax_rec.evaluation.protocol import Protocol
 from fedjax_rec.evaluation.ranking import Ranks, count_rivals
 from fedjax_rec.samplers import default_cohort
 from fedjax_rec.servers import LOCALS, SERVERS
@@ -242,7 +242,7 @@ def _train(
         rounds=rounds,
         seed=settings.seed,
         eval_every=settings.eval_every,
-        stop=stop if keep == "best" else Stop(),
+        stop=stop if keep == "best" else None,
         keep=keep,
         on_block=on_block,
     )

@@ -19,11 +19,14 @@ client id)` and nothing else, so its place in the cohort, its lane and its devic
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from fedjax_rec.aggregators import total
 from fedjax_rec.engine import Result, run_cohort
 from fedjax_rec.population import Population
+from fedjax_rec.tables import read_rows
 from fedjax_rec.types import (
     Aggregator,
     Algorithm,
@@ -35,6 +38,7 @@ from fedjax_rec.types import (
     Sampler,
     Server,
     State,
+    Update,
 )
 
 PURPOSES = ("init", "private", "cohort", "client", "noise", "faults", "evaluation")
@@ -111,7 +115,7 @@ def federate(
         start = stream(key, "private")
         ids = jnp.arange(population.num_clients)
         private = jax.vmap(lambda i: model.init_private(jax.random.fold_in(start, i)))(ids)
-        return State(jnp.int32(0), server, optimizer.init(server), private)  # type: ignore[arg-type]
+        return State(jnp.int32(0), server, optimizer.init(server), private)
 
     def run_round(key: Key, state: State, population: Population) -> tuple[State, RoundInfo]:
         cohort_key = jax.random.fold_in(stream(key, "cohort"), state.round)
@@ -123,8 +127,8 @@ def federate(
         )
         update = aggregator.finish(result.totals)
         descent = jax.tree.map(jnp.negative, update)
-        steps, opt_state = optimizer.update(descent, state.opt_state, state.server)  # type: ignore[arg-type]
-        server: Server = optax.apply_updates(state.server, steps)  # type: ignore[arg-type, assignment]
+        steps, opt_state = optimizer.update(descent, state.opt_state, state.server)
+        server: Server = optax.apply_updates(state.server, steps)
         place = jnp.where(alive, ids, population.num_clients)  # an empty slot of the cohort stores nothing
         private = jax.tree.map(
             lambda p, new: p.at[place].set(new, mode="drop"), state.private, result.private
@@ -155,6 +159,48 @@ def name_clients(key: Key, ids: jax.Array, population: Population) -> Client:
     offset = population.offsets[ids]
     keys = jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(key, i)))(ids)
     return Client(ids, offset, population.offsets[ids + 1] - offset, keys)
+
+
+def client_update(
+    algorithm: Algorithm, key: Key, state: State, population: Population, client: int
+) -> Update:
+    """What one client would send in the coming round: its update, unweighted.
+
+    Runs the round's engine on a cohort of that client alone, so it is what the server would receive.
+
+    Args:
+        algorithm: as `federate` returns it.
+        key: the run's key.
+        state: the coming round starts from it.
+        population: the clients.
+        client: which one, 0..N-1.
+
+    Returns:
+        dense deltas, the ids of the R touched rows (ascending) and their deltas [R, ...]; weight 1.
+
+    Raises:
+        ValueError: if there is no such client.
+
+    Example:
+        >>> import pandas as pd, fedjax_rec as fr
+        >>> population = Population.from_frame(pd.DataFrame({"user": [0, 0, 1], "item": [0, 1, 1]}))
+        >>> algorithm = fr.fedmf(dim=2, num_negatives=1)
+        >>> state = algorithm.init(jax.random.key(0), population)
+        >>> client_update(algorithm, jax.random.key(0), state, population, 0).ids.tolist()
+        [0, 1]
+    """
+    if not 0 <= client < population.num_clients:
+        raise ValueError(f"there is no client {client}; clients are 0..{population.num_clients - 1}")
+    aggregator = total()._replace(per_row=True)
+    clients = name_clients(
+        jax.random.fold_in(stream(key, "client"), state.round), jnp.array([client]), population
+    )
+    alive = jnp.ones(1, bool)
+    totals = run_cohort(
+        algorithm.work, aggregator, population, state.server, state.private, clients, alive, lanes=1
+    ).totals
+    ids = jnp.asarray(np.flatnonzero(np.asarray(totals.row_weight)))
+    return Update(totals.server.shared, ids, read_rows(totals.server.tables, ids), totals.weight)
 
 
 def _report(result: Result, clients: Client, alive: jax.Array, update: Server) -> RoundInfo:

@@ -79,7 +79,10 @@ def local_training(
         params, _ = local
         return params.private, jax.tree.map(jnp.subtract, params.shared, shared)
 
-    return ClientWork(batches, epochs, start, touch, step, None if rows_rest(optimizer) else idle, finish)
+    rest = rows_rest(optimizer)
+    return ClientWork(
+        batches, epochs, start, touch, step, None if rest else idle, finish, made_of=(loss, optimizer)
+    )
 
 
 def rows_rest(optimizer: optax.GradientTransformation) -> bool:
@@ -193,4 +196,4 @@ def proximal(strength: float) -> optax.GradientTransformation:
         )
         return Params(grads.private, *pulled), state
 
-    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformation(init, update)

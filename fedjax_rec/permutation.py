@@ -7,7 +7,7 @@ through them gives *distinct* values for free.
 * `scatter_index`: a generalised Feistel network (Black & Rogaway 2002, "Ciphers with arbitrary finite domains",
   section 5) on a rectangle of about sqrt(size) x sqrt(size). Values that fall outside the domain (fewer than
   sqrt(size) of them) are reported as `size`.
-* `shuffle_index`: the affine map `a j + c mod size` with a prime `a` larger than the size. Weaker, but it stays
+* `shuffle_index`: the affine map `a j + c mod size` with a prime `a` above 2^20. Weaker, but it stays
   inside a domain whose size is only known at run time.
 """
 
@@ -94,7 +94,8 @@ def _rectangle(size: int) -> tuple[int, int]:
 def shuffle_index(key: jax.Array, index: jax.Array, size: jax.Array, max_size: int) -> jax.Array:
     """Shuffle positions below a size that is only known at run time.
 
-    `a j + c mod size`, with `a` one of 1,024 primes above `max_size`, so that it is coprime to every size.
+    `a j + c mod size`, with `a` one of 1,024 primes above 2^20, so that it is coprime to every size. The bound
+    is only checked: a draw may not depend on how long other clients are.
 
     Args:
         key: uint32[2], the words of a random key.
@@ -118,7 +119,7 @@ def shuffle_index(key: jax.Array, index: jax.Array, size: jax.Array, max_size: i
             f"a client has {max_size:,} examples; the local shuffle holds at most {MAX_SHUFFLE:,}"
         )
     modulus = jnp.maximum(size, 1).astype(jnp.uint32)
-    stride = jnp.asarray(_primes_above(max_size))[key[0] % jnp.uint32(NUM_STRIDES)] % modulus
+    stride = jnp.asarray(_primes_above(MAX_SHUFFLE))[key[0] % jnp.uint32(NUM_STRIDES)] % modulus
     high, low = index.astype(jnp.uint32) >> 10, index.astype(jnp.uint32) & jnp.uint32(1023)
     # (high * 1024 + low) * stride mod size, in limbs that never pass 2^32
     product = (high * ((stride << 10) % modulus)) % modulus + (low * stride) % modulus

@@ -10,7 +10,7 @@ from fedjax_rec.simulate import History, Progress, frame
 COLUMNS = (("full", "hr@10"), ("full", "ndcg@10"), ("sampled", "hr@10"), ("sampled", "ndcg@10"))
 
 
-def progress_bar(**options: Any) -> Callable[[Progress], None]:  # noqa: ANN401 - tqdm's options
+def progress_bar(**options: Any) -> Callable[[Progress], None]:
     """Make a callback for `simulate(on_block=...)` that shows rounds, validation metric and clients/s.
 
     Args:

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fedjax_rec.experiment import Outcome, make_algorithm, versions
 from fedjax_rec.evaluation.protocol import protocol_id
+from fedjax_rec.experiment import Outcome, make_algorithm, versions
 from fedjax_rec.settings import Settings
 from fedjax_rec.simulate import frame
 from fedjax_rec.types import Algorithm, PyTree, Server
@@ -85,7 +85,7 @@ def result_of(outcome: Outcome) -> dict[str, Any]:
     )
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -247,7 +247,7 @@ def _nest(flat: dict[str, np.ndarray]) -> dict[str, Any]:
     return nested
 
 
-def top_k(model: Recommender, user: Any, k: int = 10) -> list[tuple[Any, float]]:  # noqa: ANN401 - external id
+def top_k(model: Recommender, user: Any, k: int = 10) -> list[tuple[Any, float]]:
     """Recommend unseen items to one user, by external id.
 
     Args:

@@ -10,7 +10,7 @@ from fedjax_rec.servers import LOCALS, SERVERS
 ALGORITHMS = ("fedmf",)  # their factories are looked up in `experiment`
 
 
-def _setting(default: Any, text: str, group: str, choices: tuple[str, ...] = ()) -> Any:  # noqa: ANN401
+def _setting(default: Any, text: str, group: str, choices: tuple[str, ...] = ()) -> Any:
     return dataclasses.field(default=default, metadata={"help": text, "group": group, "choices": choices})
 
 
@@ -85,7 +85,7 @@ _LEAST = {
 }  # fmt: skip
 
 
-def _check(field: dataclasses.Field, value: Any) -> None:  # noqa: ANN401
+def _check(field: dataclasses.Field, value: Any) -> None:
     name = field.name
     choices = field.metadata["choices"]
     if choices and value not in choices:

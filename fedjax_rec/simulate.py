@@ -152,7 +152,7 @@ def simulate(
     rounds: int = 400,
     seed: int | Key = 0,
     eval_every: int = 10,
-    stop: Stop = Stop(),
+    stop: Stop | None = None,
     state: State | None = None,
     keep: str = "best",
     on_block: Callable[[Progress], Any] | None = None,
@@ -165,7 +165,7 @@ def simulate(
         rounds: the number of rounds to reach (counted from the very start, also with `state`).
         seed: an integer or a key; with the data and the algorithm it decides everything.
         eval_every: rounds in a compiled block, and between validations.
-        stop: further stopping rules.
+        stop: further stopping rules; none by default.
         state: where to go on from; consumed.
         keep: "best" returns the state of the best validation round, "last" the last one.
         on_block: called with a `Progress` after each block.
@@ -193,7 +193,7 @@ def simulate(
     tick = time.perf_counter()
     block = jax.jit(partial(run_block, algorithm, size), donate_argnums=1)
     compiled = block.lower(key, state, population, jnp.int32(0)).compile()
-    run = _Run(compiled, evaluate, stop, keep, on_block, began, time.perf_counter() - tick)
+    run = _Run(compiled, evaluate, stop or Stop(), keep, on_block, began, time.perf_counter() - tick)
     return run.go(key, state, population, rounds, size)
 
 
@@ -224,7 +224,7 @@ class _Run:
 
     def __init__(
         self,
-        compiled: Any,  # noqa: ANN401 - jax's compiled program
+        compiled: Any,
         evaluate: Callable[[State], Metrics] | None,
         stop: Stop,
         keep: str,
@@ -252,7 +252,7 @@ class _Run:
             if ended := self._ended(done, validation):
                 reason = ended
                 break
-        score, selected, best = self.best
+        _, selected, best = self.best
         if best is not None:
             return best, self._history(selected, reason)
         return state, self._history(done, reason)
@@ -303,8 +303,8 @@ class _Run:
         return None
 
     def _history(self, selected: int, reason: str) -> History:
-        none = RoundInfo(*(np.zeros(0) for _ in RoundInfo._fields))
-        rounds = jax.tree.map(lambda *x: np.concatenate(x), *self.infos) if self.infos else none
+        none: Any = (np.zeros(0) for _ in RoundInfo._fields)
+        rounds = jax.tree.map(lambda *x: np.concatenate(x), *self.infos) if self.infos else RoundInfo(*none)
         return History(
             rounds=rounds,
             evaluations=tuple(self.evaluations),

@@ -19,13 +19,14 @@ def num_rows(tables: Tree) -> int:
         tables: leaves [I, ...].
 
     Returns:
-        I.
+        I; 0 for a model without tables.
 
     Example:
         >>> num_rows({"embedding": jnp.zeros((7, 2))})
         7
     """
-    return jax.tree.leaves(tables)[0].shape[0]
+    leaves = jax.tree.leaves(tables)
+    return leaves[0].shape[0] if leaves else 0
 
 
 def read_rows(tables: Tree, ids: jax.Array) -> Tree:

@@ -90,7 +90,7 @@ class LocalBatches(NamedTuple):
     So a row is visited once per epoch, and one client's rows never collide.
     """
 
-    count: Callable[[jax.Array], jax.Array]  # number of examples -> local batches in an epoch
+    num_batches: Callable[[Any], Any]  # number of examples -> local batches in an epoch
     batch: Callable[[Client, Any, jax.Array], Batch]  # (client, population, t) -> Batch
 
 
@@ -109,6 +109,9 @@ class ClientWork(NamedTuple):
     step: Callable[[PyTree, Rows, Batch], tuple[PyTree, Rows, StepInfo]]
     idle: Callable[[Rows], Rows] | None  # None: rows rest while other batches train (SGD, Adagrad)
     finish: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]  # (local, shared) -> private, shared delta
+    made_of: tuple[Callable, optax.GradientTransformation] | None = (
+        None  # loss and optimizer, if it descends one
+    )
 
 
 class Model(NamedTuple):

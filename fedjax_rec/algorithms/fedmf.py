@@ -97,7 +97,8 @@ def fedmf(
     rule = optax.sgd(learning_rate) if local_optimizer is None else local_optimizer
     optimizer = optax.chain(proximal(prox), rule) if prox else rule
     if loss == "mse":
-        batches, objective = rated(batch_size), _squared_error
+        batches = rated(batch_size)
+        objective: Loss = _squared_error
     else:
         batches = with_negatives(batch_size, num_negatives)
         positives = positives_per_batch(batch_size, num_negatives)
@@ -136,7 +137,8 @@ def matrix_factorisation(dim: int, init_scale: float, *, item_bias: bool, rating
         private {"vector" [D], "bias" []}, shared {"intercept" []}, tables {"vector" [I, D], "bias" [I]}.
 
     Example:
-        >>> matrix_factorisation(4, 0.1, item_bias=True, ratings=False).init_private(jax.random.key(0))["vector"].shape
+        >>> model = matrix_factorisation(4, 0.1, item_bias=True, ratings=False)
+        >>> model.init_private(jax.random.key(0))["vector"].shape
         (4,)
     """
     scale = init_scale / dim**0.5

@@ -1,4 +1,4 @@
-"""Evaluation of a federated algorithm: every client scores all items with its private and the server's parameters."""
+"""Evaluation of a federated algorithm: every client scores all items with its own and the server's leaves."""
 
 from collections.abc import Callable
 

@@ -92,7 +92,7 @@ def make_ranker(
     plan = _make_plan(split, which, block_size)
 
     @jax.jit
-    def rank(params: Any, plan: _Plan) -> Ranks:  # noqa: ANN401 - a pytree
+    def rank(params: Any, plan: _Plan) -> Ranks:
         ranks = jax.lax.map(lambda block: _rank_block(score_block(params, block.users), block), plan.blocks)
         return Ranks(*(blocks.reshape(-1)[plan.places] for blocks in ranks))
 

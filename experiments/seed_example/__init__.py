@@ -1,0 +1,1 @@
+"""The example that this project grew from: four devices, one dense network, one rule."""

@@ -1,0 +1,341 @@
+"""The laws that every federated algorithm keeps, as functions that a researcher's own algorithm can run.
+
+A law takes `make`, a function of federation settings that returns the algorithm under test:
+
+    def make(**federation):            # sampler, aggregator, lanes, mesh, ...
+        return my_algorithm(dim=4, **federation)
+
+    check_algorithm(make, population)
+
+Each law raises `AssertionError` with a message that says what differed. Laws 5 (row-sparse == dense) and 12
+(equal to a plain-numpy reference) need more than a black box: `check_dense` asks for work that descends a loss.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_rec.aggregators import mean, total
+from fedjax_rec.engine import run_cohort
+from fedjax_rec.federate import client_update, name_clients, stream
+from fedjax_rec.population import Population, build
+from fedjax_rec.simulate import train
+from fedjax_rec.tables import read_rows
+from fedjax_rec.types import Algorithm, Key, Params, PyTree, Sampler, State
+
+Make = Callable[..., Algorithm]
+TOLERANCE = 1e-5  # relative, float32
+KEY = 7
+
+
+def tiny_population(num_clients: int = 24, num_items: int = 40, seed: int = 0) -> Population:
+    """A ragged population with ratings, whose client 3 has no data.
+
+    Args:
+        num_clients: N, at least 4.
+        num_items: I.
+        seed: of the draw.
+
+    Returns:
+        the population; histories of 1 to I / 2 items.
+
+    Example:
+        >>> tiny_population().num_clients
+        24
+    """
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, num_items // 2, num_clients)
+    counts[3] = 0
+    items = [rng.choice(num_items, count, replace=False) for count in counts]
+    ratings = rng.integers(1, 6, counts.sum()).astype(np.float32)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return build(offsets, np.concatenate(items), ratings, num_items)
+
+
+def fixed(ids: Any, alive: Any = None) -> Sampler:
+    """A sampler that always takes the same cohort.
+
+    Args:
+        ids: int[C].
+        alive: bool[C]; all by default.
+
+    Returns:
+        a sampler.
+
+    Example:
+        >>> fixed([2, 0])(jax.random.key(0), 3)[0].tolist()
+        [2, 0]
+    """
+    ids = jnp.asarray(ids, jnp.int32)
+    present = jnp.ones(ids.shape, bool) if alive is None else jnp.asarray(alive)
+    return lambda key, num_clients: (ids, present)  # noqa: ARG005 - a sampler's signature
+
+
+def assert_close(actual: PyTree, expected: PyTree, what: str, tolerance: float = TOLERANCE) -> None:
+    """Compare two trees leaf by leaf, relative to each leaf's largest value.
+
+    Args:
+        actual: leaves.
+        expected: the same structure.
+        what: named in the error.
+        tolerance: 0 asks for equal bits.
+
+    Raises:
+        AssertionError: naming the leaf and the largest difference.
+
+    Example:
+        >>> assert_close({"w": 1.0}, {"w": 1.0}, "weights", 0)
+    """
+    paths = jax.tree.leaves_with_path(actual)
+    others = jax.tree.leaves(expected)
+    assert len(paths) == len(others), f"{what}: {len(paths)} leaves against {len(others)}"  # noqa: S101
+    for (path, one), other in zip(paths, others, strict=True):
+        reference = np.asarray(other, np.float64)
+        gap = np.abs(np.asarray(one, np.float64) - reference).max(initial=0.0)
+        bound = tolerance * max(np.abs(reference).max(initial=0.0), 1e-3)
+        assert gap <= bound, f"{what}: {jax.tree_util.keystr(path)} differs by {gap:.2e}, allowed {bound:.2e}"  # noqa: S101
+
+
+def run(algorithm: Algorithm, population: Population, rounds: int = 2, seed: int = KEY) -> State:
+    """A few rounds from the start, compiled.
+
+    Args:
+        algorithm: to run.
+        population: its clients.
+        rounds: how many.
+        seed: of the run.
+
+    Returns:
+        the state after them.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> int(run(fr.fedmf(dim=2), tiny_population()).round)
+        2
+    """
+    return jax.jit(lambda key, pop: train(key, algorithm, pop, rounds)[0])(jax.random.key(seed), population)
+
+
+def check_lanes(make: Make, population: Population) -> None:
+    """Law 1: the number of lanes is invisible."""
+    everyone = fixed(np.arange(population.num_clients))
+    expected = run(make(sampler=everyone, lanes=population.num_clients), population)
+    for lanes in (1, 3):
+        assert_close(run(make(sampler=everyone, lanes=lanes), population), expected, f"{lanes} lanes")
+
+
+def check_mesh(make: Make, population: Population) -> None:
+    """Law 2: the number of devices is invisible."""
+    expected = run(make(lanes=8), population)
+    for devices in (1, 2, 4, 8):
+        if devices <= len(jax.devices()):
+            mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("clients",))
+            assert_close(run(make(lanes=8, mesh=mesh), population), expected, f"{devices} devices")
+
+
+def check_order(make: Make, population: Population) -> None:
+    """Law 3: the order of a cohort is invisible."""
+    ids = np.arange(population.num_clients)
+    expected = run(make(sampler=fixed(ids), lanes=4), population)
+    shuffled = np.random.default_rng(0).permutation(ids)
+    assert_close(run(make(sampler=fixed(shuffled), lanes=4), population), expected, "a shuffled cohort")
+
+
+def check_padding(make: Make, population: Population) -> None:
+    """Law 4: empty slots of a cohort, and the length of clients outside it, are invisible."""
+    ids = np.arange(population.num_clients // 2)
+    expected = run(make(sampler=fixed(ids), lanes=4), population)
+    padded = np.concatenate([[population.num_clients], ids, [population.num_clients] * 3])
+    sampler = fixed(padded, padded < population.num_clients)
+    assert_close(run(make(sampler=sampler, lanes=4), population), expected, "a padded cohort")
+    longer = _with_long_client(population)
+    taught = run(make(sampler=fixed(ids), lanes=4), longer)
+    old = jax.tree.map(lambda p: p[: population.num_clients], taught.private)
+    assert_close(old, expected.private, "private leaves beside a longer client")
+    assert_close(taught.server.tables, expected.server.tables, "tables beside a longer client")
+
+
+def check_absent(make: Make, population: Population) -> None:
+    """Laws 6 and 7: an absent client's private leaves keep their bits, and no data is the same as absence."""
+    empty = int(np.flatnonzero(np.diff(population.offsets) == 0)[0])
+    ids = np.array([0, 1, 2, empty])
+    algorithm = make(sampler=fixed(ids), lanes=2)
+    start = jax.jit(algorithm.init)(jax.random.key(KEY), population)
+    state = run(algorithm, population)
+    outside = np.setdiff1d(np.arange(population.num_clients), ids[:3])
+    for before, after in zip(jax.tree.leaves(start.private), jax.tree.leaves(state.private), strict=True):
+        np.testing.assert_array_equal(before[outside], after[outside], "an absent client's private leaves")
+        assert not np.array_equal(before[ids[:3]], after[ids[:3]]), "nobody learnt anything"  # noqa: S101
+    absent = run(make(sampler=fixed(ids, ids != empty), lanes=2), population)
+    assert_close(state, absent, "a client without data against an absent one", 0)
+
+
+def check_resume(make: Make, population: Population) -> None:
+    """Law 8: going on from round k equals running straight through, bit for bit."""
+    algorithm, key = make(lanes=4), jax.random.key(KEY)
+    one_round = jax.jit(algorithm.round)
+    straight = state = jax.jit(algorithm.init)(key, population)
+    for _ in range(4):
+        straight = one_round(key, straight, population)[0]
+    for _ in range(2):
+        state = one_round(key, state, population)[0]
+    stored = jax.tree.map(np.asarray, state)
+    state = jax.tree.map(jnp.asarray, stored)
+    for _ in range(2):
+        state = one_round(key, state, population)[0]
+    assert_close(state, straight, "a resumed run", 0)
+
+
+def check_one_trace(make: Make, population: Population, rounds: int = 50) -> None:
+    """Law 9: one trace serves every round, whatever its cohort."""
+    algorithm, key, traces = make(), jax.random.key(KEY), []
+
+    @jax.jit
+    def one_round(state: State) -> State:
+        traces.append(1)
+        return algorithm.round(key, state, population)[0]
+
+    state = jax.jit(algorithm.init)(key, population)
+    for _ in range(rounds):
+        state = one_round(state)
+    assert len(traces) == 1, f"{len(traces)} traces of {rounds} rounds"  # noqa: S101
+
+
+def check_seeds(make: Make, population: Population) -> None:
+    """Law 10: a batch of seeds equals the loop over them, with `lax.map` and with `vmap`."""
+    algorithm = make(lanes=4)
+    keys = jax.random.split(jax.random.key(KEY), 2)
+
+    def one(key: Key) -> State:
+        return train(key, algorithm, population, 2)[0]
+
+    loop = jax.tree.map(lambda *states: jnp.stack(states), *(jax.jit(one)(key) for key in keys))
+    assert_close(jax.jit(lambda k: jax.lax.map(one, k))(keys), loop, "seeds by lax.map")
+    assert_close(jax.jit(jax.vmap(one))(keys), loop, "seeds by vmap")
+
+
+def check_private(make: Make, population: Population) -> None:
+    """Law 11: a client sends deltas of shared leaves and table rows, and nothing else."""
+    algorithm, key = make(), jax.random.key(KEY)
+    state = algorithm.init(key, population)
+    update = client_update(algorithm, key, state, population, 0)
+    sent = jax.tree.map(jnp.shape, (update.shared, update.rows))
+    rows = jax.tree.map(lambda t: (len(update.ids), *t.shape[1:]), state.server.tables)
+    expected = (jax.tree.map(jnp.shape, state.server.shared), rows)
+    assert sent == expected, f"a client sends {sent}, the server holds {expected}"  # noqa: S101
+
+
+def check_sum(make: Make, population: Population) -> None:
+    """What the server sums is what the clients send: the cohort's totals are the sum of the updates."""
+    algorithm, key = make(), jax.random.key(KEY)
+    state, ids = algorithm.init(key, population), np.arange(8)
+    clients = name_clients(
+        jax.random.fold_in(stream(key, "client"), state.round), jnp.asarray(ids), population
+    )
+    alive = jnp.ones(8, bool)
+    result = run_cohort(
+        algorithm.work, total(), population, state.server, state.private, clients, alive, lanes=3
+    )
+    summed = jax.tree.map(np.zeros_like, jax.tree.map(np.asarray, state.server))
+    for i in ids:
+        update = client_update(algorithm, key, state, population, int(i))
+        jax.tree.map(lambda t, row, at=update.ids: np.add.at(t, at, row), summed.tables, update.rows)
+        summed = summed._replace(shared=jax.tree.map(np.add, summed.shared, update.shared))
+    assert_close(result.totals.server, summed, "totals against single updates")
+
+
+def check_dense(make: Make, population: Population) -> None:
+    """Law 5: training on touched rows only equals training the whole table, for work that descends a loss."""
+    algorithm, key = make(aggregator=mean()), jax.random.key(KEY)
+    work = algorithm.work
+    assert work.made_of is not None, "this algorithm declares no loss to train densely"  # noqa: S101
+    loss, optimizer = work.made_of
+    state = algorithm.init(key, population)
+    cohort_key = jax.random.fold_in(stream(key, "client"), 0)
+    for i in (0, 1):
+        client = jax.tree.map(lambda x: x[0], name_clients(cohort_key, jnp.array([i]), population))
+        params = Params(jax.tree.map(lambda p, i=i: p[i], state.private), *state.server)
+        params = _train_densely(loss, optimizer, work, client, population, params)
+        update = client_update(algorithm, key, state, population, i)
+        delta = jax.tree.map(jnp.subtract, params.tables, state.server.tables)
+        assert_close(read_rows(delta, update.ids), update.rows, "dense rows", 4 * TOLERANCE)
+        dense = jax.tree.map(jnp.subtract, params.shared, state.server.shared)
+        assert_close(dense, update.shared, "dense leaves", 4 * TOLERANCE)
+        untouched = np.setdiff1d(np.arange(population.num_items), update.ids)
+        if len(untouched):
+            still = read_rows(delta, jnp.asarray(untouched))
+            assert_close(still, jax.tree.map(jnp.zeros_like, still), "untouched rows", 0)
+
+
+def _train_densely(
+    loss: Any,
+    optimizer: optax.GradientTransformation,
+    work: Any,
+    client: Any,
+    population: Any,
+    params: Params,
+) -> Params:
+    """Descend the loss on the whole table, step by step, with the optimizer over every row."""
+
+    @jax.jit
+    def step(params: Params, memory: Any, t: jax.Array) -> tuple[Params, Any]:
+        batch = work.batches.batch(client, population, t)
+
+        def whole(params: Params) -> jax.Array:
+            return loss(params._replace(tables=read_rows(params.tables, batch.ids)), batch)[0]
+
+        updates, memory = optimizer.update(jax.grad(whole)(params), memory, params)
+        return optax.apply_updates(params, updates), memory
+
+    memory = optimizer.init(params)
+    for _ in range(work.epochs):
+        for t in range(int(work.batches.num_batches(client.num_examples))):
+            params, memory = step(params, memory, jnp.int32(t))
+    return params
+
+
+def _with_long_client(population: Population) -> Population:
+    """The same clients and one more, who has seen everything."""
+    offsets = np.append(
+        np.asarray(population.offsets), len(population.examples["items"]) + population.num_items
+    )
+    items = np.append(np.asarray(population.examples["items"]), np.arange(population.num_items))
+    rated = np.asarray(population.examples["ratings"])
+    ratings = np.append(rated, np.full(population.num_items, rated.mean()))  # the mean rating stays
+    return build(offsets, items, ratings, population.num_items)
+
+
+LAWS: dict[str, Callable[[Make, Population], None]] = {
+    "lanes": check_lanes,
+    "mesh": check_mesh,
+    "order": check_order,
+    "padding": check_padding,
+    "dense": check_dense,
+    "absent": check_absent,
+    "resume": check_resume,
+    "one trace": check_one_trace,
+    "seeds": check_seeds,
+    "private": check_private,
+    "sum": check_sum,
+}
+
+
+def check_algorithm(make: Make, population: Population | None = None) -> None:
+    """Check every law.
+
+    Args:
+        make: federation settings -> the algorithm under test.
+        population: with ratings and a client without data; by default `tiny_population()`.
+
+    Raises:
+        AssertionError: if a law is broken, saying which and by how much.
+
+    Example:
+        see `tests/test_laws.py`.
+    """
+    for law in LAWS.values():
+        law(make, tiny_population() if population is None else population)
