@@ -22,14 +22,28 @@ from fedjax_rec.population import Population
 from fedjax_rec.report import progress_bar
 from fedjax_rec.run_folder import load, top_k
 from fedjax_rec.simulate import History, Stop, frame, population_of, simulate, train
-from fedjax_rec.types import Algorithm, ClientWork, Model, Params, Server, State
+from fedjax_rec.types import (
+    Algorithm,
+    Batch,
+    Client,
+    ClientWork,
+    LocalBatches,
+    Model,
+    Params,
+    Server,
+    State,
+    Update,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Algorithm",
+    "Batch",
+    "Client",
     "ClientWork",
     "History",
+    "LocalBatches",
     "Model",
     "Params",
     "Population",
@@ -37,6 +51,7 @@ __all__ = [
     "Server",
     "State",
     "Stop",
+    "Update",
     "aggregators",
     "batches",
     "client_update",

@@ -148,7 +148,7 @@ def _suggest(flag: str, command: str) -> str:
 def _run(given: argparse.Namespace) -> int:
     settings = Settings(**{field.name: getattr(given, field.name) for field in dataclasses.fields(Settings)})
     from fedjax_rec import report, run_folder
-    from fedjax_rec.experiment import run_experiment
+    from fedjax_rec.experiment import ADVICE, run_experiment
 
     folder = run_folder.choose_folder(settings)
     show = report.progress_bar(file=sys.stderr)
@@ -158,7 +158,7 @@ def _run(given: argparse.Namespace) -> int:
         print(line)
     print(report.table(outcome))
     if outcome.history.stopped == "diverged":
-        print("the training diverged: lower --learning-rate or --cohort, or use --aggregator mean")
+        print(f"training diverged after the best round; {ADVICE}")
     print(f"run folder: {folder}")
     return 0
 

@@ -251,7 +251,7 @@ def _train(
     batch = jax.vmap(work.batches.batch, in_axes=(0, None, 0))(client, population, t)
     ids = jnp.where(expand(active, batch.ids), batch.ids, num_rows(server.tables))
     values = read_rows(server.tables, ids)
-    rows = jax.vmap(work.touch)(values)
+    rows = jax.vmap(work.touch, axis_size=ids.shape[0])(values)
     if lane.rows is not None:
         kept = jax.tree.map(lambda x: jax.vmap(lambda rows, at: rows[at])(x, t), lane.rows)
         rows = select(epoch > 0, kept, rows)
@@ -280,7 +280,7 @@ def _idle(work: ClientWork, rows: Rows, missed: jax.Array) -> Rows:
     """Replay the steps in which these rows had no gradient: `missed` int32[L] of them."""
     if work.idle is None:
         return rows
-    idle = jax.vmap(work.idle)
+    idle = jax.vmap(work.idle, axis_size=missed.shape[0])
 
     def body(turn: jax.Array, rows: Rows) -> Rows:
         return select(turn < missed, idle(rows), rows)

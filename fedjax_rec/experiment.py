@@ -30,6 +30,7 @@ from fedjax_rec.traffic import Traffic, count_traffic
 from fedjax_rec.types import Algorithm, State
 
 FACTORIES: dict[str, Callable[..., Algorithm]] = {"fedmf": fedmf}
+ADVICE = "lower --learning-rate or --cohort, or use --aggregator mean"
 KS = (1, 5, 10, 20, 50)
 Metrics = dict[str, float]
 
@@ -86,6 +87,8 @@ def run_experiment(
     algorithm = make_algorithm(settings)
     on_stage(f"compiling {settings.algorithm} for {split.num_users:,} clients and {split.num_items:,} items")
     state, history = _train(settings, algorithm, split, settings.rounds, "best", on_block)
+    if history.stopped == "diverged" and not history.evaluations:
+        raise ValueError(f"training diverged within {len(history.rounds.loss)} rounds; {ADVICE}")
     validation = make_evaluator(algorithm, split, which="validation")(state)
     refit_history = None
     if settings.refit:

@@ -17,6 +17,9 @@ Randomness: the run's key is split by purpose first; a client's key is `fold_in(
 client id)` and nothing else, so its place in the cohort, its lane and its device are invisible.
 """
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +41,7 @@ from fedjax_rec.types import (
     Sampler,
     Server,
     State,
+    Totals,
     Update,
 )
 
@@ -191,16 +195,24 @@ def client_update(
     """
     if not 0 <= client < population.num_clients:
         raise ValueError(f"there is no client {client}; clients are 0..{population.num_clients - 1}")
-    aggregator = total()._replace(per_row=True)
-    clients = name_clients(
-        jax.random.fold_in(stream(key, "client"), state.round), jnp.array([client]), population
-    )
-    alive = jnp.ones(1, bool)
-    totals = run_cohort(
-        algorithm.work, aggregator, population, state.server, state.private, clients, alive, lanes=1
-    ).totals
+    totals = _one_client(algorithm.work)(key, state, population, jnp.array([client]))
     ids = jnp.asarray(np.flatnonzero(np.asarray(totals.row_weight)))
     return Update(totals.server.shared, ids, read_rows(totals.server.tables, ids), totals.weight)
+
+
+@lru_cache(maxsize=32)
+def _one_client(work: ClientWork) -> Callable[[Key, State, Population, jax.Array], Totals]:
+    """A round of one client, compiled once for all clients."""
+    aggregator = total()._replace(per_row=True)
+
+    @jax.jit
+    def run(key: Key, state: State, population: Population, ids: jax.Array) -> Totals:
+        clients = name_clients(jax.random.fold_in(stream(key, "client"), state.round), ids, population)
+        alive = jnp.ones(1, bool)
+        server, private = state.server, state.private
+        return run_cohort(work, aggregator, population, server, private, clients, alive, lanes=1).totals
+
+    return run
 
 
 def _report(result: Result, clients: Client, alive: jax.Array, update: Server) -> RoundInfo:

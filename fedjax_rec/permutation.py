@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROUNDS = 2  # double rounds of the Feistel network
 MAX_SHUFFLE = 1 << 20  # largest domain of `shuffle_index`: two 10-bit limbs keep products below 2^32
 NUM_STRIDES = 1024
 
@@ -61,9 +60,9 @@ def scatter_index(key: jax.Array, index: jax.Array, size: int) -> jax.Array:
     position = index.astype(jnp.uint32)
     y = position // jnp.uint32(width)
     x = position - y * jnp.uint32(width)
-    for turn in range(ROUNDS):
-        x = _wrap(x + _below(y, key[0] + jnp.uint32(turn * 0x68E31DA4), width), width)
-        y = _wrap(y + _below(x, key[1] + jnp.uint32(turn * 0xB5297A4D), height), height)
+    for turn in range(_double_rounds(size)):
+        x = _wrap(x + _below(y, key[0] + jnp.uint32(turn * 0x68E31DA4 & 0xFFFFFFFF), width), width)
+        y = _wrap(y + _below(x, key[1] + jnp.uint32(turn * 0xB5297A4D & 0xFFFFFFFF), height), height)
     value = y * jnp.uint32(width) + x
     inside = (position < width * height) & (value < size)
     return jnp.where(inside, value, jnp.uint32(size)).astype(jnp.int32)
@@ -84,6 +83,14 @@ def domain(size: int) -> int:
     """
     width, height = _rectangle(size)
     return width * height
+
+
+def _double_rounds(size: int) -> int:
+    """Double rounds until neighbouring positions look independent: each divides what is left by the width.
+
+    Chosen by chi-square tests of single draws and of differences over 100,000 keys (see the tests).
+    """
+    return 3 if size >= 512 else 5 if size >= 64 else 8
 
 
 def _rectangle(size: int) -> tuple[int, int]:

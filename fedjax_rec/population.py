@@ -4,6 +4,7 @@ Real histories are power laws (on MovieLens-1M padding to the longest client wou
 so examples lie back to back, `offsets[n] : offsets[n + 1]` being client `n`'s (CSR).
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -77,6 +78,34 @@ class Population:
         from fedjax_rec.data.readers import from_frame
 
         return cls.from_interactions(from_frame(frame, **columns))
+
+    @classmethod
+    def from_arrays(cls, examples: dict[str, Any], counts: np.ndarray, *, num_items: int = 0) -> "Population":
+        """Build a population of any examples: features and targets, sequences, images.
+
+        Args:
+            examples: leaves [M, ...], client after client. With the key "items" (int [M]) negatives can be drawn.
+            counts: int[N], examples of each client, adding up to M.
+            num_items: I; 0 for a model without item tables.
+
+        Returns:
+            the population.
+
+        Raises:
+            ValueError: if the leaves do not all have M = sum(counts) examples.
+
+        Example:
+            >>> Population.from_arrays({"x": np.ones((3, 2))}, np.array([2, 1])).num_clients
+            2
+        """
+        total = int(np.sum(counts))
+        for name, leaf in examples.items():
+            if len(leaf) != total:
+                raise ValueError(f"examples[{name!r}] has {len(leaf)} rows, but the counts add up to {total}")
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        base = build(offsets, examples.get("items", np.arange(total)), None, num_items or total)
+        arrays = {name: jnp.asarray(leaf) for name, leaf in examples.items()}
+        return dataclasses.replace(base, examples=arrays, num_items=num_items)
 
     @classmethod
     def from_interactions(cls, interactions: Interactions) -> "Population":

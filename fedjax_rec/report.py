@@ -1,5 +1,6 @@
 """What a person sees of a run: a progress bar, a table, curves."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ def progress_bar(**options: Any) -> Callable[[Progress], None]:
         >>> show = progress_bar(file=io.StringIO())
         >>> show(Progress(1, 1, 10, 0.5, {"full/ndcg@10": 0.1, "full/hr@10": 0.2}, 100.0))
     """
-    from tqdm.auto import tqdm
+    with warnings.catch_warnings():  # tqdm warns where a notebook lacks its widgets; the text bar serves
+        warnings.simplefilter("ignore")
+        from tqdm.auto import tqdm
 
     bars: list[Any] = []
 

@@ -272,7 +272,10 @@ def top_k(model: Recommender, user: Any, k: int = 10) -> list[tuple[Any, float]]
             f"unknown user {user!r}; known are {len(model.user_ids):,}, such as {model.user_ids[0]!r}"
         )
     row = int(found[0])
-    scores = np.array(model.algorithm.score(jax.tree.map(lambda p: p[row], model.private), model.server))
+    score = model.algorithm.score
+    if score is None:
+        raise ValueError("this run's model has no `score`, so it cannot recommend")
+    scores = np.array(score(jax.tree.map(lambda p: p[row], model.private), model.server))
     scores[model.items[model.offsets[row] : model.offsets[row + 1]]] = -np.inf
     best = np.argsort(-scores, kind="stable")[:k]
     return [(model.item_ids[i].item(), float(scores[i])) for i in best if np.isfinite(scores[i])]

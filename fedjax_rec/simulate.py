@@ -49,7 +49,7 @@ class History(NamedTuple):
     """What happened, round by round."""
 
     rounds: RoundInfo  # numpy leaves [T], one entry a round
-    evaluations: tuple[tuple[int, Metrics], ...]  # (round, validation metrics; full/..., sampled99/...)
+    evaluations: tuple[tuple[int, Metrics], ...]  # (round, validation metrics; full/..., sampled/...)
     selected_round: int  # the round whose state was returned
     stopped: str  # "rounds", "target", "patience", "seconds" or "diverged"
     seconds: float  # wall clock, everything included
@@ -247,6 +247,9 @@ class _Run:
             count = min(size, rounds - done)
             state = self._block(key, state, population, count)
             done += count
+            if not np.isfinite(self.infos[-1].loss).all():
+                reason = "diverged"
+                break
             validation = self._validate(done, state)
             self._tell(done, rounds, count, validation)
             if ended := self._ended(done, validation):
@@ -289,8 +292,6 @@ class _Run:
             )
 
     def _ended(self, done: int, validation: Metrics | None) -> str | None:
-        if not np.isfinite(self.infos[-1].loss).all():
-            return "diverged"
         stop = self.stop
         if validation is not None:
             value = validation[f"full/{stop.metric}"]

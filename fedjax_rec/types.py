@@ -87,7 +87,8 @@ class LocalBatches(NamedTuple):
     """How a client's data is cut into local batches: a pure function of (client, t).
 
     Contract: batch `t` names the same rows in every local epoch of a round, and no row stands in two batches.
-    So a row is visited once per epoch, and one client's rows never collide.
+    So a row is visited once per epoch, and one client's rows never collide. `num_batches` is integer arithmetic
+    only: it is called with arrays, and with a Python integer to size the lanes' working rows.
     """
 
     num_batches: Callable[[Any], Any]  # number of examples -> local batches in an epoch
@@ -114,12 +115,15 @@ class ClientWork(NamedTuple):
     )
 
 
+Score = Callable[[PyTree, Server], jax.Array]
+
+
 class Model(NamedTuple):
     """What is learnt: how it starts and how it scores."""
 
     init_private: Callable[[Key], PyTree]  # one client's private leaves
     init_server: Callable[[Key, Any], Server]  # (key, population) -> global parameters
-    score: Callable[[PyTree, Server], jax.Array]  # (private, server) -> float32[I], for one client
+    score: Score | None = None  # (private, server) -> float32[I], for one client; None: not a recommender
 
 
 class Totals(NamedTuple):
@@ -171,6 +175,6 @@ class Algorithm(NamedTuple):
 
     init: Callable[[Key, Any], State]  # (key, population) -> State
     round: Callable[[Key, State, Any], tuple[State, RoundInfo]]  # (key, state, population) -> state, info
-    score: Callable[[PyTree, Server], jax.Array]  # (private, server) -> float32[I], for one client
+    score: Score | None  # (private, server) -> float32[I], for one client
     model: Model
     work: ClientWork

@@ -1,11 +1,11 @@
 """FedMF in plain numpy and float64: slow, short, and written from the papers; an oracle for the compiled engine.
 
 McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized data", algorithm 1, on
-the model of Koren et al. 2009, "Matrix factorization techniques for recommender systems", eq. 3 and 5. Python loops
-run over clients, epochs, batches and examples. Nothing is sparse here: every client trains a dense copy of the
-whole model, so a row that no batch of the client touches stays put because its gradient is 0, and momentum and
-Adam go on moving a row that some *other* batch of the client touched. That the row-sparse engine agrees is the
-point of the test.
+the model of Koren et al. 2009, "Matrix factorization techniques for recommender systems", eq. 4 and 5. Python
+loops run over clients, epochs, batches and examples. Nothing is sparse here: every client trains a dense copy of
+the whole model, so a row that no batch of the client touches stays put because its gradient is 0, and momentum
+and Adam go on moving a row that some *other* batch of the client touched. That the row-sparse engine agrees is
+the point of the test.
 
 One round, algorithm 1 with the server rule of Reddi et al. 2021, "Adaptive federated optimization", algorithm 1:
 
@@ -135,7 +135,7 @@ def mse(
 
 
 def score(values: Values, item: int) -> float:
-    """Koren et al. 2009, eq. 3 and 4: m + b_u + b_i + p_u . q_i, of which each bias may be missing."""
+    """Koren et al. 2009, eq. 4: m + b_u + b_i + p_u . q_i, of which each bias may be missing."""
     bias = sum(float(values[name]) for name in ("intercept", "user_bias") if name in values)
     if "item_bias" in values:
         bias += float(values["item_bias"][item])
@@ -145,8 +145,8 @@ def score(values: Values, item: int) -> float:
 def gradient(setting: Setting, values: Values, batch: Batch, client: Client) -> tuple[Values, float, int]:
     """Gradient of the summed loss plus lambda / 2 (|p_u|^2 + b_u^2 + |q_i|^2 + b_i^2) for each item touched.
 
-    Koren et al. 2009, eq. 5 (the derivatives are those of Koren's stochastic gradient descent, p. 45): with e the
-    loss's derivative in the score, e q_i + lambda p_u for the user and e p_u + lambda q_i for the item.
+    Koren et al. 2009, eq. 5 and their "stochastic gradient descent": with e the loss's derivative in the score,
+    e q_i + lambda p_u for the user and e p_u + lambda q_i for the item.
 
     Returns:
         the gradient (dense), the regularised loss, and the number of the loss's examples.
@@ -214,7 +214,7 @@ def sgd(rate: float) -> Optimizer:
 
 
 def momentum(rate: float, beta: float = 0.9) -> Optimizer:
-    """v <- beta v + g, w <- w - a v (Hsu et al. 2019, section 4.3, FedAvgM on the server)."""
+    """v <- beta v + g, w <- w - a v (FedAvgM on the server: Hsu et al. 2019)."""
 
     def step(g: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         v = beta * v + g
@@ -237,14 +237,22 @@ def adam(rate: float, b1: float = 0.9, b2: float = 0.999, tau: float = 1e-8) -> 
     return Optimizer(start, step)
 
 
-def yogi(rate: float, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3, first: float = 1e-6) -> Optimizer:
-    """Zaheer et al. 2018, algorithm 2: v <- v - (1 - beta_2) sign(v - g^2) g^2; FedYogi in Reddi et al. 2021.
+def yogi(
+    rate: float,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    tau: float = 1e-3,
+    first: float = 1e-6,
+    first_mean: float = 1e-6,
+) -> Optimizer:
+    """Zaheer et al. 2018, algorithm 2: v <- v - (1 - beta_2) sign(v - g^2) g^2.
 
-    As in optax, both moments start at `first` and both are corrected as Adam's, which the papers do not do.
+    On the server this is FedYogi (Reddi et al. 2021, algorithm 2). As in optax, *both* moments start at 1e-6, and
+    both are corrected as Adam's, which the papers do not do.
     """
 
     def start(shape: tuple[int, ...]) -> tuple[int, np.ndarray, np.ndarray]:
-        return 0, np.full(shape, first), np.full(shape, first)
+        return 0, np.full(shape, first_mean), np.full(shape, first)
 
     def step(g: np.ndarray, memory: tuple) -> tuple[np.ndarray, tuple]:
         t, m, v = memory
@@ -276,8 +284,7 @@ def weighted_sum(deltas: Sequence[Values], weights: Sequence[float]) -> Values:
     """sum_i weight_i delta_i, one client after another."""
     result = {name: np.zeros_like(array) for name, array in deltas[0].items()}
     for delta, weight in zip(deltas, weights, strict=True):
-        for name in result:
-            result[name] = result[name] + weight * delta[name]
+        result = {name: array + weight * delta[name] for name, array in result.items()}
     return result
 
 

@@ -1,6 +1,7 @@
 """The seed example follows its rule: the library's rounds equal plain numpy, forward and backward by hand."""
 
 import runpy
+import sys
 
 import jax
 import numpy as np
@@ -93,8 +94,9 @@ def test_devices_in_another_order_give_the_same_model(trained: Trained):
     assert distance(seed_example.to_numpy(run(jax.random.key(seed_example.SEED))), trained[1]) < 1e-5
 
 
-def test_command(capsys: pytest.CaptureFixture[str]):
+def test_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """`python -m experiments.seed_example.run` prints the loss of every tenth round and the comparison."""
+    monkeypatch.delitem(sys.modules, "experiments.seed_example.run")  # runpy warns of a second copy
     runpy.run_module("experiments.seed_example.run", run_name="__main__", alter_sys=True)
     printed = capsys.readouterr().out
     table = [line.split() for line in printed.splitlines()[1:12]]

@@ -22,7 +22,7 @@ from flax import linen as nn
 
 import fedjax_rec as fr
 from experiments.seed_example.by_hand import Device, Network, distance, mean_loss, train, train_in_sequence
-from fedjax_rec.types import Batch, Client, Key, LocalBatches, PyTree
+from fedjax_rec.types import Batch, Client, Key, LocalBatches
 
 SIZES = (8, 16, 32, 64)  # examples on each of the N = 4 devices
 NUM_FEATURES = 5
@@ -61,20 +61,13 @@ def to_population(devices: Sequence[Device]) -> fr.Population:
         devices: N of them.
 
     Returns:
-        a population with examples "features" [M, d] and "targets" [M], and no real items.
+        a population with examples "features" [M, d] and "targets" [M], and no items.
     """
-    sizes = [len(device.targets) for device in devices]
-    return fr.Population(
-        examples={
-            "features": jnp.concatenate([device.features for device in devices]),
-            "targets": jnp.concatenate([device.targets for device in devices]),
-        },
-        offsets=jnp.asarray(np.cumsum([0, *sizes]), jnp.int32),
-        membership=jnp.zeros(0, jnp.int32),
-        num_items=1,
-        max_examples=max(sizes),
-        bitmap=False,
-    )
+    examples = {
+        "features": np.concatenate([device.features for device in devices]),
+        "targets": np.concatenate([device.targets for device in devices]),
+    }
+    return fr.Population.from_arrays(examples, np.array([len(device.targets) for device in devices]))
 
 
 def full_batch(size: int) -> LocalBatches:
@@ -95,8 +88,8 @@ def full_batch(size: int) -> LocalBatches:
         data = {
             name: leaf.at[place].get(mode="fill", fill_value=0) for name, leaf in population.examples.items()
         }
-        no_row = jnp.full(1, population.num_items)  # the id of an empty slot
-        return Batch(no_row, {**data, "mask": held.astype(jnp.float32)})
+        no_rows = jnp.zeros(0, jnp.int32)
+        return Batch(no_rows, {**data, "mask": held.astype(jnp.float32)})
 
     return LocalBatches(lambda num_examples: -(-num_examples // size), batch)
 
@@ -131,13 +124,10 @@ def make_algorithm(size: int, *, local_rate: float = 1.0, server_rate: float = R
 
     def init_server(key: Key, population: fr.Population) -> fr.Server:
         example = population.examples["features"][:1]
-        return fr.Server(NETWORK.init(key, example), {"unused": jnp.zeros(population.num_items)})
-
-    def score(private: PyTree, server: fr.Server) -> jax.Array:
-        raise NotImplementedError("this network is a regression: it has no items to score")
+        return fr.Server(NETWORK.init(key, example), {})
 
     return fr.federate(
-        fr.Model(lambda key: {}, init_server, score),  # noqa: ARG005 - a client keeps nothing private
+        fr.Model(lambda key: {}, init_server),  # noqa: ARG005 - a client keeps nothing private
         fr.local_training(mean_squared_error, optax.sgd(local_rate), full_batch(size)),
         sampler=fr.samplers.everyone(),
         aggregator=fr.aggregators.total(),

@@ -20,6 +20,9 @@ def make_evaluator(algorithm: Algorithm, split: Split, *, which: str = "test") -
     Returns:
         State -> Ranks, float32[N] each.
 
+    Raises:
+        ValueError: if the algorithm's model does not score items.
+
     Example:
         >>> import fedjax_rec as fr
         >>> split = fr.leave_one_out(fr.load_dataset("synthetic"))
@@ -28,11 +31,14 @@ def make_evaluator(algorithm: Algorithm, split: Split, *, which: str = "test") -
         >>> make_evaluator(algorithm, split)(state).full.shape == (split.num_users,)
         True
     """
+    score = algorithm.score
+    if score is None:
+        raise ValueError("this algorithm's model has no `score`, so it cannot rank items")
 
     def score_block(params: tuple[PyTree, Server], users: jax.Array) -> jax.Array:
         private, server = params
         block = jax.tree.map(lambda p: p[users], private)
-        return jax.vmap(algorithm.score, in_axes=(0, None))(block, server)
+        return jax.vmap(score, in_axes=(0, None))(block, server)
 
     rank = make_ranker(split, score_block, which=which)
     return lambda state: rank((state.private, state.server))

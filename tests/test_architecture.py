@@ -1,0 +1,63 @@
+"""Imports go down only, and `import fedjax_rec` needs five packages."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedjax_rec
+
+ROOT = Path(fedjax_rec.__file__).parent
+FLOORS = {
+    "types": 0, "permutation": 0, "tables": 0, "data": 0,
+    "population": 1, "batches": 1, "local": 1, "engine": 1, "samplers": 1, "aggregators": 1, "servers": 1,
+    "evaluation": 1,
+    "federate": 2, "traffic": 2,
+    "simulate": 3, "algorithms": 3,
+    "settings": 4, "experiment": 4, "report": 4, "run_folder": 4, "testing": 4, "cli": 5, "__init__": 5,
+}  # fmt: skip
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path):
+    """Modules that a file imports at its top level (functions may import what they need late)."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path):
+    """A module imports its own floor or lower ones, and the data room only numpy and pandas."""
+    room = _room(path)
+    for module in _imports(path):
+        if module.startswith("fedjax_rec."):
+            other = module.split(".")[1]
+            assert FLOORS[other] <= FLOORS[room], f"{room} (floor {FLOORS[room]}) imports {module}"
+            assert room != "data" or other == "data"
+        if room == "data":
+            assert module.split(".")[0] not in {"jax", "flax", "optax"}, f"data imports {module}"
+
+
+def test_import_needs_five_packages_only():
+    """Optional libraries are imported where they are used: without them `import fedjax_rec` still works."""
+    code = (
+        "import sys\n"
+        "for name in ('tqdm', 'matplotlib', 'pyarrow', 'orbax', 'nbclient', 'pytest'): sys.modules[name] = None\n"
+        "import fedjax_rec"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_long_files():
+    """A file of more than 450 lines has a second room in it."""
+    assert [p.name for p in MODULES if len(p.read_text(encoding="utf-8").splitlines()) > 450] == []

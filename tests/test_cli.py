@@ -1,0 +1,214 @@
+"""The command line: run folders, help, and one-line errors with status 2."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import fedjax_rec as fr
+from fedjax_rec.cli import main
+from fedjax_rec.settings import Settings
+
+FILES = [
+    "config.json",
+    "curves.png",
+    "history.csv",
+    "model.npz",
+    "per_user.npz",
+    "protocol.json",
+    "result.json",
+]
+SMALL = ["--rounds", "40", "--dim", "8"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A small run on the embedded default, with a refit."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["run", *SMALL, "--refit", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_run_folder_is_complete(run):
+    """All files are there, and nothing else."""
+    assert sorted(path.name for path in run.iterdir()) == FILES
+    assert [path for path in run.parent.iterdir() if path != run] == []
+
+
+def test_result_has_every_promised_key(run):
+    """`result.json` carries the promised keys, finite and sensible."""
+    result = json.loads((run / "result.json").read_text())
+    promised = (
+        "dataset algorithm protocol_id seed rounds seconds compile_seconds clients_per_second lane_efficiency "
+        "num_compilations bytes_up_per_client bytes_down_per_client metrics baselines versions"
+    )
+    assert set(promised.split()) <= set(result)
+    assert result["num_compilations"] == 1
+    assert 0.5 < result["lane_efficiency"] <= 1
+    assert result["bytes_up_per_client"] > result["bytes_down_per_client"] > 0
+    for part in ("full", "sampled99"):
+        test, floor = result["metrics"]["test"][part], result["baselines"]["popularity"][part]
+        ceiling = result["baselines"]["best_reachable"][part]
+        for metric in ("hr@10", "ndcg@10", "mrr@10"):
+            assert floor[metric] < test[metric] < ceiling[metric]
+        assert result["metrics"]["validation"][part]["hr@10"] > 0
+    protocol = json.loads((run / "protocol.json").read_text())
+    assert protocol["protocol_id"] == result["protocol_id"]
+    assert protocol["refit"] is True
+    assert Settings(**json.loads((run / "config.json").read_text())).dim == 8
+
+
+def test_per_user_ranks_give_the_reported_metric(run):
+    """HR@10 recomputed from `per_user.npz` is the one in `result.json`."""
+    with np.load(run / "per_user.npz", allow_pickle=False) as users:
+        ranks = users["rank_full"]
+        assert len(users["user_ids"]) == len(ranks) == len(users["test_item_ids"])
+    result = json.loads((run / "result.json").read_text())
+    assert (ranks < 10).mean() == pytest.approx(result["metrics"]["test"]["full"]["hr@10"])
+
+
+def test_history_has_a_row_a_round(run):
+    """`history.csv` has all rounds, and validation metrics at the evaluated ones."""
+    table = pd.read_csv(run / "history.csv")
+    assert table["round"].tolist() == list(range(1, 41))
+    assert table["validation/full/ndcg@10"].notna().sum() == 2
+
+
+def test_recommendations_by_external_id(run):
+    """`load` and `top_k` recommend unseen items, best first, as the evaluation ranked them."""
+    model = fr.load(run)
+    user = str(model.user_ids[5])
+    best = fr.top_k(model, user, 7)
+    scores = [score for _, score in best]
+    assert len(best) == 7
+    assert scores == sorted(scores, reverse=True)
+    seen = set(model.item_ids[model.items[model.offsets[5] : model.offsets[6]]])
+    assert not seen & {item for item, _ in best}
+    with np.load(run / "per_user.npz", allow_pickle=False) as users:
+        hits = [
+            users["test_item_ids"][row] in {str(i) for i, _ in fr.top_k(model, model.user_ids[row], 10)}
+            for row in range(60)
+        ]
+        np.testing.assert_array_equal(hits, users["rank_full"][:60] < 10)
+    with pytest.raises(ValueError, match="unknown user 'nobody'"):
+        fr.top_k(model, "nobody")
+    assert len(fr.top_k(model, user, 10**6)) == len(model.item_ids) - len(seen)
+
+
+def test_same_seed_same_result(run, tmp_path):
+    """A second run of the same settings has the same numbers; another seed has others."""
+    first = json.loads((run / "result.json").read_text())
+    for seed, same in ((0, True), (1, False)):
+        folder = tmp_path / str(seed)
+        main(["run", *SMALL, "--refit", "--seed", str(seed), "--out", str(folder)])
+        other = json.loads((folder / "result.json").read_text())
+        assert (other["metrics"] == first["metrics"]) is same
+        assert other["protocol_id"] == first["protocol_id"]
+
+
+def test_table_is_printed(tmp_path, capsys):
+    """The run ends with the table and its folder; progress goes to standard error."""
+    main(["run", "--rounds", "2", "--eval-every", "1", "--dim", "4", "--out", str(tmp_path / "r")])
+    out, err = capsys.readouterr()
+    assert re.search(r"fedmf \(federated\) +0\.\d{4}", out)
+    assert "Popularity" in out
+    assert "best reachable" in out
+    assert "clients/s" in err
+    assert "val ndcg@10" in err
+
+
+def test_help_shows_every_setting_and_default(capsys):
+    """`run --help` lists each setting with its default."""
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(Settings):
+        assert f"--{field.name.replace('_', '-')}" in text
+        shown = "none" if field.default is None else str(field.default)
+        assert f"(default: {shown})" in text
+
+
+def test_data_commands(capsys):
+    """`data ls` and `data describe` print counts."""
+    assert main(["data", "ls"]) == 0
+    assert "ml-1m-loo" in capsys.readouterr().out
+    assert main(["data", "describe", "synthetic"]) == 0
+    assert "interactions" in capsys.readouterr().out
+
+
+BAD = {
+    "unknown data set": (["--dataset", "ml-100"], "did you mean 'ml-100k'"),
+    "unknown algorithm": (["--algorithm", "fedfm"], "did you mean 'fedmf'"),
+    "unknown setting": (["--round", "5"], "did you mean --rounds?"),
+    "unknown loss": (["--loss", "bec"], "did you mean 'bce'"),
+    "unknown server": (["--server", "fedadm"], "did you mean 'fedadam'"),
+    "not a number": (["--rounds", "many"], "invalid int value: 'many'"),
+    "too small": (["--dim", "0"], "dim must be at least 1, not 0"),
+    "not a finite number": (["--learning-rate", "nan"], "learning_rate must be at least 0, not nan"),
+    "large cohort": (["--cohort", "5000"], "cohort=5000 exceeds the population of 1000 clients"),
+    "divergence": (["--learning-rate", "50", "--rounds", "4", "--dim", "4"], "lower --learning-rate"),
+    "no ratings": (["--loss", "mse"], "fits ratings"),
+    "devices": (["--devices", "99"], "lower --devices"),
+    "lanes over devices": (["--devices", "2", "--lanes", "3"], "3 lanes do not divide over 2 devices"),
+    "no such folder": (["--dataset", "ml-100k", "--data-dir", "no/such"], "no/such"),
+    "no such file": (["--dataset", "no/such.csv"], "no/such.csv"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_settings(case, capsys, tmp_path, monkeypatch):
+    """One line that names the value and the way out, status 2, nothing written."""
+    monkeypatch.chdir(tmp_path)
+    arguments, message = BAD[case]
+    with pytest.raises(SystemExit) as stop:
+        main(["run", *arguments])
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+FILES_BAD = {
+    "missing column": ("user,thing\n1,2\n", ["--item", "itm"], "itm"),
+    "bad rating": ("user,item,rating\n1,2,3\n1,3,x\n", [], "data.csv:3"),
+    "nan rating": ("user,item,rating\n1,2,3\n1,3,nan\n", [], "data.csv:3"),
+    "infinite rating": ("user,item,rating\n1,2,inf\n", [], "data.csv:2"),
+    "duplicate pair": ("user,item\n1,2\n1,3\n1,2\n", [], "data.csv:4"),
+    "short line": ("user,item,rating\n1,2,3\n1\n", [], "data.csv:3"),
+    "empty file": ("", [], "data.csv"),
+    "too few events": ("user,item\n1,2\n1,3\n1,4\n2,3\n", [], "min_user_events"),
+}
+
+
+@pytest.mark.parametrize("case", FILES_BAD)
+def test_bad_files(case, capsys, tmp_path, monkeypatch):
+    """Malformed data is refused with the file and the line; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    text, arguments, message = FILES_BAD[case]
+    (tmp_path / "data.csv").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--dataset", "data.csv", *arguments])
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["data.csv"]
+
+
+def test_a_full_folder_is_not_overwritten(tmp_path, capsys):
+    """A run folder that holds something is refused before any training."""
+    (tmp_path / "note").write_text("mine")
+    with pytest.raises(SystemExit):
+        main(["run", "--out", str(tmp_path)])
+    assert "is not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+def test_load_refuses_what_is_no_run(tmp_path):
+    """The error names the missing file."""
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
+        fr.load(tmp_path)
