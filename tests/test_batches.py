@@ -67,7 +67,7 @@ def test_ratings_stay_with_their_items():
     """A shuffled rated batch keeps each item's own rating, and masks empty slots."""
     population = tiny_population()
     own = dict(zip(_own(population, 0), np.asarray(population.examples["ratings"]), strict=False))
-    seen = {}
+    seen: dict[int, float] = {}
     for batch in _all_ids(rated(4), population, 0):
         mask = np.asarray(batch.data["mask"]) > 0
         seen |= dict(zip(np.asarray(batch.ids)[mask], np.asarray(batch.data["rating"])[mask], strict=True))
