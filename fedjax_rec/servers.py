@@ -10,7 +10,11 @@ beta_1 = 0.9, beta_2 = 0.99 and tau = 1e-3 are the defaults here.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
+
+from fedjax_rec.types import PyTree
 
 TAU = 1e-3  # Reddi et al. 2021, section 5: adaptivity
 
@@ -50,62 +54,102 @@ def fedavgm(learning_rate: float = 0.3, momentum: float = 0.9) -> optax.Gradient
     return optax.sgd(learning_rate, momentum=momentum)
 
 
-def fedadam(
-    learning_rate: float = 0.01, *, b1: float = 0.9, b2: float = 0.99
+class FedOptState(NamedTuple):
+    """Moments of the aggregates, one entry per parameter."""
+
+    mean: PyTree
+    square: PyTree
+
+
+def _fedopt(
+    learning_rate: float, square: Callable[[jax.Array, jax.Array], jax.Array], b1: float, tau: float
 ) -> optax.GradientTransformation:
-    """Scale each coordinate as Adam does (with its bias correction, which the paper leaves out).
+    """Reddi et al. 2021, algorithm 2, to the letter: no bias correction, tau outside the root, v_{-1} = tau^2.
+
+    A row that nobody touched has mean 0 and stays where it is.
+    """
+
+    def init(params: PyTree) -> FedOptState:
+        return FedOptState(
+            jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda p: jnp.full_like(p, tau**2), params)
+        )
+
+    def update(descent: PyTree, state: FedOptState, params: PyTree = None) -> tuple[PyTree, FedOptState]:
+        del params
+        mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, descent)
+        squares = jax.tree.map(lambda v, g: square(v, g * g), state.square, descent)
+        steps = jax.tree.map(lambda m, v: -learning_rate * m / (jnp.sqrt(v) + tau), mean, squares)
+        return steps, FedOptState(mean, squares)
+
+    return optax.GradientTransformation(init, update)
+
+
+def fedadam(
+    learning_rate: float = 0.01, *, b1: float = 0.9, b2: float = 0.99, tau: float = TAU
+) -> optax.GradientTransformation:
+    """Scale by a moving average of squares: v <- b2 v + (1 - b2) delta^2.
 
     Args:
-        learning_rate: a.
-        b1: decay of the first moment.
-        b2: decay of the second moment.
+        learning_rate: a, the paper's eta.
+        b1: decay of the mean.
+        b2: decay of the squares.
+        tau: adaptivity, added to the root.
 
     Returns:
         an optax transformation.
 
     Example:
-        >>> rule = fedadam(0.5)
-        >>> update, _ = rule.update({"w": -2.0}, rule.init({"w": 0.0}))
-        >>> round(float(update["w"]), 2)
-        0.5
+        >>> rule = fedadam(1.0, b1=0.0, b2=0.0, tau=0.5)
+        >>> update, _ = rule.update({"w": jnp.array(-2.0)}, rule.init({"w": jnp.array(0.0)}))
+        >>> round(float(update["w"]), 4)
+        0.8
     """
-    return optax.adam(learning_rate, b1=b1, b2=b2, eps=TAU)
+    return _fedopt(learning_rate, lambda v, s: b2 * v + (1 - b2) * s, b1, tau)
 
 
 def fedyogi(
-    learning_rate: float = 0.01, *, b1: float = 0.9, b2: float = 0.99
+    learning_rate: float = 0.01, *, b1: float = 0.9, b2: float = 0.99, tau: float = TAU
 ) -> optax.GradientTransformation:
-    """Scale each coordinate as Yogi does, whose second moment moves by at most the squared aggregate.
+    """Scale by squares that move additively: v <- v - (1 - b2) delta^2 sign(v - delta^2).
 
     Args:
-        learning_rate: a.
-        b1: decay of the first moment.
-        b2: decay of the second moment.
+        learning_rate: a, the paper's eta.
+        b1: decay of the mean.
+        b2: one minus the step of the squares.
+        tau: adaptivity, added to the root.
 
     Returns:
         an optax transformation.
 
     Example:
-        >>> fedyogi().init({"w": 0.0}) is not None
-        True
+        >>> rule = fedyogi(1.0, b1=0.0, b2=0.0, tau=0.0)
+        >>> update, _ = rule.update({"w": jnp.array(-2.0)}, rule.init({"w": jnp.array(0.0)}))
+        >>> float(update["w"])
+        1.0
     """
-    return optax.yogi(learning_rate, b1=b1, b2=b2, eps=TAU)
+    return _fedopt(learning_rate, lambda v, s: v - (1 - b2) * s * jnp.sign(v - s), b1, tau)
 
 
-def fedadagrad(learning_rate: float = 0.05) -> optax.GradientTransformation:
-    """Scale each coordinate by the root of its summed squares, as Adagrad does.
+def fedadagrad(
+    learning_rate: float = 0.05, *, b1: float = 0.0, tau: float = TAU
+) -> optax.GradientTransformation:
+    """Scale by the sum of squares: v <- v + delta^2.
 
     Args:
-        learning_rate: a.
+        learning_rate: a, the paper's eta.
+        b1: decay of the mean; the paper uses 0 here.
+        tau: adaptivity, added to the root.
 
     Returns:
         an optax transformation.
 
     Example:
-        >>> fedadagrad().init({"w": 0.0}) is not None
-        True
+        >>> rule = fedadagrad(1.0, tau=0.0)
+        >>> update, _ = rule.update({"w": jnp.array(-2.0)}, rule.init({"w": jnp.array(0.0)}))
+        >>> float(update["w"])
+        1.0
     """
-    return optax.adagrad(learning_rate, initial_accumulator_value=0.0, eps=TAU)
+    return _fedopt(learning_rate, jnp.add, b1, tau)
 
 
 class Rule(NamedTuple):

@@ -56,7 +56,9 @@ class Settings:
     learning_rate: float = _setting(0.012, "the client's learning rate", "client")
     prox: float = _setting(0.0, "FedProx's mu; 0 is FedAvg", "client")
     cohort: int | None = _setting(None, "clients in a round; a tenth of all, between 200 and 1,000", "server")
-    aggregator: str = _setting("sum", "how updates are summed", "server", tuple(AGGREGATORS))
+    aggregator: str | None = _setting(
+        None, "how updates are summed; by default sum, for mse touchers", "server", tuple(AGGREGATORS)
+    )
     server: str = _setting("fedavg", "server rule", "server", tuple(SERVERS))
     server_learning_rate: float | None = _setting(
         None, "its learning rate; by rule: fedavg 1.0, ...", "server"
@@ -88,7 +90,7 @@ _LEAST = {
 def _check(field: dataclasses.Field, value: Any) -> None:
     name = field.name
     choices = field.metadata["choices"]
-    if choices and value not in choices:
+    if choices and value is not None and value not in choices:
         hint = f"did you mean {nearest(str(value), choices)!r}?"
         raise ValueError(f"unknown {name} {value!r}; {hint} known: {', '.join(choices)}")
     if name in _LEAST and value is not None and not value >= _LEAST[name]:

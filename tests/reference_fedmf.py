@@ -237,29 +237,32 @@ def adam(rate: float, b1: float = 0.9, b2: float = 0.999, tau: float = 1e-8) -> 
     return Optimizer(start, step)
 
 
-def yogi(
-    rate: float,
-    b1: float = 0.9,
-    b2: float = 0.99,
-    tau: float = 1e-3,
-    first: float = 1e-6,
-    first_mean: float = 1e-6,
+def fedopt(
+    rate: float, square: Callable[[np.ndarray, np.ndarray], np.ndarray], b1: float, tau: float
 ) -> Optimizer:
-    """Zaheer et al. 2018, algorithm 2: v <- v - (1 - beta_2) sign(v - g^2) g^2.
-
-    On the server this is FedYogi (Reddi et al. 2021, algorithm 2). As in optax, *both* moments start at 1e-6, and
-    both are corrected as Adam's, which the papers do not do.
-    """
-
-    def start(shape: tuple[int, ...]) -> tuple[int, np.ndarray, np.ndarray]:
-        return 0, np.full(shape, first_mean), np.full(shape, first)
+    """Reddi et al. 2021, algorithm 2: m and v as there, v starts at tau^2, w <- w - a m / (sqrt(v) + tau)."""
 
     def step(g: np.ndarray, memory: tuple) -> tuple[np.ndarray, tuple]:
-        t, m, v = memory
-        t, m, v = t + 1, b1 * m + (1 - b1) * g, v - (1 - b2) * np.sign(v - g**2) * g**2
-        return -rate * corrected(m, b1, t) / (np.sqrt(corrected(v, b2, t)) + tau), (t, m, v)
+        m, v = memory
+        m, v = b1 * m + (1 - b1) * g, square(v, g**2)
+        return -rate * m / (np.sqrt(v) + tau), (m, v)
 
-    return Optimizer(start, step)
+    return Optimizer(lambda shape: (np.zeros(shape), np.full(shape, tau**2)), step)
+
+
+def fedadam(rate: float, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3) -> Optimizer:
+    """v <- b2 v + (1 - b2) g^2."""
+    return fedopt(rate, lambda v, s: b2 * v + (1 - b2) * s, b1, tau)
+
+
+def fedyogi(rate: float, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3) -> Optimizer:
+    """v <- v - (1 - b2) g^2 sign(v - g^2)."""
+    return fedopt(rate, lambda v, s: v - (1 - b2) * s * np.sign(v - s), b1, tau)
+
+
+def fedadagrad(rate: float, b1: float = 0.0, tau: float = 1e-3) -> Optimizer:
+    """v <- v + g^2."""
+    return fedopt(rate, lambda v, s: v + s, b1, tau)
 
 
 def corrected(moment: np.ndarray, decay: float, t: int) -> np.ndarray:

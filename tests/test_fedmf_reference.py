@@ -1,14 +1,15 @@
 """The engine in float32 against the numpy reference in float64 (law 12): every kind of leaf, and the loss.
 
-Tolerances. Leaves are compared on what training *moved*, |engine - reference| <= tolerance * max |moved| + 2 ulp,
-where an ulp is float32's rounding of the leaf's largest value: parameters are stored in float32 after every step.
+Tolerances. A leaf may differ by `tolerance` x the largest change that training made in it, plus a few ulp: an ulp
+is float32's rounding of the leaf's largest value, for parameters are stored in float32 after every step.
 
-* `TOLERANCE`, 1e-5, is the suite's float32 tolerance.
-* `ADAPTIVE`, 5e-5, is for the rules that divide by something small.
-  Local Adam: optax computes 1 - beta_2^t in float32, with a relative error of up to 2^-24 / 0.001 = 6e-5, of which
-  the root leaves half. Rounded in the same way, the reference agrees to 1e-6.
-  FedAdam, FedYogi, FedAdagrad: where a row's aggregate is far below tau = 1e-3, its update is about rate times
-  aggregate / tau, and a client's delta w - M carries the rounding of w, 3e-8 for |w| below 1: 3e-5 of the rate.
+* 1e-5 and 2 ulp, the suite's float32 tolerance, wherever the rule is smooth.
+* 5e-5 for local Adam: optax computes 1 - beta_2^t in float32, with a relative error of up to 2^-24 / 0.001 = 6e-5,
+  of which the root leaves half. (Rounded in the same way, the reference agrees to 1e-6.)
+* rate / tau ulp for FedAdam and FedYogi: where an aggregate is far below tau their update is rate / tau times the
+  aggregate, and a delta w - M carries the rounding of w.
+
+The rates keep the rounds stable: the sum of nine clients overshoots with larger ones, and doubles every rounding.
 """
 
 from functools import cache
@@ -31,12 +32,15 @@ from fedjax_rec.types import State as EngineState
 from tests import reference_fedmf as ref
 
 ROUNDS, ITEMS, DIM, COHORT, LANES = 3, 29, 4, 9, 3
-TOLERANCE, ADAPTIVE = 1e-5, 5e-5
+TOLERANCE, ADAM_TOLERANCE, ULPS = 1e-5, 5e-5, 2.0
 HISTORIES = (15, 1, 7, 0, 3, 12, 2, 5, 9, 4, 1, 8)  # client 3 has no data
 NEGATIVES = 3  # the longest history asks for 45 negatives of 29 items, so that some positives have none
 BATCH = {"bce": 8, "bpr": 8, "mse": 4}  # 2 positives or 4 ratings in a batch
-RATE, REGULARISATION, MU, RATE_A = 0.05, 0.02, 0.3, 0.1
+RATE, REGULARISATION, MU = 0.05, 0.02, 0.3
+SERVER_RATE, ADAPTIVE_RATE = 0.1, 0.05
 SEED = 7
+# two dozen programs are compiled for a few milliseconds of work each: spare LLVM's optimiser
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 OBJECTIVES = {"bce": ref.bce, "bpr": ref.bpr, "mse": ref.mse}
 LOCALS: dict[str, tuple[optax.GradientTransformation, ref.Optimizer]] = {
@@ -52,12 +56,15 @@ AGGREGATES = {
     "touchers": ref.mean_of_touchers,
 }
 RULES: dict[str, tuple[optax.GradientTransformation, ref.Optimizer]] = {
-    "fedavg": (servers.fedavg(RATE_A), ref.sgd(RATE_A)),
-    "fedavgm": (servers.fedavgm(RATE_A), ref.momentum(RATE_A)),
-    "fedadam": (servers.fedadam(0.05), ref.adam(0.05, b2=0.99, tau=servers.TAU)),
-    "fedyogi": (servers.fedyogi(0.05), ref.yogi(0.05, b2=0.99, tau=servers.TAU)),
-    "fedadagrad": (servers.fedadagrad(0.05), ref.adagrad(0.05, first=0.0, inside=servers.TAU)),
+    "fedavg": (servers.fedavg(SERVER_RATE), ref.sgd(SERVER_RATE)),
+    "fedavgm": (servers.fedavgm(SERVER_RATE), ref.momentum(SERVER_RATE)),
+    "fedadam": (servers.fedadam(ADAPTIVE_RATE), ref.fedadam(ADAPTIVE_RATE)),
+    "fedyogi": (servers.fedyogi(ADAPTIVE_RATE), ref.fedyogi(ADAPTIVE_RATE)),
+    "fedadagrad": (servers.fedadagrad(ADAPTIVE_RATE), ref.fedadagrad(ADAPTIVE_RATE)),
 }
+
+
+ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")  # these multiply what is far below tau by rate / tau
 
 
 class Case(NamedTuple):
@@ -113,11 +120,16 @@ def population() -> Population:
 def draw_cohorts(*, rated: bool, cohort: int = COHORT) -> tuple[tuple[ref.Client, ...], ...]:
     """Each round's clients with the items of their batches: all the randomness that both sides share."""
     key, data = jax.random.key(SEED), population()
+
+    @jax.jit
+    def name(turn: jax.Array) -> Any:
+        ids, _ = uniform(cohort)(jax.random.fold_in(stream(key, "cohort"), turn), len(HISTORIES))
+        return name_clients(jax.random.fold_in(stream(key, "client"), turn), ids, data)
+
     batch = jax.jit(make_engine(Case("mse" if rated else "bce")).work.batches.batch)
     rounds = []
     for turn in range(ROUNDS):
-        ids, _ = uniform(cohort)(jax.random.fold_in(stream(key, "cohort"), turn), len(HISTORIES))
-        names = name_clients(jax.random.fold_in(stream(key, "client"), turn), ids, data)
+        names = jax.tree.map(np.asarray, name(jnp.int32(turn)))
         clients = [jax.tree.map(lambda leaf, i=i: leaf[i], names) for i in range(cohort)]
         rounds.append(tuple(draw_client(batch, client, rated=rated) for client in clients))
     return tuple(rounds)
@@ -162,7 +174,7 @@ def run_engine(case: Case) -> tuple[list[EngineState], list[float]]:
     """The states, the first one included, and the loss of each round."""
     algorithm, key = make_engine(case), jax.random.key(SEED)
     states, losses = [algorithm.init(key, population())], []
-    one_round = jax.jit(algorithm.round)
+    one_round = jax.jit(algorithm.round, compiler_options=QUICK)
     for _ in range(ROUNDS):
         state, info = one_round(key, states[-1], population())
         states.append(state)
@@ -181,25 +193,42 @@ def run_reference(case: Case, setting: ref.Setting) -> tuple[list[ref.Values], l
     return states, losses
 
 
-def deviations(got: ref.Values, wanted: ref.Values, start: ref.Values) -> dict[str, float]:
-    """Of each leaf max |got - wanted|, less 2 ulp of the leaf, as a share of what training moved."""
+def allowance(case: Case) -> tuple[float, float]:
+    """Tolerance and ulps of a case; see the top of this file."""
+    if case.local == "adam":
+        return ADAM_TOLERANCE, ULPS
+    return TOLERANCE, ADAPTIVE_RATE / servers.TAU if case.server in ADAPTIVE else ULPS
+
+
+def deviations(
+    got: ref.Values, wanted: ref.Values, start: ref.Values, allowed: tuple[float, float]
+) -> dict[str, float]:
+    """Of each leaf, the largest difference as a share of what is allowed."""
+    tolerance, ulps = allowed
     result = {}
     for name, array in wanted.items():
-        ulp = np.finfo(np.float32).eps * np.abs(array).max()
+        slack = ulps * np.finfo(np.float32).eps * np.abs(array).max()
         moved = np.abs(array - start[name]).max()
-        result[name] = float((np.abs(got[name] - array).max() - 2 * ulp) / moved)
+        result[name] = float(np.abs(got[name] - array).max() / (tolerance * moved + slack))
     return result
 
 
-def check(case: Case, tolerance: float = TOLERANCE, setting: ref.Setting | None = None) -> None:
-    """Compare every leaf and the loss after every round, with the case's own setting unless told otherwise."""
+def compare(case: Case, setting: ref.Setting) -> list[dict[str, float]]:
+    """The deviations of every leaf and of the loss after every round; none above 1 means agreement."""
     states, losses = run_engine(case)
-    wanted_states, wanted_losses = run_reference(case, setting or make_setting(case))
+    wanted_states, wanted_losses = run_reference(case, setting)
+    allowed, rounds = allowance(case), []
     for turn in range(ROUNDS):
         got = flatten(*read(states[turn + 1]))
-        apart = deviations(got, wanted_states[turn + 1], wanted_states[0])
-        apart["loss"] = abs(losses[turn] / wanted_losses[turn] - 1)
-        assert max(apart.values()) < tolerance, f"round {turn + 1}: {apart}"
+        apart = deviations(got, wanted_states[turn + 1], wanted_states[0], allowed)
+        rounds.append(apart | {"loss": abs(losses[turn] / wanted_losses[turn] - 1) / allowed[0]})
+    return rounds
+
+
+def check(case: Case) -> None:
+    """Require that engine and reference agree after every round."""
+    rounds = compare(case, make_setting(case))
+    assert all(max(apart.values()) <= 1 for apart in rounds), rounds
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
@@ -216,7 +245,7 @@ def test_a_model_without_item_biases_equals_the_reference():
 @pytest.mark.parametrize("local", LOCALS)
 def test_each_local_optimizer_equals_the_reference(local):
     """Dense training of a client's rows: momentum and Adam move rows of the other batches too."""
-    check(Case(local=local), ADAPTIVE if local == "adam" else TOLERANCE)
+    check(Case(local=local))
 
 
 @pytest.mark.parametrize("local", ["sgd", "momentum"])
@@ -232,7 +261,7 @@ def test_each_aggregator_equals_the_reference(aggregator):
 
 @pytest.mark.parametrize("server", RULES)
 def test_each_server_rule_equals_the_reference(server):
-    check(Case(server=server), TOLERANCE if server in ("fedavg", "fedavgm") else ADAPTIVE)
+    check(Case(server=server))
 
 
 @pytest.mark.parametrize("lanes", [1, 3, 12])
@@ -250,9 +279,9 @@ def test_the_server_adds_the_sum_of_the_updates_to_the_letter():
         start, private = read(states[turn])
         clients = [client for client in cohort if client.ratings]
         _, sent, _ = ref.train_cohort(setting, ref.first_state(setting, start, private), clients)
-        wanted = {name: start[name] + RATE_A * sum(delta[name] for delta in sent) for name in start}
+        wanted = {name: start[name] + SERVER_RATE * sum(delta[name] for delta in sent) for name in start}
         got, _ = read(states[turn + 1])
-        assert max(deviations(got, wanted, start).values()) < TOLERANCE
+        assert max(deviations(got, wanted, start, (TOLERANCE, ULPS)).values()) <= 1
 
 
 def resting(optimizer: ref.Optimizer) -> ref.Optimizer:
@@ -272,25 +301,37 @@ SLIPS: dict[str, tuple[Case, dict[str, Any]]] = {
         {"local": resting(ref.momentum(RATE))},
     ),
     "Adam forgets the rows of other batches": (Case(local="adam"), {"local": resting(ref.adam(RATE))}),
-    "FedProx pulls too weakly": (Case(prox=MU), {"prox": 0.999 * MU}),
     "the regularisation is a little off": (Case(), {"regularisation": 1.01 * REGULARISATION}),
     "an epoch too few": (Case(), {"epochs": 1}),
     "rows are averaged over everybody": (Case(aggregator="touchers"), {"aggregate": ref.mean}),
     "clients weigh the same": (Case(aggregator="examples"), {"aggregate": ref.mean}),
-    "FedYogi's first moment starts at 0": (
-        Case(server="fedyogi"),
-        {"server": ref.yogi(0.05, tau=servers.TAU, first_mean=0.0)},
+    "FedYogi is FedAdam": (Case(server="fedyogi"), {"server": ref.fedadam(ADAPTIVE_RATE)}),
+    "FedAdam corrects its bias": (
+        Case(server="fedadam"),
+        {"server": ref.adam(ADAPTIVE_RATE, b2=0.99, tau=servers.TAU)},
     ),
-    "FedAdagrad adds tau outside the root": (
+    "FedAdagrad's tau is off": (
         Case(server="fedadagrad"),
-        {"server": ref.adagrad(0.05, first=0.0, inside=servers.TAU**2)},
+        {"server": ref.fedadagrad(ADAPTIVE_RATE, tau=1.1 * servers.TAU)},
     ),
 }
 
 
 @pytest.mark.parametrize("slip", SLIPS)
 def test_the_comparison_notices_a_slip(slip):
-    """The oracle is worth something: a reference that is wrong in one place disagrees by far."""
+    """A reference that is wrong in one place disagrees, by at least ten times what is allowed."""
     case, change = SLIPS[slip]
-    with pytest.raises(AssertionError, match="round"):
-        check(case, 2 * ADAPTIVE, make_setting(case)._replace(**change))
+    rounds = compare(case, make_setting(case)._replace(**change))
+    assert max(max(apart.values()) for apart in rounds) > 10
+
+
+def test_the_comparison_notices_a_pull_on_visited_rows_only(monkeypatch):
+    """FedProx pulls back every row that the client has moved, in every step."""
+    whole = ref.pull_back
+
+    def partly(grads: ref.Values, *rest: Any) -> ref.Values:
+        return {name: np.where(grads[name] != 0, pull, 0.0) for name, pull in whole(grads, *rest).items()}
+
+    monkeypatch.setattr(ref, "pull_back", partly)
+    case = Case(prox=MU)
+    assert max(max(apart.values()) for apart in compare(case, make_setting(case))) > 10

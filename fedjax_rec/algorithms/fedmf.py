@@ -1,12 +1,12 @@
 """FedAvg on matrix factorisation (`fedmf`).
 
 McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized data", algorithm 1, on
-the model of Koren et al. 2009, "Matrix factorization techniques for recommender systems", eq. 3. The user vector
-is private and stays on its client; item vectors (and item biases) are the server's.
+the model of Koren et al. 2009, "Matrix factorization techniques for recommender systems", section "Adding biases".
+The user vector is private and stays on its client; item vectors (and item biases) are the server's.
 
 Departures from algorithm 1, each a setting or a consequence of row sparsity:
 
-* the server sums the updates by default (`sum`), where FedAvg weighs them by examples: a client touches only its
+* the server sums the updates by default (`sum`; ratings average each row over its touchers), where FedAvg weighs them by examples: a client touches only its
   own rows, so that a mean over the cohort shrinks a row's step by the share of clients that did not touch it;
 * the loss of a local batch is the *sum* over its examples, not the mean, so that a row's step does not depend on
   how many other rows share its batch;
@@ -45,17 +45,18 @@ def fedmf(
     local_optimizer: optax.GradientTransformation | None = None,
     cohort: int | None = None,
     sampler: Sampler | None = None,
-    aggregator: Aggregator | str = "sum",
+    aggregator: Aggregator | str | None = None,
     server_optimizer: optax.GradientTransformation | None = None,
     lanes: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Algorithm:
     """FedAvg on matrix factorisation, with score s = p_u . q_i + b_i.
 
-    Losses, per example, plus `regularisation / 2 * (|p_u|^2 + |q_i|^2 + b_i^2)` for every item row visited:
+    Losses, per example, plus `regularisation / 2 * (|p_u|^2 + |q_i|^2 + b_i^2 + b_u^2)` for every item row visited
+    (the intercept is free):
 
     * `bce`: -y log sigmoid(s) - (1 - y) log sigmoid(-s), positives and sampled negatives;
-    * `bpr`: -log sigmoid(s_i - s_j), each positive i against its own negatives j;
+    * `bpr`: -log sigmoid(s_i - s_j), each positive i against its own negatives j; a pair is an example;
     * `mse`: (r - m - b_u - s)^2 / 2 on ratings, with a shared intercept m and a private bias b_u.
 
     Args:
@@ -72,7 +73,8 @@ def fedmf(
         local_optimizer: any optax transformation instead of SGD.
         cohort: C, clients in a round; by default a tenth of all, between 200 and 1,000.
         sampler: who takes part, instead of `cohort` clients drawn uniformly.
-        aggregator: "sum", "mean", "examples", "touchers", or an `Aggregator`.
+        aggregator: "sum", "mean", "examples", "touchers", or an `Aggregator`; by default "sum", and "touchers"
+            for "mse", whose dense intercept every client moves.
         server_optimizer: any optax transformation; `optax.sgd(1.0)` by default.
         lanes: L; by default by the rule of 8.
         mesh: devices to split each cohort over.
@@ -93,6 +95,8 @@ def fedmf(
         >>> int(info.clients)
         2
     """
+    if aggregator is None:
+        aggregator = "touchers" if loss == "mse" else "sum"
     _check(loss, aggregator, dim=dim, num_negatives=num_negatives, batch_size=batch_size)
     rule = optax.sgd(learning_rate) if local_optimizer is None else local_optimizer
     optimizer = optax.chain(proximal(prox), rule) if prox else rule
