@@ -6,8 +6,9 @@ The user vector is private and stays on its client; item vectors (and item biase
 
 Departures from algorithm 1, each a setting or a consequence of row sparsity:
 
-* the server sums the updates by default (`sum`; ratings average each row over its touchers), where FedAvg weighs them by examples: a client touches only its
-  own rows, so that a mean over the cohort shrinks a row's step by the share of clients that did not touch it;
+* the server sums the updates by default (`sum`; with ratings it averages each row over its touchers), where FedAvg
+  weighs them by examples: a client touches only its own rows, so that a mean over the cohort shrinks a row's step
+  by the share of clients that did not touch it;
 * the loss of a local batch is the *sum* over its examples, not the mean, so that a row's step does not depend on
   how many other rows share its batch;
 * negatives are drawn once per round and reused in its local epochs, which also pass the data in one order.
