@@ -24,7 +24,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from fedjax_rec.population import Population
 from fedjax_rec.tables import add_rows, expand, num_rows, read_rows, select
-from fedjax_rec.types import Aggregator, Client, ClientWork, PyTree, Rows, Server, Totals
+from fedjax_rec.types import Aggregator, Client, ClientWork, Params, PyTree, Rows, Server, Totals
 
 AXIS = "clients"  # the mesh axis over which a cohort is split
 
@@ -167,6 +167,7 @@ def _run_sorted(
     weight: jax.Array,
 ) -> Result:
     """Run one device's sorted clients; `old` holds their private leaves, [C, ...]."""
+    work = _settle(work, population, server, old)
     queue = _make_queue(clients, num_batches, weight)
     enter = jax.vmap(work.start, in_axes=(0, 0, None))
     place = jnp.minimum(jnp.arange(lanes), queue.waiting)
@@ -224,14 +225,29 @@ def _working_rows(work: ClientWork, population: Population, server: Server, lane
     if work.epochs == 1:
         return None
 
-    def example(key: jax.Array) -> Rows:
-        zero = jnp.int32(0)
-        batch = work.batches.batch(Client(zero, zero, zero, key), population, zero)
-        return work.touch(read_rows(server.tables, batch.ids))
-
-    shapes = jax.eval_shape(example, jnp.zeros(2, jnp.uint32))
+    shapes = jax.eval_shape(work.touch, _row_shapes(work, population, server))
     most = max(1, int(work.batches.num_batches(population.max_examples)))
     return jax.tree.map(lambda s: jnp.zeros((lanes, most, *s.shape), s.dtype), shapes)
+
+
+def _row_shapes(work: ClientWork, population: Population, server: Server) -> PyTree:
+    """Shapes of the rows of one local batch."""
+
+    def example(key: jax.Array) -> PyTree:
+        zero = jnp.int32(0)
+        batch = work.batches.batch(Client(zero, zero, zero, key), population, zero)
+        return read_rows(server.tables, batch.ids)
+
+    return jax.eval_shape(example, jnp.zeros(2, jnp.uint32))
+
+
+def _settle(work: ClientWork, population: Population, server: Server, old: PyTree) -> ClientWork:
+    """Drop `idle` where it would do nothing to rows of this structure."""
+    if work.idle is None or work.rests is None:
+        return work
+    one = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), old)
+    rests = work.rests(Params(one, server.shared, _row_shapes(work, population, server)))
+    return work._replace(idle=None) if rests else work
 
 
 def _train(

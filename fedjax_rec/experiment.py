@@ -95,6 +95,8 @@ def run_experiment(
         on_stage(f"refitting on train + validation for {history.selected_round} rounds")
         split = merge_validation(split)
         state, refit_history = _train(settings, algorithm, split, history.selected_round, "last", on_block)
+        if refit_history.stopped == "diverged":
+            raise ValueError(f"the refit on train + validation diverged; {ADVICE}")
     on_stage("ranking every test item")
     test = make_evaluator(algorithm, split)(state)
     popularity = popularity_ranks(split)
@@ -166,11 +168,17 @@ def protocol_of(settings: Settings, dataset: Dataset, split: Split) -> Protocol:
     Returns:
         the protocol.
 
+    Raises:
+        ValueError: if another number of candidates is asked for than the official lists hold.
+
     Example:
         >>> protocol_of(Settings(), *load_split(Settings())).candidates
         'sampled'
     """
     official = dataset.test is not None and dataset.test.candidates is not None
+    held = split.candidates_test.shape[1]
+    if official and settings.num_candidates != held:
+        raise ValueError(f"{split.name} has official lists of {held} candidates; leave out --num-candidates")
     return Protocol(
         data_hash=split.data_hash,
         min_user_events=settings.min_user_events,

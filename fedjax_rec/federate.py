@@ -65,22 +65,24 @@ def stream(key: Key, purpose: str) -> Key:
     return jax.random.fold_in(key, PURPOSES.index(purpose))
 
 
-def choose_lanes(cohort: int) -> int:
+def choose_lanes(cohort: int, devices: int = 1) -> int:
     """The rule of 8: a lane serves eight clients, between 1 and 64 lanes.
 
     Fewer lanes waste time per step, more leave lanes idle behind the longest client.
 
     Args:
         cohort: C.
+        devices: over which they are split; every device gets as many.
 
     Returns:
         L.
 
     Example:
-        >>> choose_lanes(100), choose_lanes(1000), choose_lanes(10_000)
-        (12, 64, 64)
+        >>> choose_lanes(100), choose_lanes(1000), choose_lanes(10_000), choose_lanes(100, devices=8)
+        (12, 64, 64, 16)
     """
-    return max(1, min(64, cohort // 8))
+    lanes = max(1, min(64, cohort // 8))
+    return -(-lanes // devices) * devices
 
 
 def federate(
@@ -109,9 +111,14 @@ def federate(
     Returns:
         `init`, `round` and `score` as pure functions.
 
+    Raises:
+        ValueError: if `lanes` is below 1; in the first round, on keys that are not jax's default kind.
+
     Example:
         see `fedjax_rec.algorithms.fedmf`.
     """
+    if lanes is not None and lanes < 1:
+        raise ValueError(f"lanes must be at least 1, not {lanes}")
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
 
     def init(key: Key, population: Population) -> State:
@@ -125,7 +132,7 @@ def federate(
         cohort_key = jax.random.fold_in(stream(key, "cohort"), state.round)
         ids, alive = sampler(cohort_key, population.num_clients)
         clients = name_clients(jax.random.fold_in(stream(key, "client"), state.round), ids, population)
-        width = lanes or choose_lanes(ids.shape[0])
+        width = lanes or choose_lanes(ids.shape[0], 1 if mesh is None else mesh.size)
         result = run_cohort(
             work, aggregator, population, state.server, state.private, clients, alive, lanes=width, mesh=mesh
         )
@@ -162,6 +169,8 @@ def name_clients(key: Key, ids: jax.Array, population: Population) -> Client:
     """
     offset = population.offsets[ids]
     keys = jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(key, i)))(ids)
+    if keys.shape[1:] != (2,):
+        raise ValueError("clients draw from keys of two words; use jax.random.key(seed) without another impl")
     return Client(ids, offset, population.offsets[ids + 1] - offset, keys)
 
 

@@ -1,25 +1,27 @@
 """Local training: a loss and any optax optimizer make one client's work.
 
 Row-sparse exactness. A row that a batch does not touch has zero gradient, so training only ever needs the rows of
-the current batch *plus* what the optimizer does to rows under a zero gradient. Two cases, told apart by probing
-the optimizer once:
+the current batch *plus* what the optimizer does to rows under a zero gradient. Two cases, told apart by trying the
+optimizer on the model's own structure before the first round (`exactness`):
 
-* rows **rest** (SGD, Adagrad, gradient clipping, any schedule): nothing to do;
-* rows **move** (momentum, Adam, weight decay, FedProx's pull): the engine replays the missed zero-gradient steps
-  with `idle` when a row is next visited, and after its last visit. The result equals dense training of the
-  client's touched rows, step for step.
+* rows **rest** (SGD, Adagrad, clipping of gradients): nothing to do;
+* rows **move** (momentum, Adam, weight decay, FedProx's pull, and whatever counts steps): the engine replays the
+  missed zero-gradient steps with `idle` when a row is next visited, and after its last visit. The result equals
+  dense training of the client's touched rows, step for step.
 
-Rows that the client never touches in the round stay as they were. For weight decay this is a choice (dense
-training would shrink them too); for every other rule it is exact.
+An optimizer that looks across rows (LAMB, Adafactor) is refused. Rows that the client never touches in the round
+stay as they were: for weight decay this is a choice (dense training would shrink them too), for the rest exact.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_rec.exactness import idle_step, join_state, split_state, try_optimizer
 from fedjax_rec.types import Batch, ClientWork, Key, LocalBatches, Params, PyTree, Rows, StepInfo
 
 Loss = Callable[[Params, Batch], tuple[jax.Array, jax.Array]]  # -> summed loss, number of examples
@@ -40,14 +42,14 @@ def local_training(
         the client's work.
 
     Raises:
-        ValueError: if `epochs` is below 1.
+        ValueError: if `epochs` is below 1; in the first round, if the optimizer looks across item rows.
 
     Example:
         >>> from fedjax_rec.batches import with_negatives
         >>> def loss(params, batch):
         ...     return jnp.sum(params.tables**2), jnp.float32(1)
-        >>> local_training(loss, optax.sgd(0.1), with_negatives()).idle is None
-        True
+        >>> local_training(loss, optax.sgd(0.1), with_negatives(), epochs=2).epochs
+        2
     """
     if epochs < 1:
         raise ValueError(f"local epochs must be at least 1, not {epochs}")
@@ -65,86 +67,30 @@ def local_training(
         dense, dense_state = local
         params = dense._replace(tables=rows.values)
         (value, examples), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
-        updates, state = optimizer.update(grads, _join(dense_state, rows.memory), params)
+        updates, state = optimizer.update(grads, join_state(dense_state, rows.memory), params)
         params = optax.apply_updates(params, updates)
-        local = params._replace(tables=None), _keep_dense(state)
-        return local, Rows(params.tables, _keep_rows(state)), StepInfo(value, examples)
-
-    def idle(rows: Rows) -> Rows:
-        params = Params(None, None, rows.values)
-        updates, memory = optimizer.update(jax.tree.map(jnp.zeros_like, params), rows.memory, params)
-        return Rows(optax.apply_updates(params, updates).tables, memory)
+        dense_state, memory = split_state(state)
+        return (
+            (params._replace(tables=None), dense_state),
+            Rows(params.tables, memory),
+            StepInfo(value, examples),
+        )
 
     def finish(local: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
         params, _ = local
         return params.private, jax.tree.map(jnp.subtract, params.shared, shared)
 
-    rest = rows_rest(optimizer)
     return ClientWork(
-        batches, epochs, start, touch, step, None if rest else idle, finish, made_of=(loss, optimizer)
+        batches,
+        epochs,
+        start,
+        touch,
+        step,
+        partial(idle_step, optimizer),
+        finish,
+        rests=lambda example: try_optimizer(optimizer, example).rests,
+        made_of=(loss, optimizer),
     )
-
-
-def rows_rest(optimizer: optax.GradientTransformation) -> bool:
-    """Whether a zero gradient leaves a row and its optimizer memory alone.
-
-    Found by trying: two steps from three starts, the second with a zero gradient. An optimizer whose settings are
-    being traced (a vmap over learning rates) cannot be tried and counts as one that moves rows, which is slower
-    but always right.
-
-    Args:
-        optimizer: any optax transformation.
-
-    Returns:
-        True for SGD and Adagrad, False for momentum, Adam, weight decay, FedProx.
-
-    Example:
-        >>> rows_rest(optax.adagrad(0.1)), rows_rest(optax.adam(0.1))
-        (True, False)
-    """
-    try:
-        with jax.ensure_compile_time_eval():
-            return all(_rests(optimizer, value) for value in (-1.5, 0.75, 3.0))
-    except (jax.errors.ConcretizationTypeError, jax.errors.UnexpectedTracerError):
-        return False
-
-
-def _rests(optimizer: optax.GradientTransformation, value: float) -> bool:
-    params = Params(None, None, jnp.full((2, 3), value))
-    gradient = Params(None, None, jnp.array([[1.0, -2.0, 0.5], [0.25, 3.0, -1.0]]))
-    updates, state = optimizer.update(gradient, optimizer.init(params), params)
-    moved = optax.apply_updates(params, updates)
-    updates, after = optimizer.update(jax.tree.map(jnp.zeros_like, gradient), state, moved)
-    before_rows, after_rows = jax.tree.leaves(_only_rows(state)), jax.tree.leaves(_only_rows(after))
-    same = [bool(jnp.array_equal(a, b)) for a, b in zip(before_rows, after_rows, strict=True)]
-    return all(same) and not bool(jnp.any(updates.tables))
-
-
-def _is_params(node: Any) -> bool:
-    return isinstance(node, Params)
-
-
-def _join(dense: PyTree, rows: PyTree) -> PyTree:
-    """Optimizer state of the joint tree: dense leaves and counters from `dense`, tables from `rows`."""
-    return jax.tree.map(
-        lambda d, r: d._replace(tables=r.tables) if _is_params(d) else d, dense, rows, is_leaf=_is_params
-    )
-
-
-def _keep_dense(state: PyTree) -> PyTree:
-    return jax.tree.map(lambda s: s._replace(tables=None) if _is_params(s) else s, state, is_leaf=_is_params)
-
-
-def _keep_rows(state: PyTree) -> PyTree:
-    """State of the rows alone; counters are copied, so that a batch's rows can be replayed on their own."""
-    return jax.tree.map(
-        lambda s: Params(None, None, s.tables) if _is_params(s) else s, state, is_leaf=_is_params
-    )
-
-
-def _only_rows(state: PyTree) -> list[PyTree]:
-    nodes = jax.tree.leaves(state, is_leaf=_is_params)
-    return [node.tables for node in nodes if _is_params(node)]
 
 
 class ProximalState(NamedTuple):

@@ -86,7 +86,7 @@ class Population:
         Args:
             examples: leaves [M, ...], client after client. With the key "items" (int [M]) negatives can be drawn.
             counts: int[N], examples of each client, adding up to M.
-            num_items: I; 0 for a model without item tables.
+            num_items: I; by default the largest item + 1, or 0 without items.
 
         Returns:
             the population.
@@ -103,9 +103,14 @@ class Population:
             if len(leaf) != total:
                 raise ValueError(f"examples[{name!r}] has {len(leaf)} rows, but the counts add up to {total}")
         offsets = np.concatenate([[0], np.cumsum(counts)])
-        base = build(offsets, examples.get("items", np.arange(total)), None, num_items or total)
         arrays = {name: jnp.asarray(leaf) for name, leaf in examples.items()}
-        return dataclasses.replace(base, examples=arrays, num_items=num_items)
+        if "items" in examples:
+            items = np.asarray(examples["items"])
+            base = build(offsets, items, None, num_items or int(items.max(initial=-1)) + 1)
+            return dataclasses.replace(base, examples=arrays)
+        nobody = jnp.zeros(0, jnp.int32)
+        longest = int(np.max(counts, initial=0))
+        return cls(arrays, jnp.asarray(offsets, jnp.int32), nobody, num_items, longest, bitmap=False)
 
     @classmethod
     def from_interactions(cls, interactions: Interactions) -> "Population":
@@ -176,7 +181,8 @@ def build(
 
 def _check(items: np.ndarray, clients: np.ndarray, num_items: int) -> None:
     if len(items) and (items.min() < 0 or items.max() >= num_items):
-        raise ValueError(f"item code {items.max()} is out of range: there are {num_items} items")
+        bad = items.min() if items.min() < 0 else items.max()
+        raise ValueError(f"item code {bad} is out of range: there are {num_items} items, 0..{num_items - 1}")
     pairs = clients.astype(np.int64) * num_items + items
     if len(np.unique(pairs)) != len(pairs):
         raise ValueError("a client holds the same item twice; keep one event per (user, item) pair")

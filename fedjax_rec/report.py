@@ -18,12 +18,12 @@ def progress_bar(**options: Any) -> Callable[[Progress], None]:
         **options: for tqdm.
 
     Returns:
-        the callback; it opens a bar on its first call and closes it with the last round.
+        the callback; it opens a bar for each run and closes it when the run stops.
 
     Example:
         >>> import io
         >>> show = progress_bar(file=io.StringIO())
-        >>> show(Progress(1, 1, 10, 0.5, {"full/ndcg@10": 0.1, "full/hr@10": 0.2}, 100.0))
+        >>> show(Progress(1, 1, 10, 0.5, {"full/ndcg@10": 0.1}, 100.0, "rounds"))
     """
     with warnings.catch_warnings():  # tqdm warns where a notebook lacks its widgets; the text bar serves
         warnings.simplefilter("ignore")
@@ -39,7 +39,7 @@ def progress_bar(**options: Any) -> Callable[[Progress], None]:
             notes = {"val ndcg@10": f"{progress.validation['full/ndcg@10']:.4f}"} | notes
         bars[0].set_postfix(notes, refresh=False)
         bars[0].update(progress.round - bars[0].n)
-        if progress.round >= progress.rounds:
+        if progress.stopped:
             bars.pop().close()
 
     return show

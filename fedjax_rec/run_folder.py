@@ -14,8 +14,11 @@
 import dataclasses
 import json
 import math
+import os
+import re
 import shutil
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,27 +105,43 @@ def choose_folder(settings: Settings) -> Path:
         settings: of the run.
 
     Returns:
-        a folder that does not exist yet, or is empty.
+        the absolute path of a folder that does not exist yet, or is empty; nothing is created.
 
     Raises:
-        ValueError: if `settings.out` is a file or holds something.
+        ValueError: if nothing can be written there, or something would be overwritten.
 
     Example:
         >>> choose_folder(Settings(out="somewhere/new")).name
         'new'
     """
     if settings.out is None:
-        stem = f"{Path(settings.dataset).stem}-{settings.algorithm}"
-        free = (Path("runs") / f"{stem}-{number}" for number in range(1, 1_000_000))
-        return next(folder for folder in free if not folder.exists())
-    folder = Path(settings.out).expanduser()
+        folder = _next_free(Path("runs").absolute() / f"{Path(settings.dataset).stem}-{settings.algorithm}-1")
+    else:
+        if "\0" in settings.out:
+            raise ValueError(f"--out {settings.out!r} is no path: it holds a null character")
+        folder = Path(settings.out).expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--out {folder} exists and is not empty; name a new folder")
+    parent = next(place for place in folder.parents if place.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {folder} cannot be created: {parent} is not a folder that can be written")
+    return folder
+
+
+def _next_free(folder: Path) -> Path:
+    """The folder, or the same with the next number that is free."""
+    stem, _, number = folder.name.rpartition("-")
+    while folder.exists():
+        number = str(int(number) + 1)
+        folder = folder.with_name(f"{stem}-{number}")
     return folder
 
 
 def save(outcome: Outcome, folder: str | Path) -> Path:
     """Write a run folder, atomically: into a hidden neighbour first, which is then renamed.
+
+    Where the name was not asked for (`settings.out` is None) and another run took it meanwhile, the next free
+    number is used.
 
     Args:
         outcome: of `run_experiment`.
@@ -141,12 +160,14 @@ def save(outcome: Outcome, folder: str | Path) -> Path:
         ...     sorted(path.name for path in folder.iterdir())[:2]
         ['config.json', 'curves.png']
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         _write(outcome, draft)
         draft.chmod(0o755)
+        if outcome.settings.out is None and re.search(r"-\d+$", folder.name):
+            folder = _next_free(folder)
         if folder.exists():
             folder.rmdir()
         draft.rename(folder)
@@ -222,12 +243,19 @@ def load(folder: str | Path) -> Recommender:
     for name in ("config.json", "model.npz"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is not a run folder: {name} is missing")
+    try:
+        return _read(folder)
+    except (KeyError, TypeError, zipfile.BadZipFile, EOFError, OSError) as problem:
+        raise ValueError(f"{folder} is not a sound run folder: {problem}") from problem
+
+
+def _read(folder: Path) -> Recommender:
     settings = Settings(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
     algorithm = make_algorithm(dataclasses.replace(settings, devices=1))
-    with np.load(folder / "model.npz", allow_pickle=False) as arrays:
+    with (folder / "model.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         stored = {name: arrays[name] for name in arrays.files}
     nested = _nest({name: stored[name] for name in stored if name.startswith("params/")})
-    server = nested.get("server", {})
+    server = nested["server"]
     return Recommender(
         algorithm,
         Server(server.get("shared", {}), server.get("tables", {})),
@@ -269,7 +297,7 @@ def top_k(model: Recommender, user: Any, k: int = 10) -> list[tuple[Any, float]]
     found = np.flatnonzero(model.user_ids.astype(str) == str(user))
     if not len(found):
         raise ValueError(
-            f"unknown user {user!r}; known are {len(model.user_ids):,}, such as {model.user_ids[0]!r}"
+            f"unknown user {user!r}; known are {len(model.user_ids):,}, such as {model.user_ids[0]}"
         )
     row = int(found[0])
     score = model.algorithm.score

@@ -1,6 +1,7 @@
 """Settings of one run: every knob of the command line, with its default and its meaning, as one frozen value."""
 
 import dataclasses
+import math
 from typing import Any
 
 from fedjax_rec.aggregators import NAMES as AGGREGATORS
@@ -12,6 +13,9 @@ ALGORITHMS = ("fedmf",)  # their factories are looked up in `experiment`
 
 def _setting(default: Any, text: str, group: str, choices: tuple[str, ...] = ()) -> Any:
     return dataclasses.field(default=default, metadata={"help": text, "group": group, "choices": choices})
+
+
+_RATES = ", ".join(f"{rule.learning_rate} for {name}" for name, rule in SERVERS.items())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,9 @@ _LEAST = {
     "dim": 1, "num_negatives": 1, "batch_size": 1, "local_epochs": 1, "cohort": 1, "rounds": 1, "eval_every": 1,
     "lanes": 1, "devices": 1, "num_candidates": 1, "min_user_events": 0, "seed": 0, "protocol_seed": 0,
     "patience": 1, "regularisation": 0, "prox": 0, "init_scale": 0, "learning_rate": 0, "max_seconds": 0,
+    "server_learning_rate": 0,
 }  # fmt: skip
+_MOST = {"seed": 2**32 - 1, "protocol_seed": 2**32 - 1, "rounds": 10**6, "eval_every": 10**6}
 
 
 def _check(field: dataclasses.Field, value: Any) -> None:
@@ -93,5 +99,9 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     if choices and value is not None and value not in choices:
         hint = f"did you mean {nearest(str(value), choices)!r}?"
         raise ValueError(f"unknown {name} {value!r}; {hint} known: {', '.join(choices)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value}")
+    if name in _MOST and value > _MOST[name]:
+        raise ValueError(f"{name} must be at most {_MOST[name]:,}, not {value:,}")
     if name in _LEAST and value is not None and not value >= _LEAST[name]:
         raise ValueError(f"{name} must be at least {_LEAST[name]}, not {value}")

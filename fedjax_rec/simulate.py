@@ -6,6 +6,7 @@ compilation serves every block of a run. A run is a pure function of its key: `t
 """
 
 import math
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +19,7 @@ import pandas as pd
 
 from fedjax_rec.data.splits import Split
 from fedjax_rec.evaluation.evaluator import make_evaluator
-from fedjax_rec.evaluation.metrics import metrics_from_ranks
+from fedjax_rec.evaluation.metrics import KS, metrics_from_ranks
 from fedjax_rec.population import Population, Vocabulary, build
 from fedjax_rec.types import Algorithm, Key, RoundInfo, State
 
@@ -43,6 +44,7 @@ class Progress(NamedTuple):
     loss: float  # of the last round
     validation: Metrics | None
     clients_per_second: float
+    stopped: str  # empty while the run goes on, then as `History.stopped`
 
 
 class History(NamedTuple):
@@ -55,7 +57,8 @@ class History(NamedTuple):
     seconds: float  # wall clock, everything included
     train_seconds: float  # in compiled blocks of rounds
     compile_seconds: float
-    num_compilations: int  # of the block of rounds
+    num_compilations: int  # programs that jax holds for the block of rounds
+    first_round: int = 1  # more than 1 where the run was resumed
 
     @property
     def clients_per_second(self) -> float:
@@ -184,16 +187,15 @@ def simulate(
         ([2, 3], 'rounds')
     """
     _check(rounds, eval_every, keep)
+    cutoffs = _cutoffs(stop or Stop())
     began = time.perf_counter()
     key = jax.random.key(seed) if isinstance(seed, (int, np.integer)) else seed
     population = population_of(data) if isinstance(data, Split) else data
-    evaluate = _validator(algorithm, data)
+    evaluate = _validator(algorithm, data, cutoffs)
     state = jax.jit(algorithm.init)(key, population) if state is None else state
     size = min(eval_every, max(rounds, 1))
-    tick = time.perf_counter()
     block = jax.jit(partial(run_block, algorithm, size), donate_argnums=1)
-    compiled = block.lower(key, state, population, jnp.int32(0)).compile()
-    run = _Run(compiled, evaluate, stop or Stop(), keep, on_block, began, time.perf_counter() - tick)
+    run = _Run(block, evaluate, stop or Stop(), keep, on_block, began)
     return run.go(key, state, population, rounds, size)
 
 
@@ -206,15 +208,27 @@ def _check(rounds: int, eval_every: int, keep: str) -> None:
         raise ValueError(f"keep={keep!r} is unknown; choose one of 'best', 'last'")
 
 
-def _validator(algorithm: Algorithm, data: Split | Population) -> Callable[[State], Metrics] | None:
+def _cutoffs(stop: Stop) -> list[int]:
+    """The ranking cut-offs to measure: the usual ones and that of the stopping metric."""
+    found = re.fullmatch(r"(?:hr|ndcg|mrr)@([1-9]\d*)|mrr", stop.metric)
+    if not found:
+        raise ValueError(f"stop metric {stop.metric!r} is unknown; use hr@k, ndcg@k, mrr@k or mrr")
+    return sorted({*KS, *(int(k) for k in found.groups() if k)})
+
+
+def _validator(
+    algorithm: Algorithm, data: Split | Population, cutoffs: list[int]
+) -> Callable[[State], Metrics] | None:
     if not isinstance(data, Split) or not (data.validation >= 0).any():
         return None
     rank = make_evaluator(algorithm, data, which="validation")
 
     def evaluate(state: State) -> Metrics:
         ranks = rank(state)
-        full = {f"full/{name}": value for name, value in metrics_from_ranks(ranks.full).items()}
-        return full | {f"sampled/{name}": value for name, value in metrics_from_ranks(ranks.sampled).items()}
+        full = {f"full/{name}": value for name, value in metrics_from_ranks(ranks.full, cutoffs).items()}
+        return full | {
+            f"sampled/{name}": value for name, value in metrics_from_ranks(ranks.sampled, cutoffs).items()
+        }
 
     return evaluate
 
@@ -224,17 +238,16 @@ class _Run:
 
     def __init__(
         self,
-        compiled: Any,
+        block: Any,  # a jitted `run_block`
         evaluate: Callable[[State], Metrics] | None,
         stop: Stop,
         keep: str,
         on_block: Callable[[Progress], Any] | None,
         began: float,
-        compile_seconds: float,
     ) -> None:
-        self.compiled, self.evaluate, self.stop, self.on_block = compiled, evaluate, stop, on_block
+        self.block, self.evaluate, self.stop, self.on_block = block, evaluate, stop, on_block
         self.keep_best = keep == "best" and evaluate is not None
-        self.began, self.compile_seconds, self.train_seconds = began, compile_seconds, 0.0
+        self.began, self.compile_seconds, self.train_seconds, self.first_round = began, 0.0, 0.0, 1
         self.infos: list[RoundInfo] = []
         self.evaluations: list[tuple[int, Metrics]] = []
         self.best: tuple[float, int, State | None] = (-math.inf, -1, None)
@@ -242,27 +255,32 @@ class _Run:
     def go(
         self, key: Key, state: State, population: Population, rounds: int, size: int
     ) -> tuple[State, History]:
-        done, reason = int(state.round), "rounds"
-        while done < rounds:
+        done, reason = int(state.round), "" if int(state.round) < rounds else "rounds"
+        self.first_round = done + 1
+        state = self._compile(key, state, population)
+        while not reason:
             count = min(size, rounds - done)
-            state = self._block(key, state, population, count)
+            state = self._train(key, state, population, count)
             done += count
-            if not np.isfinite(self.infos[-1].loss).all():
-                reason = "diverged"
-                break
-            validation = self._validate(done, state)
-            self._tell(done, rounds, count, validation)
-            if ended := self._ended(done, validation):
-                reason = ended
-                break
+            sound = bool(np.isfinite(self.infos[-1].loss).all())
+            validation = self._validate(done, state) if sound else None
+            reason = self._ended(done, rounds, validation) if sound else "diverged"
+            self._tell(done, rounds, count, validation, reason)
         _, selected, best = self.best
         if best is not None:
             return best, self._history(selected, reason)
         return state, self._history(done, reason)
 
-    def _block(self, key: Key, state: State, population: Population, count: int) -> State:
+    def _compile(self, key: Key, state: State, population: Population) -> State:
+        """Compile by running a block of no rounds."""
         tick = time.perf_counter()
-        state, infos = jax.block_until_ready(self.compiled(key, state, population, jnp.int32(count)))
+        state, _ = jax.block_until_ready(self.block(key, state, population, jnp.int32(0)))
+        self.compile_seconds = time.perf_counter() - tick
+        return state
+
+    def _train(self, key: Key, state: State, population: Population, count: int) -> State:
+        tick = time.perf_counter()
+        state, infos = jax.block_until_ready(self.block(key, state, population, jnp.int32(count)))
         self.train_seconds += time.perf_counter() - tick
         self.infos.append(jax.tree.map(lambda x: np.asarray(x)[:count], infos))
         return state
@@ -280,18 +298,15 @@ class _Run:
             self.best = (value, done, kept)
         return metrics
 
-    def _tell(self, done: int, rounds: int, count: int, validation: Metrics | None) -> None:
+    def _tell(self, done: int, rounds: int, count: int, validation: Metrics | None, reason: str) -> None:
         if self.on_block is not None:
             last = self.infos[-1]
             clients = sum(int(np.sum(info.clients)) for info in self.infos)
             rate = clients / max(self.train_seconds, 1e-9)
-            self.on_block(
-                Progress(
-                    done, rounds, int(np.sum(last.clients)), float(last.loss[count - 1]), validation, rate
-                )
-            )
+            trained, loss = int(np.sum(last.clients)), float(last.loss[count - 1])
+            self.on_block(Progress(done, rounds, trained, loss, validation, rate, reason))
 
-    def _ended(self, done: int, validation: Metrics | None) -> str | None:
+    def _ended(self, done: int, rounds: int, validation: Metrics | None) -> str:
         stop = self.stop
         if validation is not None:
             value = validation[f"full/{stop.metric}"]
@@ -301,7 +316,7 @@ class _Run:
                 return "patience"
         if stop.seconds is not None and time.perf_counter() - self.began >= stop.seconds:
             return "seconds"
-        return None
+        return "rounds" if done >= rounds else ""
 
     def _history(self, selected: int, reason: str) -> History:
         none: Any = (np.zeros(0) for _ in RoundInfo._fields)
@@ -314,7 +329,8 @@ class _Run:
             seconds=time.perf_counter() - self.began,
             train_seconds=self.train_seconds,
             compile_seconds=self.compile_seconds,
-            num_compilations=1,
+            num_compilations=self.block._cache_size(),  # noqa: SLF001 - the only way to count what jax compiled
+            first_round=self.first_round,
         )
 
 
@@ -335,8 +351,7 @@ def frame(history: History) -> pd.DataFrame:
         [1, 2, 3, 4]
     """
     table = pd.DataFrame({name: np.asarray(values) for name, values in history.rounds._asdict().items()})
-    last = history.evaluations[-1][0] if history.evaluations else len(table)
-    table.insert(0, "round", np.arange(len(table)) + 1 + max(0, last - len(table)))
+    table.insert(0, "round", np.arange(len(table)) + history.first_round)
     if not history.evaluations:
         return table
     scores = pd.DataFrame([{"round": done} | metrics for done, metrics in history.evaluations]).set_index(

@@ -110,6 +110,7 @@ class ClientWork(NamedTuple):
     step: Callable[[PyTree, Rows, Batch], tuple[PyTree, Rows, StepInfo]]
     idle: Callable[[Rows], Rows] | None  # None: rows rest while other batches train (SGD, Adagrad)
     finish: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]  # (local, shared) -> private, shared delta
+    rests: Callable[[Params], bool] | None = None  # (shapes of one client's view) -> `idle` does nothing
     made_of: tuple[Callable, optax.GradientTransformation] | None = (
         None  # loss and optimizer, if it descends one
     )

@@ -10,6 +10,8 @@ import pytest
 
 import fedjax_rec as fr
 from fedjax_rec.cli import main
+from fedjax_rec.experiment import run_experiment
+from fedjax_rec.run_folder import choose_folder, save
 from fedjax_rec.settings import Settings
 
 FILES = [
@@ -147,12 +149,15 @@ BAD = {
     "unknown server": (["--server", "fedadm"], "did you mean 'fedadam'"),
     "not a number": (["--rounds", "many"], "invalid int value: 'many'"),
     "too small": (["--dim", "0"], "dim must be at least 1, not 0"),
-    "not a finite number": (["--learning-rate", "nan"], "learning_rate must be at least 0, not nan"),
+    "not a finite number": (["--learning-rate", "nan"], "learning_rate must be a finite number, not nan"),
+    "large seed": (["--seed", "99999999999999999999"], "seed must be at most 4,294,967,295"),
+    "infinite target": (["--target", "inf"], "target must be a finite number"),
     "large cohort": (["--cohort", "5000"], "cohort=5000 exceeds the population of 1000 clients"),
     "divergence": (["--learning-rate", "50", "--rounds", "4", "--dim", "4"], "lower --learning-rate"),
     "no ratings": (["--loss", "mse"], "fits ratings"),
     "devices": (["--devices", "99"], "lower --devices"),
     "lanes over devices": (["--devices", "2", "--lanes", "3"], "3 lanes do not divide over 2 devices"),
+    "a file as parent": (["--out", "/dev/null/run"], "cannot be created"),
     "no such folder": (["--dataset", "ml-100k", "--data-dir", "no/such"], "no/such"),
     "no such file": (["--dataset", "no/such.csv"], "no/such.csv"),
 }
@@ -208,7 +213,31 @@ def test_a_full_folder_is_not_overwritten(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
 
 
-def test_load_refuses_what_is_no_run(tmp_path):
-    """The error names the missing file."""
+def test_load_refuses_what_is_no_run(run, tmp_path):
+    """The error names what is missing or damaged, and nothing but ValueError comes out."""
     with pytest.raises(ValueError, match=r"config\.json is missing"):
         fr.load(tmp_path)
+    (tmp_path / "config.json").write_text((run / "config.json").read_text())
+    (tmp_path / "model.npz").write_bytes((run / "model.npz").read_bytes()[:2000])
+    with pytest.raises(ValueError, match="is not a sound run folder"):
+        fr.load(tmp_path)
+    np.savez(tmp_path / "model.npz", user_ids=np.arange(2))
+    with pytest.raises(ValueError, match="is not a sound run folder"):
+        fr.load(tmp_path)
+
+
+def test_official_candidates_are_not_relabelled(shared_data, capsys, tmp_path):
+    """Official lists hold 99 candidates; another number is refused."""
+    data = ["--dataset", "ml-1m-loo", "--data-dir", str(shared_data)]
+    with pytest.raises(SystemExit):
+        main(["run", *data, "--num-candidates", "50", "--out", str(tmp_path / "run")])
+    assert "official lists of 99" in capsys.readouterr().err
+
+
+def test_two_runs_take_two_folders(tmp_path, monkeypatch):
+    """A default folder that another run took meanwhile is left alone: the next number is used."""
+    monkeypatch.chdir(tmp_path)
+    outcome = run_experiment(Settings(rounds=1, dim=2))
+    wanted = choose_folder(outcome.settings)
+    assert save(outcome, wanted) == wanted
+    assert save(outcome, wanted).name == "synthetic-fedmf-2"

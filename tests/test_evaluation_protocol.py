@@ -12,12 +12,11 @@ OTHERS: dict[str, object] = {
     "min_rating": 4,
     "candidates": "official",
     "num_candidates": 100,
-    "negatives": "paper-leaky",
     "selection": "hr@5",
     "refit": True,
     "seed": 1,
 }
-SINGLE = {"splitter", "time_ties", "seen_mask", "ties"}  # fields with one choice so far
+SINGLE = {"splitter", "time_ties", "seen_mask", "ties", "negatives"}  # fields with one choice so far
 
 
 def test_id_is_stable():
@@ -48,7 +47,7 @@ def test_json_goes_round():
     [
         ("splitter", "random", "splitter='random' is unknown; choose one of 'leave-one-out'"),
         ("candidates", "all", "candidates='all' is unknown; choose one of 'sampled', 'official'"),
-        ("negatives", "all", "negatives='all' is unknown; choose one of 'train', 'paper-leaky'"),
+        ("negatives", "all", "negatives='all' is unknown; choose one of 'train'"),
         ("ties", "best", "ties='best' is unknown; choose one of 'half'"),
         ("seed", -1, "seed=-1 is negative; choose 0 or more"),
         ("num_candidates", -1, "num_candidates=-1 is negative; choose 0 or more"),

@@ -95,6 +95,14 @@ def test_resume_from_a_state(split, algorithm):
     assert fr.frame(history)["round"].tolist() == [5, 6, 7, 8]
 
 
+def test_unknown_stop_metric(split, algorithm):
+    """A stopping metric is checked before any training, and any cut-off can be asked for."""
+    with pytest.raises(ValueError, match="'auc' is unknown"):
+        fr.simulate(algorithm, split, rounds=1, stop=fr.Stop(metric="auc"))
+    _, history = fr.simulate(algorithm, split, rounds=1, stop=fr.Stop(metric="hr@50"))
+    assert "full/hr@50" in history.evaluations[0][1]
+
+
 def test_frame_without_validation():
     """A bare population has no validation; the frame has a row a round."""
     frame = pd.DataFrame({"user": [0, 0, 1], "item": [0, 1, 1]})

@@ -71,7 +71,7 @@ def fedmf(
         item_bias: whether items have a bias b_i.
         init_scale: vectors start as normal(0, init_scale / sqrt(D)); biases start at 0.
         prox: FedProx's mu; 0 is FedAvg.
-        local_optimizer: any optax transformation instead of SGD.
+        local_optimizer: any optax transformation that treats item rows apart, instead of SGD.
         cohort: C, clients in a round; by default a tenth of all, between 200 and 1,000.
         sampler: who takes part, instead of `cohort` clients drawn uniformly.
         aggregator: "sum", "mean", "examples", "touchers", or an `Aggregator`; by default "sum", and "touchers"
@@ -99,6 +99,7 @@ def fedmf(
     if aggregator is None:
         aggregator = "touchers" if loss == "mse" else "sum"
     _check(loss, aggregator, dim=dim, num_negatives=num_negatives, batch_size=batch_size)
+    _check_rates(learning_rate=learning_rate, regularisation=regularisation, init_scale=init_scale)
     rule = optax.sgd(learning_rate) if local_optimizer is None else local_optimizer
     optimizer = optax.chain(proximal(prox), rule) if prox else rule
     if loss == "mse":
@@ -127,6 +128,12 @@ def _check(loss: str, aggregator: Aggregator | str, **sizes: int) -> None:
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
+
+
+def _check_rates(**rates: float | jax.Array) -> None:
+    for name, value in rates.items():
+        if isinstance(value, (int, float)) and not value >= 0:
+            raise ValueError(f"{name} must be at least 0, not {value}")
 
 
 def matrix_factorisation(dim: int, init_scale: float, *, item_bias: bool, ratings: bool) -> Model:

@@ -96,9 +96,9 @@ def _external(uniques: pd.Series) -> np.ndarray:
     if uniques.dtype.kind == "f" and (uniques % 1 == 0).all() and uniques.abs().max() <= _EXACT:
         return uniques.to_numpy(np.int64)  # integers that went through a float column
     texts = np.array(uniques.astype(str).tolist(), dtype=np.str_)
-    integral = np.char.isdecimal(np.char.lstrip(texts, "-")) & (np.char.str_len(texts) < 19)
+    integral = np.char.isdecimal(np.char.replace(texts, "-", "", count=1)) & (np.char.str_len(texts) < 19)
     if integral.all():
-        numbers = texts.astype(np.int64)
+        numbers = np.where(np.char.rfind(texts, "-") > 0, "0", texts).astype(np.int64)
         if (numbers.astype(np.str_) == texts).all():
             return numbers
     return texts

@@ -335,7 +335,7 @@ def _draw(seen: np.ndarray, shape: tuple[int, int], num_items: int, seed: int, s
     free = num_items - _bincount(seen // num_items, num_users)
     size = np.minimum(free, num_candidates)
     ranks = np.full((num_candidates, num_users), -1, np.int64)
-    for slot in range(num_candidates):
+    for slot in range(min(num_candidates, int(size.max(initial=0)))):  # later slots stay empty
         last = free - size + slot
         rank = (_random_bits(seed, stream, users, slot) % (last + 1).astype(np.uint64)).astype(np.int64)
         rank = np.where((ranks[:slot] == rank).any(0), last, rank)

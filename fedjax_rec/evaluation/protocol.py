@@ -11,11 +11,9 @@ seed fixes splits and candidates and is *not* the run's seed, so several seeds o
 | `candidates` | `sampled`: `num_candidates` frozen random negatives; `official`: the data's own lists |
 | `seen_mask` | `train+validation`: masked from test rankings; validation rankings mask train only |
 | `ties` | `half`: a rank is the number of better items plus half of the tied ones; NaN is worst |
-| `negatives` | `train`: training negatives exclude train positives only; `paper-leaky`: held-out items too |
+| `negatives` | `train`: training negatives exclude train positives only, so held-out items can be drawn |
 | `selection` | the metric of the full-ranking validation that selects the round, such as `ndcg@10` |
 | `refit` | whether the tested model is retrained on train + validation for the selected number of rounds |
-
-`paper-leaky` exists only to reproduce publications with that flaw; its numbers are not clean results.
 """
 
 import dataclasses
@@ -29,7 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "candidates": ("sampled", "official"),
     "seen_mask": ("train+validation",),
     "ties": ("half",),
-    "negatives": ("train", "paper-leaky"),
+    "negatives": ("train",),
 }
 _METRIC = re.compile(r"(hr|ndcg|mrr)@[1-9]\d*|mrr|auc")
 
@@ -59,7 +57,7 @@ class Protocol:
     Example:
         >>> Protocol(negatives="all")
         Traceback (most recent call last):
-        ValueError: negatives='all' is unknown; choose one of 'train', 'paper-leaky'
+        ValueError: negatives='all' is unknown; choose one of 'train'
     """
 
     data_hash: str = ""
