@@ -73,9 +73,7 @@ class Settings:
     target: float | None = _setting(None, "stop at this validation ndcg@10", "run")
     patience: int | None = _setting(None, "stop after so many rounds without a better one", "run")
     max_seconds: float | None = _setting(None, "stop after so much wall-clock time", "run")
-    lanes: int | None = _setting(
-        None, "lanes of the engine; by default a lane for 8 clients, at most 64", "run"
-    )
+    lanes: int | None = _setting(None, "lanes of the engine; by default one for 8 clients, at most 64", "run")
     devices: int = _setting(1, "devices to split each cohort over", "run")
     out: str | None = _setting(None, "folder of the run; runs/DATASET-ALGORITHM-N by default", "run")
 

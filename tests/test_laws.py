@@ -7,9 +7,10 @@ import optax
 import pytest
 
 import fedjax_rec as fr
+from fedjax_rec import engine
 from fedjax_rec.experiment import FACTORIES
 from fedjax_rec.settings import ALGORITHMS
-from fedjax_rec.testing import LAWS, tiny_population
+from fedjax_rec.testing import LAWS, assert_close, run, tiny_population
 
 SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10, "cohort": 12}
 CASES = {
@@ -46,6 +47,17 @@ def test_law(case, law, population):
         return fr.fedmf(**kept, **federation)
 
     LAWS[law](make, population)
+
+
+def test_schedules_agree(population, monkeypatch):
+    """Lanes and waves are two orders of the same work: one local epoch gives the same state on both."""
+
+    def make():
+        return fr.fedmf(local_optimizer=optax.sgd(0.05, momentum=0.9), lanes=4, **SMALL)
+
+    on_lanes = run(make(), population)
+    monkeypatch.setattr(engine, "run_lanes", engine.run_waves)
+    assert_close(run(make(), population), on_lanes, "waves against lanes")
 
 
 def test_every_registered_algorithm_is_under_law():
