@@ -153,7 +153,7 @@ def _run(given: argparse.Namespace) -> int:
     folder = run_folder.choose_folder(settings)
     show = report.progress_bar(file=sys.stderr)
     outcome = run_experiment(settings, on_stage=lambda text: print(text, file=sys.stderr), on_block=show)
-    run_folder.save(outcome, folder)
+    folder = run_folder.save(outcome, folder, renumber=settings.out is None)
     for line in outcome.split.log:
         print(line)
     print(report.table(outcome))

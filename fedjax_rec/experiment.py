@@ -44,12 +44,10 @@ class Outcome(NamedTuple):
     split: Split  # what the tested model was trained on: with refit, train + validation
     state: State  # the tested model
     history: History  # of the run that selected the round
-    refit_history: History | None
     traffic: Traffic
     test: Ranks
     validation: Ranks | None  # of the selected state, before any refit
     popularity: Ranks
-    best_reachable: Ranks | None  # where the true preferences are known
     metrics: dict[str, dict[str, Metrics]]  # {"test": {"full": {...}, "sampled99": {...}}, "validation": ...}
     baselines: dict[str, dict[str, Metrics]]  # {"popularity": {...}, "best_reachable": {...}}
     seconds: float
@@ -90,25 +88,23 @@ def run_experiment(
     if history.stopped == "diverged" and not history.evaluations:
         raise ValueError(f"training diverged within {len(history.rounds.loss)} rounds; {ADVICE}")
     validation = make_evaluator(algorithm, split, which="validation")(state)
-    refit_history = None
     if settings.refit:
         on_stage(f"refitting on train + validation for {history.selected_round} rounds")
         split = merge_validation(split)
-        state, refit_history = _train(settings, algorithm, split, history.selected_round, "last", on_block)
-        if refit_history.stopped == "diverged":
+        state, refit = _train(settings, algorithm, split, history.selected_round, "last", on_block)
+        if refit.stopped == "diverged":
             raise ValueError(f"the refit on train + validation diverged; {ADVICE}")
     on_stage("ranking every test item")
     test = make_evaluator(algorithm, split)(state)
     popularity = popularity_ranks(split)
-    best = truth_ranks(dataset, split) if dataset.truth is not None else None
     sampled = f"sampled{settings.num_candidates}"
     metrics = {
         "test": measure(test, split, sampled),
         "validation": measure(validation, split, sampled, "validation"),
     }
     baselines = {"popularity": measure(popularity, split, sampled)}
-    if best is not None:
-        baselines["best_reachable"] = measure(best, split, sampled)
+    if dataset.truth is not None:
+        baselines["best_reachable"] = measure(truth_ranks(dataset, split), split, sampled)
     return Outcome(
         settings=settings,
         protocol=protocol,
@@ -116,12 +112,10 @@ def run_experiment(
         split=split,
         state=state,
         history=history,
-        refit_history=refit_history,
         traffic=count_traffic(state.server, history.rounds),
         test=test,
         validation=validation,
         popularity=popularity,
-        best_reachable=best,
         metrics=metrics,
         baselines=baselines,
         seconds=time.perf_counter() - began,

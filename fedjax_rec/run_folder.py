@@ -15,7 +15,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
 import zipfile
@@ -137,15 +136,13 @@ def _next_free(folder: Path) -> Path:
     return folder
 
 
-def save(outcome: Outcome, folder: str | Path) -> Path:
+def save(outcome: Outcome, folder: str | Path, *, renumber: bool = False) -> Path:
     """Write a run folder, atomically: into a hidden neighbour first, which is then renamed.
-
-    Where the name was not asked for (`settings.out` is None) and another run took it meanwhile, the next free
-    number is used.
 
     Args:
         outcome: of `run_experiment`.
         folder: where; it may not exist, or be empty.
+        renumber: if the folder, NAME-NUMBER, is taken by now, use the next number that is free.
 
     Returns:
         the folder.
@@ -166,7 +163,7 @@ def save(outcome: Outcome, folder: str | Path) -> Path:
     try:
         _write(outcome, draft)
         draft.chmod(0o755)
-        if outcome.settings.out is None and re.search(r"-\d+$", folder.name):
+        if renumber:
             folder = _next_free(folder)
         if folder.exists():
             folder.rmdir()

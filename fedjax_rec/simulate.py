@@ -187,7 +187,8 @@ def simulate(
         ([2, 3], 'rounds')
     """
     _check(rounds, eval_every, keep)
-    cutoffs = _cutoffs(stop or Stop())
+    stop = stop or Stop()
+    cutoffs = _cutoffs(stop)
     began = time.perf_counter()
     key = jax.random.key(seed) if isinstance(seed, (int, np.integer)) else seed
     population = population_of(data) if isinstance(data, Split) else data
@@ -195,7 +196,7 @@ def simulate(
     state = jax.jit(algorithm.init)(key, population) if state is None else state
     size = min(eval_every, max(rounds, 1))
     block = jax.jit(partial(run_block, algorithm, size), donate_argnums=1)
-    run = _Run(block, evaluate, stop or Stop(), keep, on_block, began)
+    run = _Run(block, evaluate, stop, keep, on_block, began)
     return run.go(key, state, population, rounds, size)
 
 
@@ -225,10 +226,8 @@ def _validator(
 
     def evaluate(state: State) -> Metrics:
         ranks = rank(state)
-        full = {f"full/{name}": value for name, value in metrics_from_ranks(ranks.full, cutoffs).items()}
-        return full | {
-            f"sampled/{name}": value for name, value in metrics_from_ranks(ranks.sampled, cutoffs).items()
-        }
+        parts = {part: metrics_from_ranks(values, cutoffs) for part, values in ranks._asdict().items()}
+        return {f"{part}/{name}": value for part, found in parts.items() for name, value in found.items()}
 
     return evaluate
 

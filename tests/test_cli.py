@@ -239,5 +239,5 @@ def test_two_runs_take_two_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = run_experiment(Settings(rounds=1, dim=2))
     wanted = choose_folder(outcome.settings)
-    assert save(outcome, wanted) == wanted
-    assert save(outcome, wanted).name == "synthetic-fedmf-2"
+    assert save(outcome, wanted, renumber=True) == wanted
+    assert save(outcome, wanted, renumber=True).name == "synthetic-fedmf-2"
