@@ -6,13 +6,15 @@ passed to `federate`. The quick start of the README shows the main path:
     load_dataset -> leave_one_out -> fedmf(...) -> simulate -> frame, make_evaluator
 """
 
-from fedjax_rec import aggregators, batches, samplers, servers
+from fedjax_rec import aggregators, batches, reducers, samplers, servers, transforms
 from fedjax_rec.algorithms.fedmf import fedmf
 from fedjax_rec.data.readers import from_frame, read_table
 from fedjax_rec.data.registry import load_dataset
 from fedjax_rec.data.splits import leave_one_out, merge_validation
 from fedjax_rec.data.synthetic import synthetic
+from fedjax_rec.devices import client_mesh, use_cores
 from fedjax_rec.evaluation.baselines import popularity_ranks, truth_ranks
+from fedjax_rec.evaluation.central import price_of_federation, run_baselines
 from fedjax_rec.evaluation.evaluator import make_evaluator
 from fedjax_rec.evaluation.metrics import metrics_from_ranks
 from fedjax_rec.evaluation.protocol import Protocol, protocol_id
@@ -54,6 +56,7 @@ __all__ = [
     "Update",
     "aggregators",
     "batches",
+    "client_mesh",
     "client_update",
     "federate",
     "fedmf",
@@ -68,15 +71,20 @@ __all__ = [
     "metrics_from_ranks",
     "popularity_ranks",
     "population_of",
+    "price_of_federation",
     "progress_bar",
     "protocol_id",
     "proximal",
     "read_table",
+    "reducers",
+    "run_baselines",
     "samplers",
     "servers",
     "simulate",
     "synthetic",
     "top_k",
     "train",
+    "transforms",
     "truth_ranks",
+    "use_cores",
 ]

@@ -3,11 +3,13 @@
 With the server optimizer `optax.sgd(a)`, `total()` is the rule M(t+1) = M(t) + a * sum_i delta_i to the letter.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from fedjax_rec.tables import expand
-from fedjax_rec.types import Aggregator, Server, Totals
+from fedjax_rec.types import Aggregator, FixedPoint, Server, Totals
 
 
 def _one(num_examples: jax.Array) -> jax.Array:
@@ -15,8 +17,13 @@ def _one(num_examples: jax.Array) -> jax.Array:
 
 
 def _divide(server: Server, by: jax.Array) -> Server:
-    """Divide, or give 0 where there was nobody to divide by."""
-    return jax.tree.map(lambda x: jnp.where(by > 0, x / jnp.where(by > 0, by, 1.0), 0.0), server)
+    """Divide, or give 0 where there was nobody to divide by.
+
+    By the reciprocal, as XLA makes of a division by a scalar in some programs and not in others: fixed-point sums
+    promise equal bits.
+    """
+    share = jnp.where(by > 0, 1.0 / jnp.where(by > 0, by, 1.0), 0.0)
+    return jax.tree.map(lambda x: x * share, server)
 
 
 def total() -> Aggregator:
@@ -84,6 +91,39 @@ def mean_of_touchers() -> Aggregator:
         return Server(_divide(Server(totals.server.shared, None), totals.weight).shared, rows)
 
     return Aggregator(_one, finish, per_row=True)
+
+
+def fixed_point(aggregator: Aggregator, *, capacity: int, limit: float = 1.0) -> Aggregator:
+    """Sum integers instead of floats: the same bits whatever the order of clients and the number of devices.
+
+    A weighted delta x becomes round(x 2^b) with the largest b for which capacity x limit x 2^b < 2^31, so that no
+    sum can wrap; larger numbers are cut off at +-limit and counted (`RoundInfo.saturated`). Devices must have
+    equally many lanes each.
+
+    Args:
+        aggregator: `total()`, `mean()`, ...: any that sums.
+        capacity: the most clients that a round can have, C.
+        limit: largest size of a client's weighted delta.
+
+    Returns:
+        an aggregator.
+
+    Raises:
+        ValueError: if the aggregator does not sum, or fewer than 8 bits would be left behind the point.
+
+    Example:
+        >>> fixed_point(mean(), capacity=1000).fixed
+        FixedPoint(bits=21, limit=1.0)
+    """
+    if aggregator.stacked:
+        raise ValueError("fixed-point sums are for aggregators that sum; a stacked one has no order to hide")
+    if capacity < 1 or not 0 < limit < math.inf:
+        raise ValueError(f"capacity={capacity} and limit={limit} must both be above 0")
+    bits = math.floor(math.log2((2**31 - 1) / (capacity * limit) - 0.5))
+    if not 8 <= bits <= 30:
+        hint = "lower the capacity or the limit" if bits < 8 else "raise the limit"
+        raise ValueError(f"capacity={capacity} and limit={limit} leave {bits} bits behind the point; {hint}")
+    return aggregator._replace(fixed=FixedPoint(bits, limit))
 
 
 NAMES = {"sum": total, "mean": mean, "examples": by_examples, "touchers": mean_of_touchers}

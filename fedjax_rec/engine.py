@@ -14,27 +14,71 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from fedjax_rec.devices import AXIS
+from fedjax_rec.lanes import run_lanes
 from fedjax_rec.population import Population
-from fedjax_rec.schedules import Job, Outcome, Queue, Report, run_lanes, run_waves
+from fedjax_rec.row_updates import STRATEGIES
+from fedjax_rec.schedules import Job, Outcome, Queue, Report
 from fedjax_rec.tables import num_rows, read_rows
-from fedjax_rec.types import Aggregator, Client, ClientWork, Params, PyTree, Server, Totals
+from fedjax_rec.types import (
+    Aggregator,
+    Client,
+    ClientWork,
+    Params,
+    PyTree,
+    Server,
+    Stack,
+    Totals,
+    Transform,
+)
+from fedjax_rec.waves import run_waves
 
-AXIS = "clients"  # the mesh axis over which a cohort is split
+
+class Uplink(NamedTuple):
+    """How updates travel from the clients to the sums."""
+
+    aggregator: Aggregator
+    transform: Transform | None = None  # of each client's whole update
+    row_update: str = "scatter"  # a strategy of `row_updates`
+
+    @property
+    def later(self) -> bool:
+        """Whether updates are sent after a client's last step instead of with it."""
+        return self.aggregator.stacked or self.transform is not None
 
 
 class Result(NamedTuple):
     """What comes out of `run_cohort`."""
 
-    totals: Totals
+    totals: Totals | Stack
     private: PyTree  # leaves [C, ...], new private leaves in cohort order
     report: Report
     lane_steps: jax.Array  # int32[], lanes x steps
     batches: jax.Array  # int32[], local batches that the clients needed
 
 
+def schedule_of(work: ClientWork, uplink: Uplink) -> str:
+    """Which schedule runs this work: lanes for one epoch of sums, waves for all else.
+
+    Args:
+        work: one client's work.
+        uplink: how updates travel.
+
+    Returns:
+        "lanes" or "waves".
+
+    Example:
+        >>> from fedjax_rec.aggregators import total
+        >>> import fedjax_rec as fr
+        >>> schedule_of(fr.fedmf(local_epochs=2).work, Uplink(total()))
+        'waves'
+    """
+    return "lanes" if work.epochs == 1 and not uplink.later else "waves"
+
+
 def run_cohort(
     work: ClientWork,
-    aggregator: Aggregator,
+    uplink: Uplink,
     population: Population,
     server: Server,
     private: PyTree,
@@ -43,12 +87,13 @@ def run_cohort(
     *,
     lanes: int,
     mesh: Mesh | None = None,
+    noise: jax.Array | None = None,
 ) -> Result:
-    """Train every client of a cohort and sum what they send.
+    """Train every client of a cohort and sum (or stack) what they send.
 
     Args:
         work: one client's work.
-        aggregator: gives each client's weight.
+        uplink: gives each client's weight, transforms its update, and says how rows are added.
         population: N clients on device.
         server: global parameters, tables [I, ...].
         private: leaves [N, ...], every client's private parameters.
@@ -56,9 +101,10 @@ def run_cohort(
         alive: bool[C]; a client that is not alive, or has no data, is absent.
         lanes: L, over all devices.
         mesh: devices to split the cohort over, one axis named "clients"; None for one device.
+        noise: uint32[C, 2], keys of the clients' transforms; only needed with one.
 
     Returns:
-        totals, new private leaves (an absent client's are bit-identical to the old), report.
+        totals or stack, new private leaves (an absent client's are bit-identical to the old), report.
 
     Raises:
         ValueError: if the lanes do not divide over the mesh.
@@ -69,37 +115,56 @@ def run_cohort(
     num_batches = jnp.where(alive, work.batches.num_batches(clients.num_examples), 0) * (
         clients.num_examples > 0
     )
-    weight = jnp.where(num_batches > 0, aggregator.weight(clients.num_examples), 0.0).astype(jnp.float32)
+    weight = uplink.aggregator.weight(clients.num_examples)
+    weight = jnp.where(num_batches > 0, weight, 0.0).astype(jnp.float32)
+    noise = jnp.zeros_like(clients.key) if noise is None else noise
     order = jnp.argsort(-num_batches, stable=True)
-    sorted_clients, num_batches, weight = jax.tree.map(lambda x: x[order], (clients, num_batches, weight))
-    old = jax.tree.map(lambda p: p[sorted_clients.id], private)
-    run = partial(_run_sorted, work, aggregator.per_row)
+    old = jax.tree.map(lambda p: p[clients.id[order]], private)
+    cohort = jax.tree.map(lambda x: x[order], (clients, noise, num_batches, weight))
+    run = partial(_run_sorted, work, uplink)
     if mesh is None:
-        result = run(lanes, population, server, old, sorted_clients, num_batches, weight)
+        result = run(lanes, population, server, old, *cohort)
     else:
-        result = _on_mesh(run, lanes, mesh, population, server, old, sorted_clients, num_batches, weight)
-    back = jnp.argsort(order)
-    return result._replace(private=jax.tree.map(lambda p: p[back], result.private))
+        result = _on_mesh(run, lanes, mesh, uplink.aggregator, population, server, old, *cohort)
+    result = result._replace(totals=_decode(uplink.aggregator, result.totals))
+    place = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]), unique_indices=True)
+    return result._replace(private=jax.tree.map(lambda p: p[place], result.private))
+
+
+def _decode(aggregator: Aggregator, totals: Any) -> Any:
+    """Floats again, from fixed-point sums."""
+    if aggregator.fixed is None:
+        return totals
+    unit = 2.0**-aggregator.fixed.bits
+    return totals._replace(server=jax.tree.map(lambda q: q.astype(jnp.float32) * unit, totals.server))
 
 
 def _on_mesh(
-    run: Any, lanes: int, mesh: Mesh, population: Population, server: Server, *cohort: PyTree
+    run: Any,
+    lanes: int,
+    mesh: Mesh,
+    aggregator: Aggregator,
+    population: Population,
+    server: Server,
+    *cohort: PyTree,
 ) -> Result:
     """Deal the sorted cohort to the devices like cards, run each hand, and sum."""
     devices = mesh.shape[AXIS]
     if lanes % devices:
         raise ValueError(f"{lanes} lanes do not divide over {devices} devices; use a multiple of {devices}")
-    size = cohort[2].shape[0]
+    size = cohort[-1].shape[0]
     extra = -size % devices
     hands = jax.tree.map(lambda x: _deal(x, extra, devices), cohort)
 
     def local(population: Population, server: Server, old: PyTree, *rest: PyTree) -> Result:
         result = run(lanes // devices, population, server, old, *rest)
-        summed = jax.tree.map(lambda x: jax.lax.psum(x, AXIS), result._replace(private=None))
-        return summed._replace(private=result.private)
+        apart = {"private": result.private} | ({"totals": result.totals} if aggregator.stacked else {})
+        summed = jax.lax.psum(result._replace(**dict.fromkeys(apart)), AXIS)
+        return summed._replace(**apart)
 
     replicated, split = PartitionSpec(), PartitionSpec(AXIS)
-    specs = Result(replicated, split, replicated, replicated, replicated)  # type: ignore[arg-type]
+    totals = split if aggregator.stacked else replicated  # a stack's clients stay where they are
+    specs = Result(totals, split, replicated, replicated, replicated)  # type: ignore[arg-type]
     # check_vma=False: with it on, jax.grad with respect to replicated parameters is summed over devices.
     mapped = jax.shard_map(
         local,
@@ -123,33 +188,57 @@ def _gather_hands(x: jax.Array, size: int, devices: int) -> jax.Array:
 
 def _run_sorted(
     work: ClientWork,
-    per_row: bool,
+    uplink: Uplink,
     lanes: int,
     population: Population,
     server: Server,
     old: PyTree,
     clients: Client,
+    noise: jax.Array,
     num_batches: jax.Array,
     weight: jax.Array,
 ) -> Result:
     """Run one device's sorted clients; `old` holds their private leaves, [C, ...]."""
     work = _settle(work, population, server, old)
-    queue = _make_queue(clients, num_batches, weight)
-    count = jnp.zeros(num_rows(server.tables)) if per_row else None
-    totals = Totals(jax.tree.map(jnp.zeros_like, server), queue.weight.sum(), count)
-    report = Report(jnp.float32(0), jnp.float32(0), jnp.float32(0), jnp.int32(0))
-    schedule = run_lanes if work.epochs == 1 else run_waves
-    job = Job(work, population, server, queue, old, lanes)
-    totals, private, report = schedule(job, Outcome(totals, old, report))
+    queue = _make_queue(clients, noise, num_batches, weight)
+    report = Report(jnp.float32(0), jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.int32(0))
+    start = Outcome(_empty(uplink.aggregator, server, queue), old, report)
+    schedule = {"lanes": run_lanes, "waves": run_waves}[schedule_of(work, uplink)]
+    aggregator = uplink.aggregator
+    add_rows = STRATEGIES[uplink.row_update]
+    job = Job(
+        work,
+        population,
+        server,
+        queue,
+        old,
+        lanes,
+        add_rows,
+        uplink.transform,
+        aggregator.stacked,
+        aggregator.fixed,
+    )
+    totals, private, report = schedule(job, start)
     return Result(totals, private, report, report.steps * lanes, num_batches.sum() * work.epochs)
 
 
-def _make_queue(clients: Client, num_batches: jax.Array, weight: jax.Array) -> Queue:
+def _empty(aggregator: Aggregator, server: Server, queue: Queue) -> Totals | Stack:
+    """Where the sums, or the stack, start."""
+    items, cohort = num_rows(server.tables), queue.batches.shape[0] - 1
+    if aggregator.stacked:
+        apart = jax.tree.map(lambda x: jnp.zeros((cohort, *x.shape), x.dtype), server)
+        return Stack(apart, jnp.zeros(cohort, bool), jnp.zeros((cohort, items), bool), queue.weight[:cohort])
+    kind = jnp.int32 if aggregator.fixed else None
+    sums = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=kind), server)
+    return Totals(sums, queue.weight.sum(), jnp.zeros(items) if aggregator.per_row else None)
+
+
+def _make_queue(clients: Client, noise: jax.Array, num_batches: jax.Array, weight: jax.Array) -> Queue:
     def pad(x: jax.Array) -> jax.Array:
         return jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)])
 
     waiting = (num_batches > 0).sum(dtype=jnp.int32)
-    return Queue(jax.tree.map(pad, clients), pad(num_batches), pad(weight), waiting)
+    return Queue(jax.tree.map(pad, clients), pad(noise), pad(num_batches), pad(weight), waiting)
 
 
 def _row_shapes(work: ClientWork, population: Population, server: Server) -> PyTree:

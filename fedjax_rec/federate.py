@@ -18,7 +18,8 @@ client id)` and nothing else, so its place in the cohort, its lane and its devic
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +28,11 @@ import optax
 from jax.sharding import Mesh
 
 from fedjax_rec.aggregators import total
-from fedjax_rec.engine import Result, run_cohort
+from fedjax_rec.devices import keep_replicated
+from fedjax_rec.engine import Result, Uplink, run_cohort
+from fedjax_rec.plan import check_fits, make_plan, row_update_of
 from fedjax_rec.population import Population
+from fedjax_rec.row_updates import STRATEGIES
 from fedjax_rec.tables import read_rows
 from fedjax_rec.types import (
     Aggregator,
@@ -37,11 +41,14 @@ from fedjax_rec.types import (
     ClientWork,
     Key,
     Model,
+    Plan,
+    PyTree,
     RoundInfo,
     Sampler,
     Server,
     State,
     Totals,
+    Transform,
     Update,
 )
 
@@ -65,30 +72,6 @@ def stream(key: Key, purpose: str) -> Key:
     return jax.random.fold_in(key, PURPOSES.index(purpose))
 
 
-def choose_lanes(cohort: int, *, devices: int = 1, epochs: int = 1) -> int:
-    """The rule of 8: a lane serves eight clients, with at most 64 lanes.
-
-    Fewer lanes waste time per step, more leave lanes idle behind the longest client. With several local epochs
-    lanes step together in waves of alike clients, so that fewer are better: one for 64 clients, between 4 and 16.
-
-    Args:
-        cohort: C.
-        devices: over which they are split; every device gets as many.
-        epochs: local epochs E.
-
-    Returns:
-        L.
-
-    Example:
-        >>> choose_lanes(100), choose_lanes(1000), choose_lanes(10_000), choose_lanes(100, devices=8)
-        (12, 64, 64, 16)
-        >>> choose_lanes(100, epochs=5), choose_lanes(1000, epochs=5), choose_lanes(10_000, epochs=5)
-        (4, 15, 16)
-    """
-    lanes = max(1, min(64, cohort // 8)) if epochs == 1 else max(4, min(16, cohort // 64))
-    return -(-lanes // devices) * devices
-
-
 def federate(
     model: Model,
     work: ClientWork,
@@ -96,8 +79,10 @@ def federate(
     sampler: Sampler,
     aggregator: Aggregator,
     server_optimizer: optax.GradientTransformation | None = None,
+    transform: Transform | None = None,
     lanes: int | None = None,
     mesh: Mesh | None = None,
+    row_update: str | None = None,
 ) -> Algorithm:
     """Make a federated algorithm of one client's work.
 
@@ -109,49 +94,101 @@ def federate(
         sampler: who takes part in a round.
         aggregator: how updates are summed.
         server_optimizer: any optax transformation; `optax.sgd(1.0)` (FedAvg) by default.
+        transform: what a client does to its whole update before it sends it (`fedjax_rec.transforms`).
         lanes: L; by default by the rule of 8.
-        mesh: devices to split each cohort over; None for one.
+        mesh: devices to split each cohort over, of `fedjax_rec.devices.client_mesh`; None for one.
+        row_update: how rows are added to a table, a name in `row_updates.STRATEGIES`; by default by back end.
 
     Returns:
-        `init`, `round` and `score` as pure functions.
+        `init`, `round`, `score` and `plan` as pure functions.
 
     Raises:
-        ValueError: if `lanes` is below 1; in the first round, on keys that are not jax's default kind.
+        ValueError: if `lanes` is below 1 or `row_update` unknown; in the first round, on keys that are not jax's
+            default kind, or if a stack of updates cannot fit into memory.
 
     Example:
         see `fedjax_rec.algorithms.fedmf`.
     """
     if lanes is not None and lanes < 1:
         raise ValueError(f"lanes must be at least 1, not {lanes}")
+    strategy = row_update_of(jax.default_backend()) if row_update is None else row_update
+    if strategy not in STRATEGIES:
+        raise ValueError(f"unknown row update {strategy!r}; choose one of {', '.join(STRATEGIES)}")
+    if aggregator.fixed and strategy == "matmul":
+        raise ValueError("row update 'matmul' sums floats; with fixed-point sums use 'scatter' or 'sorted'")
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
+    uplink = Uplink(aggregator, transform, strategy)
+
+    def plan(population: Population) -> Plan:
+        return make_plan(work, uplink, sampler, lanes, mesh, init, population)
 
     def init(key: Key, population: Population) -> State:
         server = model.init_server(stream(key, "init"), population)
         start = stream(key, "private")
         ids = jnp.arange(population.num_clients)
         private = jax.vmap(lambda i: model.init_private(jax.random.fold_in(start, i)))(ids)
-        return State(jnp.int32(0), server, optimizer.init(server), private)
+        return keep_replicated(State(jnp.int32(0), server, optimizer.init(server), private), mesh)
 
     def run_round(key: Key, state: State, population: Population) -> tuple[State, RoundInfo]:
         cohort_key = jax.random.fold_in(stream(key, "cohort"), state.round)
         ids, alive = sampler(cohort_key, population.num_clients)
         clients = name_clients(jax.random.fold_in(stream(key, "client"), state.round), ids, population)
-        devices = 1 if mesh is None else mesh.size
-        width = lanes or choose_lanes(ids.shape[0], devices=devices, epochs=work.epochs)
+        chosen = plan(population)
+        check_fits(chosen)
+        noise = None
+        if transform is not None:
+            noise = _client_keys(jax.random.fold_in(stream(key, "noise"), state.round), ids)
         result = run_cohort(
-            work, aggregator, population, state.server, state.private, clients, alive, lanes=width, mesh=mesh
+            work,
+            uplink,
+            population,
+            state.server,
+            state.private,
+            clients,
+            alive,
+            lanes=chosen.lanes,
+            mesh=mesh,
+            noise=noise,
         )
-        update = aggregator.finish(result.totals)
+        call = partial(_apart, state.round >= 0) if aggregator.fixed else _together
+        update = call(aggregator.finish, result.totals)
         descent = jax.tree.map(jnp.negative, update)
-        steps, opt_state = optimizer.update(descent, state.opt_state, state.server)
+        steps, opt_state = call(optimizer.update, descent, state.opt_state, state.server)
         server: Server = optax.apply_updates(state.server, steps)
         place = jnp.where(alive, ids, population.num_clients)  # an empty slot of the cohort stores nothing
         private = jax.tree.map(
             lambda p, new: p.at[place].set(new, mode="drop"), state.private, result.private
         )
-        return State(state.round + 1, server, opt_state, private), _report(result, clients, alive, update)
+        state = State(state.round + 1, server, opt_state, private)
+        return keep_replicated(state, mesh), _report(result, clients, alive, update)
 
-    return Algorithm(init, run_round, model.score, model, work)
+    return Algorithm(init, run_round, model.score, model, work, plan, mesh)
+
+
+def _together(function: Callable, *arguments: PyTree) -> PyTree:
+    return function(*arguments)
+
+
+def _apart(always: jax.Array, function: Callable, *arguments: PyTree) -> PyTree:
+    """Call a function in a branch that is always taken, which XLA compiles by itself.
+
+    Fused with what stands around it, which differs with the number of devices, a product and a sum would be
+    rounded once in one program and twice in another: equal integers would not give equal floats.
+    """
+
+    def never(*arguments: PyTree) -> PyTree:
+        shapes = jax.eval_shape(function, *arguments)
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    return jax.lax.cond(always, function, never, *arguments)
+
+
+def _client_keys(key: Key, ids: jax.Array) -> jax.Array:
+    """Words of the clients' keys in one round's stream, uint32[C, 2]."""
+    keys = jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(key, i)))(ids)
+    if keys.shape[1:] != (2,):
+        raise ValueError("clients draw from keys of two words; use jax.random.key(seed) without another impl")
+    return keys
 
 
 def name_clients(key: Key, ids: jax.Array, population: Population) -> Client:
@@ -173,10 +210,7 @@ def name_clients(key: Key, ids: jax.Array, population: Population) -> Client:
         [1]
     """
     offset = population.offsets[ids]
-    keys = jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(key, i)))(ids)
-    if keys.shape[1:] != (2,):
-        raise ValueError("clients draw from keys of two words; use jax.random.key(seed) without another impl")
-    return Client(ids, offset, population.offsets[ids + 1] - offset, keys)
+    return Client(ids, offset, population.offsets[ids + 1] - offset, _client_keys(key, ids))
 
 
 def client_update(
@@ -217,14 +251,15 @@ def client_update(
 @lru_cache(maxsize=32)
 def _one_client(work: ClientWork) -> Callable[[Key, State, Population, jax.Array], Totals]:
     """A round of one client, compiled once for all clients."""
-    aggregator = total()._replace(per_row=True)
+    uplink = Uplink(total()._replace(per_row=True))
 
     @jax.jit
     def run(key: Key, state: State, population: Population, ids: jax.Array) -> Totals:
         clients = name_clients(jax.random.fold_in(stream(key, "client"), state.round), ids, population)
         alive = jnp.ones(1, bool)
         server, private = state.server, state.private
-        return run_cohort(work, aggregator, population, server, private, clients, alive, lanes=1).totals
+        result = run_cohort(work, uplink, population, server, private, clients, alive, lanes=1)
+        return cast("Totals", result.totals)
 
     return run
 
@@ -239,4 +274,5 @@ def _report(result: Result, clients: Client, alive: jax.Array, update: Server) -
         lane_steps=result.lane_steps,
         rows=report.rows,
         update_norm=optax.tree.norm(update),
+        saturated=report.saturated,
     )

@@ -1,13 +1,14 @@
-"""Two schedules that run a queue of clients on lanes: the same `ClientWork`, the same numbers, other strengths.
+"""What both schedules are made of: a queue of clients, and one visit of a local batch on every lane.
 
-**Lanes** (`run_lanes`, one local epoch): continuous batching. Each loop step trains one local batch on every lane;
-a lane whose client is done hands in the result and pulls the next one, longest first. Every row is visited once,
-so nothing is copied: rows are read from the global table and their updates added to the totals at once.
+**Lanes** (`lanes.run_lanes`, one local epoch): continuous batching. Each loop step trains one local batch on every
+lane; a lane whose client is done hands in the result and pulls the next one, longest first. Every row is visited
+once, so nothing is copied: rows are read from the global table and their updates added to the totals at once.
 
-**Waves** (`run_waves`, any number of epochs): the queue, longest first, is cut into waves of L alike clients, who
-step together. The step number is then one scalar, so that a batch and its rows are kept between epochs in plain
+**Waves** (`waves.run_waves`, any number of epochs): the queue, longest first, is cut into waves of L alike
+clients, who step together. The step number is one scalar, so a batch and its rows are kept between epochs in plain
 slices of `[T, L, B, ...]`, named once and read in order, instead of by gather and scatter. What is lost is what a
-wave's clients differ in length.
+wave's clients differ in length. At a wave's end whole updates lie side by side, for those who must see them whole:
+transforms (clip, quantise, noise) and stacked aggregators (median, Krum).
 
 One visit of a batch, for every lane:
 
@@ -16,21 +17,32 @@ One visit of a batch, for every lane:
       ->  in the last epoch, weight * (rows - global rows) is added to the totals
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_rec.population import Population
-from fedjax_rec.tables import add_rows, expand, num_rows, read_rows, select
-from fedjax_rec.types import Batch, Client, ClientWork, PyTree, Rows, Server, StepInfo, Totals
+from fedjax_rec.row_updates import RowUpdate
+from fedjax_rec.tables import expand, num_rows, read_rows, select
+from fedjax_rec.types import (
+    Batch,
+    Client,
+    ClientWork,
+    FixedPoint,
+    PyTree,
+    Rows,
+    Server,
+    StepInfo,
+    Transform,
+)
 
 
 class Queue(NamedTuple):
     """A cohort in the order in which lanes pull it: longest first, one empty client at the end."""
 
     clients: Client  # leaves [C + 1, ...]
+    noise: jax.Array  # uint32[C + 1, 2], the keys of the clients' transforms
     batches: jax.Array  # int32[C + 1], local batches in an epoch; 0 = absent
     weight: jax.Array  # float32[C + 1]
     waiting: jax.Array  # int32[], clients that have something to do
@@ -43,12 +55,13 @@ class Report(NamedTuple):
     examples: jax.Array  # float32[]
     rows: jax.Array  # float32[], rows touched, summed over clients
     steps: jax.Array  # int32[], loop steps
+    saturated: jax.Array  # int32[], numbers cut off by fixed-point sums
 
 
 class Outcome(NamedTuple):
     """What a schedule carries and returns."""
 
-    totals: Totals
+    totals: Any  # Totals, or a Stack
     private: PyTree  # leaves [C, ...], in queue order
     report: Report
 
@@ -62,158 +75,43 @@ class Job(NamedTuple):
     queue: Queue
     old: PyTree  # private leaves at the start, [C, ...]
     lanes: int
+    add_rows: RowUpdate
+    transform: Transform | None
+    stacked: bool
+    fixed: FixedPoint | None
+
+    @property
+    def later(self) -> bool:
+        """Whether updates are sent after the last step instead of with it."""
+        return self.stacked or self.transform is not None
+
+    @property
+    def whole(self) -> bool:
+        """Whether a client's update is put together before it is sent."""
+        return self.stacked or (self.transform is not None and self.transform.scale is None)
 
 
-class Lanes(NamedTuple):
-    """What each lane is doing, under continuous batching."""
-
-    place: jax.Array  # int32[L], its client's place in the queue; `waiting` = none
-    t: jax.Array  # int32[L], the next local batch
-    local: PyTree  # leaves [L, ...], the client's local state
-
-
-def run_lanes(job: Job, outcome: Outcome) -> Outcome:
-    """Continuous batching, for one local epoch.
-
-    Args:
-        job: the queue and what to do with it; `job.work.epochs` is 1.
-        outcome: where the sums start.
-
-    Returns:
-        the sums over all clients, and their new private leaves.
-
-    Example:
-        see `fedjax_rec.engine.run_cohort`, which calls it.
-    """
-    queue = job.queue
-
-    def busy(carry: tuple[jax.Array, Lanes, Outcome]) -> jax.Array:
-        return (carry[1].place < queue.waiting).any()
-
-    def body(carry: tuple[jax.Array, Lanes, Outcome]) -> tuple[jax.Array, Lanes, Outcome]:
-        head, lane, outcome = carry
-        active, count = lane.place < queue.waiting, jnp.maximum(queue.batches[lane.place], 1)
-        batch = _name(job, lane.place, lane.t, active)
-        rows = _touch(job, batch)
-        local, rows, info = _step(job, lane.local, rows, batch, active, lane.t, count - 1 - lane.t)
-        outcome = _add(job, outcome, lane.place, batch.ids, rows)
-        outcome = _note(job, outcome, info, active, batch.ids)
-        done = active & (lane.t + 1 >= count)
-        outcome = _hand_in(job, outcome, lane.place, done, local)
-        place = jnp.where(done, jnp.minimum(head + jnp.cumsum(done) - 1, queue.waiting), lane.place)
-        lane = Lanes(place, jnp.where(done, 0, lane.t + active), select(done, _enter(job, place), local))
-        return jnp.minimum(head + done.sum(dtype=jnp.int32), queue.waiting), lane, outcome
-
-    place = jnp.minimum(jnp.arange(job.lanes), queue.waiting)
-    first = Lanes(place, jnp.zeros(job.lanes, jnp.int32), _enter(job, place))
-    start = jnp.minimum(jnp.int32(job.lanes), queue.waiting)
-    return jax.lax.while_loop(busy, body, (start, first, outcome))[2]
-
-
-def run_waves(job: Job, outcome: Outcome) -> Outcome:
-    """Waves of similar clients in lock step, for any number of local epochs.
-
-    Args:
-        job: the queue and what to do with it.
-        outcome: where the sums start.
-
-    Returns:
-        the sums over all clients, and their new private leaves.
-
-    Example:
-        see `fedjax_rec.engine.run_cohort`, which calls it.
-    """
-    queue, epochs = job.queue, job.work.epochs
-
-    def wave(carry: tuple[jax.Array, Outcome, PyTree]) -> tuple[jax.Array, Outcome, PyTree]:
-        number, outcome, room = carry
-        place = jnp.minimum(number * job.lanes + jnp.arange(job.lanes), queue.waiting)
-        steps = queue.batches[place[0]]  # the longest: the queue is sorted
-        state = (_enter(job, place), outcome, room)
-        state = jax.lax.fori_loop(0, steps, _visit(job, place, first=True, last=epochs == 1), state)
-        if epochs > 2:
-            again = _visit(job, place, first=False, last=False)
-            state = jax.lax.fori_loop(
-                1, epochs - 1, lambda _, s: jax.lax.fori_loop(0, steps, again, s), state
-            )
-        if epochs > 1:
-            state = jax.lax.fori_loop(0, steps, _visit(job, place, first=False, last=True), state)
-        local, outcome, room = state
-        return number + 1, _hand_in(job, outcome, place, place < queue.waiting, local), room
-
-    def busy(carry: tuple[jax.Array, Outcome, PyTree]) -> jax.Array:
-        return carry[0] * job.lanes < queue.waiting
-
-    return jax.lax.while_loop(busy, wave, (jnp.int32(0), outcome, _room(job)))[1]
-
-
-WaveState = tuple[PyTree, Outcome, PyTree]  # local states, sums so far, room
-
-
-def _visit(
-    job: Job, place: jax.Array, *, first: bool, last: bool
-) -> Callable[[jax.Array, WaveState], WaveState]:
-    """The body of a wave's loop over its batches, in its first, a middle, or its last epoch."""
-    count = job.queue.batches[place]
-
-    def body(t: jax.Array, state: WaveState) -> WaveState:
-        local, outcome, room = state
-        active = t < count
-        if first:
-            batch = _name(job, place, jnp.broadcast_to(t, place.shape), active)
-            rows, missed = _touch(job, batch), jnp.broadcast_to(t, place.shape)
-        else:
-            # the barrier keeps the slice from being read anew for each of its uses
-            batch, rows = jax.lax.optimization_barrier(jax.tree.map(lambda x: x[t], room))
-            missed = count - 1
-        left = count - 1 - t if last else jnp.zeros_like(count)
-        local, rows, info = _step(job, local, rows, batch, active, missed, left)
-        outcome = _note(job, outcome, info, active, batch.ids if first else None)
-        if last:
-            outcome = _add(job, outcome, place, batch.ids, rows)
-        elif first:
-            room = jax.tree.map(lambda x, new: x.at[t].set(new), room, (batch, rows))
-        else:  # the batch is there already, and writing it again would copy all of them
-            room = room[0], jax.tree.map(lambda x, new: x.at[t].set(new), room[1], rows)
-        return local, outcome, room
-
-    return body
-
-
-def _room(job: Job) -> PyTree:
-    """Room for each lane's batches and rows between its epochs, leaves [T, L, B, ...]."""
-    if job.work.epochs == 1:
-        return ()
-
-    def example(place: jax.Array) -> tuple[Batch, Rows]:
-        batch = _name(job, place, place, place >= 0)
-        return batch, _touch(job, batch)
-
-    shapes = jax.eval_shape(example, jnp.zeros(job.lanes, jnp.int32))
-    most = max(1, int(job.work.batches.num_batches(job.population.max_examples)))
-    return jax.tree.map(lambda s: jnp.zeros((most, *s.shape), s.dtype), shapes)
-
-
-def _enter(job: Job, place: jax.Array) -> PyTree:
-    """Local states of the clients at some places of the queue."""
+def enter(job: Job, place: jax.Array) -> PyTree:
+    """Local states of the clients at places int32[L] of the queue, leaves [L, ...]."""
     keys = jax.random.wrap_key_data(job.queue.clients.key[place])
     own = jax.tree.map(lambda x: x.at[place].get(mode="clip"), job.old)
     return jax.vmap(job.work.start, in_axes=(0, 0, None))(keys, own, job.server.shared)
 
 
-def _name(job: Job, place: jax.Array, t: jax.Array, active: jax.Array) -> Batch:
-    """Local batch `t` of every lane; all slots of an inactive lane are empty."""
+def name_batch(job: Job, place: jax.Array, t: jax.Array, active: jax.Array) -> Batch:
+    """Local batch `t` int32[L] of every lane, ids [L, B]; all slots of an inactive lane are empty."""
     client = jax.tree.map(lambda x: x[place], job.queue.clients)
     batch = jax.vmap(job.work.batches.batch, in_axes=(0, None, 0))(client, job.population, t)
     return batch._replace(ids=jnp.where(expand(active, batch.ids), batch.ids, num_rows(job.server.tables)))
 
 
-def _touch(job: Job, batch: Batch) -> Rows:
+def touch_rows(job: Job, batch: Batch) -> Rows:
+    """The global rows of a batch, as each client starts from them, leaves [L, B, ...]."""
     values = read_rows(job.server.tables, batch.ids)
     return jax.vmap(job.work.touch, axis_size=batch.ids.shape[0])(values)
 
 
-def _step(
+def step_lanes(
     job: Job, local: PyTree, rows: Rows, batch: Batch, active: jax.Array, missed: jax.Array, left: jax.Array
 ) -> tuple[PyTree, Rows, StepInfo]:
     """One step on every lane, between the idle steps that its rows missed and those left to the client's end."""
@@ -234,41 +132,81 @@ def _idle(job: Job, rows: Rows, turns: jax.Array) -> Rows:
     return jax.lax.fori_loop(0, turns.max(), body, rows)
 
 
-def _add(job: Job, outcome: Outcome, place: jax.Array, ids: jax.Array, rows: Rows) -> Outcome:
-    """Add what the lanes send of this batch's rows."""
-    totals, weight = outcome.totals, job.queue.weight[place]
-    old = read_rows(job.server.tables, ids)
-    deltas = jax.tree.map(lambda new, old: expand(weight, new) * (new - old), rows.values, old)
-    flat, deltas = ids.reshape(-1), jax.tree.map(lambda d: d.reshape(-1, *d.shape[2:]), deltas)
-    row_weight = totals.row_weight
-    if row_weight is not None:
-        row_weight = add_rows(row_weight, flat, jnp.broadcast_to(weight[:, None], ids.shape).reshape(-1))
-    server = totals.server._replace(tables=add_rows(totals.server.tables, flat, deltas))
-    return outcome._replace(totals=totals._replace(server=server, row_weight=row_weight))
-
-
-def _note(
-    job: Job, outcome: Outcome, info: StepInfo, active: jax.Array, touched: jax.Array | None
-) -> Outcome:
+def note(job: Job, outcome: Outcome, info: StepInfo, active: jax.Array, touched: jax.Array | None) -> Outcome:
     """Add to the report; `touched` ids are counted where they are seen for the first time."""
     report, rows = outcome.report, outcome.report.rows
     if touched is not None:
         rows = rows + (touched < num_rows(job.server.tables)).sum(dtype=jnp.float32)
-    loss = report.loss + jnp.where(active, info.loss, 0.0).sum()
-    examples = report.examples + jnp.where(active, info.examples, 0.0).sum()
-    return outcome._replace(report=Report(loss, examples, rows, report.steps + 1))
+    return outcome._replace(
+        report=report._replace(
+            loss=report.loss + jnp.where(active, info.loss, 0.0).sum(),
+            examples=report.examples + jnp.where(active, info.examples, 0.0).sum(),
+            rows=rows,
+            steps=report.steps + 1,
+        )
+    )
 
 
-def _hand_in(job: Job, outcome: Outcome, place: jax.Array, done: jax.Array, local: PyTree) -> Outcome:
-    """Store what the finished clients keep and add the dense part of what they send."""
-    totals = outcome.totals
+def leave(
+    job: Job, outcome: Outcome, place: jax.Array, done: jax.Array, local: PyTree
+) -> tuple[Outcome, PyTree]:
+    """Store what the finished clients keep; return the dense deltas of all lanes, [L, ...]."""
     new, deltas = jax.vmap(job.work.finish, in_axes=(0, None))(local, job.server.shared)
     at = jnp.where(done, place, job.queue.batches.shape[0])
     private = jax.tree.map(lambda p, x: p.at[at].set(x, mode="drop"), outcome.private, new)
-    weight = jnp.where(done, job.queue.weight[place], 0.0)
-    shared = jax.tree.map(
-        lambda total, d: total + jnp.where(expand(done, d), expand(weight, d) * d, 0.0).sum(0),
-        totals.server.shared,
-        deltas,
+    return outcome._replace(private=private), deltas
+
+
+def row_deltas(job: Job, ids: jax.Array, values: PyTree) -> PyTree:
+    """Trained rows minus global rows; 0 in an empty slot, whose row reads 0 and does not train."""
+    return jax.tree.map(jnp.subtract, values, read_rows(job.server.tables, ids))
+
+
+def add_row_deltas(
+    job: Job,
+    outcome: Outcome,
+    weight: jax.Array,
+    ids: jax.Array,
+    deltas: PyTree,
+    scale: jax.Array | None = None,
+) -> Outcome:
+    """Add weight x scale (float32[L]) x deltas [L, R, ...] of rows `ids` int32[L, R] to the totals."""
+    totals, flat = outcome.totals, ids.reshape(-1)
+    factor = weight if scale is None else weight * scale
+    weighted, saturated = _encode(job, jax.tree.map(lambda d: expand(factor, d) * d, deltas))
+    tables = jax.tree.map(
+        lambda table, d: job.add_rows(table, flat, d.reshape(-1, *d.shape[2:])),
+        totals.server.tables,
+        weighted,
     )
-    return Outcome(totals._replace(server=totals.server._replace(shared=shared)), private, outcome.report)
+    if totals.row_weight is not None:
+        each = jnp.broadcast_to(weight[:, None], ids.shape).reshape(-1)
+        totals = totals._replace(row_weight=job.add_rows(totals.row_weight, flat, each))
+    report = outcome.report._replace(saturated=outcome.report.saturated + saturated)
+    totals = totals._replace(server=totals.server._replace(tables=tables))
+    return outcome._replace(totals=totals, report=report)
+
+
+def add_dense_deltas(
+    job: Job, outcome: Outcome, weight: jax.Array, done: jax.Array, deltas: PyTree
+) -> Outcome:
+    """Add weight float32[L] x deltas [L, ...] of the clients that are done bool[L]."""
+    totals = outcome.totals
+    kept = jax.tree.map(lambda d: jnp.where(expand(done, d), expand(weight, d) * d, 0.0), deltas)
+    weighted, saturated = _encode(job, kept)
+    shared = jax.tree.map(lambda total, d: total + d.sum(0), totals.server.shared, weighted)
+    report = outcome.report._replace(saturated=outcome.report.saturated + saturated)
+    totals = totals._replace(server=totals.server._replace(shared=shared))
+    return outcome._replace(totals=totals, report=report)
+
+
+def _encode(job: Job, deltas: PyTree) -> tuple[PyTree, jax.Array | int]:
+    """Fixed-point integers, if that is how they are summed, and how many numbers were cut off."""
+    if job.fixed is None:
+        return deltas, 0
+    scale, limit = 2.0**job.fixed.bits, job.fixed.limit
+    outside = [(~(jnp.abs(d) <= limit)).sum(dtype=jnp.int32) for d in jax.tree.leaves(deltas)]
+    whole = jax.tree.map(
+        lambda d: jnp.round(jnp.clip(jnp.nan_to_num(d), -limit, limit) * scale).astype(jnp.int32), deltas
+    )
+    return whole, sum(outside)

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from fedjax_rec.data.splits import Split
+from fedjax_rec.devices import replicate
 from fedjax_rec.evaluation.evaluator import make_evaluator
 from fedjax_rec.evaluation.metrics import KS, metrics_from_ranks
 from fedjax_rec.population import Population, Vocabulary, build
@@ -110,6 +111,8 @@ def run_block(
         see `simulate`.
     """
     shapes = jax.eval_shape(algorithm.round, key, state, population)[1]
+    if size == 0:
+        return state, jax.tree.map(lambda s: jnp.zeros((0, *s.shape), s.dtype), shapes)
     empty = jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shapes)
 
     def body(turn: jax.Array, carry: tuple[State, RoundInfo]) -> tuple[State, RoundInfo]:
@@ -193,7 +196,8 @@ def simulate(
     key = jax.random.key(seed) if isinstance(seed, (int, np.integer)) else seed
     population = population_of(data) if isinstance(data, Split) else data
     evaluate = _validator(algorithm, data, cutoffs)
-    state = jax.jit(algorithm.init)(key, population) if state is None else state
+    population = replicate(population, algorithm.mesh)
+    state = jax.jit(algorithm.init)(key, population) if state is None else replicate(state, algorithm.mesh)
     size = min(eval_every, max(rounds, 1))
     block = jax.jit(partial(run_block, algorithm, size), donate_argnums=1)
     run = _Run(block, evaluate, stop, keep, on_block, began)

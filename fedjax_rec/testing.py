@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from fedjax_rec.aggregators import mean, total
-from fedjax_rec.engine import run_cohort
+from fedjax_rec.engine import Uplink, run_cohort
 from fedjax_rec.federate import client_update, name_clients, stream
 from fedjax_rec.population import Population, build
 from fedjax_rec.simulate import train
@@ -238,7 +238,7 @@ def check_sum(make: Make, population: Population) -> None:
     )
     alive = jnp.ones(8, bool)
     result = run_cohort(
-        algorithm.work, total(), population, state.server, state.private, clients, alive, lanes=3
+        algorithm.work, Uplink(total()), population, state.server, state.private, clients, alive, lanes=3
     )
     summed = jax.tree.map(np.zeros_like, jax.tree.map(np.asarray, state.server))
     for i in ids:

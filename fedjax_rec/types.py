@@ -135,12 +135,39 @@ class Totals(NamedTuple):
     row_weight: jax.Array | None  # float32[I], sum of the weights of the clients that touched a row
 
 
+class Stack(NamedTuple):
+    """A cohort's updates side by side, for aggregators that are no sums. Memory grows with C x I."""
+
+    server: Server  # deltas, leaves [C, ...]; 0 where a client did not take part or did not touch a row
+    sent: jax.Array  # bool[C], who took part
+    touched: jax.Array  # bool[C, I], who sent which row
+    weight: jax.Array  # float32[C]
+
+
+class FixedPoint(NamedTuple):
+    """Sums of integers: value x 2^bits, rounded, so that the order of summation leaves no trace."""
+
+    bits: int
+    limit: float  # a client's weighted delta is cut off at +-limit, so that no sum can wrap
+
+
 class Aggregator(NamedTuple):
-    """How updates are summed: each client's weight, and what is made of the sums."""
+    """How updates become one: each client's weight, and what is made of the sums, or of all of them."""
 
     weight: Callable[[jax.Array], jax.Array]  # number of examples -> float32[]
-    finish: Callable[[Totals], Server]
+    finish: Callable[[Any], Server]  # of `Totals`, or of a `Stack`
     per_row: bool = False  # whether `finish` needs `Totals.row_weight`
+    stacked: bool = False  # whether `finish` takes a `Stack`
+    fixed: FixedPoint | None = None  # sum integers instead of floats
+
+
+class Transform(NamedTuple):
+    """What a client does to its whole update before it sends it, written for ONE client."""
+
+    name: str
+    update: Callable[[Key, Update, Server], Update]  # (key, update, global model) -> what is sent
+    # squared norm -> factor, for transforms that only scale by the norm: then no whole update is put together
+    scale: Callable[[jax.Array], jax.Array] | None = None
 
 
 class Sampler(Protocol):
@@ -169,13 +196,27 @@ class RoundInfo(NamedTuple):
     lane_steps: jax.Array  # int32[], lanes x loop steps that the engine ran
     rows: jax.Array  # float32[], item rows sent up, summed over clients
     update_norm: jax.Array  # float32[], norm of the aggregated update
+    saturated: jax.Array  # int32[], numbers that fixed-point aggregation cut off or that were not finite
+
+
+class Plan(NamedTuple):
+    """What the engine will do for one population: the automatic choices, and the memory that they need."""
+
+    cohort: int  # C
+    devices: int
+    lanes: int  # over all devices
+    schedule: str  # "lanes" or "waves"
+    row_update: str  # a strategy of `row_updates`
+    memory: dict[str, int]  # bytes, over all devices, by what they hold
 
 
 class Algorithm(NamedTuple):
-    """A federated algorithm as three pure functions, as `federate` returns it."""
+    """A federated algorithm as pure functions, as `federate` returns it."""
 
     init: Callable[[Key, Any], State]  # (key, population) -> State
     round: Callable[[Key, State, Any], tuple[State, RoundInfo]]  # (key, state, population) -> state, info
     score: Score | None  # (private, server) -> float32[I], for one client
     model: Model
     work: ClientWork
+    plan: Callable[[Any], Plan]  # population -> what the engine will do
+    mesh: jax.sharding.Mesh | None = None

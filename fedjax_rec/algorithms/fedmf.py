@@ -26,7 +26,18 @@ from fedjax_rec.federate import federate
 from fedjax_rec.local import Loss, local_training, proximal
 from fedjax_rec.population import Population
 from fedjax_rec.samplers import uniform
-from fedjax_rec.types import Aggregator, Algorithm, Batch, Key, Model, Params, PyTree, Sampler, Server
+from fedjax_rec.types import (
+    Aggregator,
+    Algorithm,
+    Batch,
+    Key,
+    Model,
+    Params,
+    PyTree,
+    Sampler,
+    Server,
+    Transform,
+)
 
 LOSSES = ("bce", "bpr", "mse")
 
@@ -48,8 +59,10 @@ def fedmf(
     sampler: Sampler | None = None,
     aggregator: Aggregator | str | None = None,
     server_optimizer: optax.GradientTransformation | None = None,
+    transform: Transform | None = None,
     lanes: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    row_update: str | None = None,
 ) -> Algorithm:
     """FedAvg on matrix factorisation, with score s = p_u . q_i + b_i.
 
@@ -77,8 +90,10 @@ def fedmf(
         aggregator: "sum", "mean", "examples", "touchers", or an `Aggregator`; by default "sum", and "touchers"
             for "mse", whose dense intercept every client moves.
         server_optimizer: any optax transformation; `optax.sgd(1.0)` by default.
+        transform: what a client does to its whole update before it sends it.
         lanes: L; by default by the rule of 8.
         mesh: devices to split each cohort over.
+        row_update: how rows are added to a table; by default by back end.
 
     Returns:
         the algorithm.
@@ -115,8 +130,10 @@ def fedmf(
         sampler=sampler or uniform(cohort),
         aggregator=AGGREGATORS[aggregator]() if isinstance(aggregator, str) else aggregator,
         server_optimizer=server_optimizer,
+        transform=transform,
         lanes=lanes,
         mesh=mesh,
+        row_update=row_update,
     )
 
 

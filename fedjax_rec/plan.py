@@ -1,0 +1,182 @@
+"""The engine's automatic choices, and the memory that they need: known before anything runs.
+
+| choice | rule | measured in |
+|---|---|---|
+| lanes | the rule of 8: one for 8 clients of a device, at most 32 a core, 1,024 an accelerator | `sweep` |
+| lanes of waves | one for 64 clients of a device, 2 to 16; on an accelerator one for 8, 2 to 512 | `sweep` |
+| schedule | lanes for one local epoch of sums, waves for all else | `rounds` |
+| row update | by back end and jaxlib version: `row_updates.choose` | `fedjax-rec doctor` |
+| devices | all accelerators, or a core each, with 16 clients at least: `devices.choose_devices` | `devices` |
+| rounds in a block | those between two validations (`eval_every`), an argument of the program | `blocks` |
+
+The right column names the part of `python -m experiments.benchmarks.engine`'s report that a rule was read off.
+"""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+from jax.sharding import Mesh
+
+from fedjax_rec.engine import Uplink, schedule_of
+from fedjax_rec.population import Population
+from fedjax_rec.row_updates import choose
+from fedjax_rec.tables import read_rows
+from fedjax_rec.types import Client, ClientWork, Plan, PyTree, Sampler, State
+
+CPU_LANES, ACCELERATOR_LANES = 32, 1024
+
+
+def choose_lanes(cohort: int, *, devices: int = 1, schedule: str = "lanes", platform: str = "cpu") -> int:
+    """The rule of 8: a lane serves eight clients of its device, up to a bound.
+
+    Fewer lanes waste time per step, more leave lanes idle behind the longest client. Waves of alike clients are
+    smaller on a CPU, so that a client's rows stay in its cache from epoch to epoch.
+
+    Args:
+        cohort: C.
+        devices: over which they are split; every device gets as many.
+        schedule: "lanes" or "waves".
+        platform: jax's name of the back end.
+
+    Returns:
+        L, over all devices.
+
+    Example:
+        >>> choose_lanes(100), choose_lanes(1000), choose_lanes(1000, devices=2), choose_lanes(100, devices=8)
+        (12, 32, 64, 8)
+        >>> [choose_lanes(cohort, schedule="waves") for cohort in (100, 1000, 10_000)]
+        [2, 15, 16]
+    """
+    share, cpu = -(-cohort // devices), platform == "cpu"
+    if schedule == "lanes":
+        each = max(1, min(CPU_LANES if cpu else ACCELERATOR_LANES, share // 8))
+    else:
+        each = max(2, min(16, share // 64) if cpu else min(512, share // 8))
+    return each * devices
+
+
+def row_update_of(platform: str) -> str:
+    """The row-update strategy for a back end and the jaxlib at hand.
+
+    Args:
+        platform: jax's name of the back end.
+
+    Returns:
+        a name of `row_updates.STRATEGIES`.
+
+    Example:
+        >>> row_update_of("cpu")
+        'scatter'
+    """
+    return choose(platform, jaxlib.__version__)
+
+
+def make_plan(
+    work: ClientWork,
+    uplink: Uplink,
+    sampler: Sampler,
+    lanes: int | None,
+    mesh: Mesh | None,
+    init: Any,
+    population: Population,
+) -> Plan:
+    """What the engine will do for a population.
+
+    Args:
+        work: one client's work.
+        uplink: how updates travel.
+        sampler: who takes part.
+        lanes: L by hand; None for the rule.
+        mesh: the devices; None for one.
+        init: (key, population) -> State, for the sizes of its leaves.
+        population: N clients.
+
+    Returns:
+        the plan; its memory is of what grows with the task, less the programs and their small change.
+
+    Example:
+        see `fedjax_rec.federate.federate`, whose algorithms carry `plan`.
+    """
+    key = jax.random.key(0)
+    cohort = jax.eval_shape(lambda k: sampler(k, population.num_clients), key)[0].shape[0]
+    devices = 1 if mesh is None else mesh.size
+    schedule = schedule_of(work, uplink)
+    width = lanes or choose_lanes(cohort, devices=devices, schedule=schedule, platform=jax.default_backend())
+    state: State = jax.eval_shape(lambda k: init(k, population), key)
+    batch = _batch_bytes(work, population, state)
+    most = max(1, int(work.batches.num_batches(population.max_examples)))
+    model = _bytes(state.server)
+    memory = {
+        "data": devices * _bytes(population),
+        "private": devices * _bytes(state.private),
+        "model": devices * (model + _bytes(state.opt_state)),
+        "sums": devices * 3 * model,  # the totals, their sum over devices, and the step made of it
+        "lanes": 4 * width * batch,  # rows, gradients and deltas of one step
+        "room": 0 if schedule == "lanes" else width * most * batch * (3 if uplink.later else 1),
+        "stack": 4 * cohort * model if uplink.aggregator.stacked else 0,  # and what sorts or compares it
+    }
+    return Plan(cohort, devices, width, schedule, uplink.row_update, memory)
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if not _is_key(leaf))
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _batch_bytes(work: ClientWork, population: Population, state: State) -> int:
+    """Bytes of one local batch: its ids, data, rows and their optimizer memory."""
+
+    def example(words: jax.Array) -> PyTree:
+        zero = jnp.int32(0)
+        batch = work.batches.batch(Client(zero, zero, zero, words), population, zero)
+        values = read_rows(
+            jax.tree.map(lambda t: jnp.zeros((1, *t.shape[1:]), t.dtype), state.server.tables), batch.ids
+        )
+        return batch, work.touch(values)
+
+    return _bytes(jax.eval_shape(example, jnp.zeros(2, jnp.uint32)))
+
+
+def check_fits(plan: Plan) -> None:
+    """Refuse a stack of updates that cannot fit, with the numbers.
+
+    Args:
+        plan: of `make_plan`.
+
+    Raises:
+        ValueError: if the stack needs more than the device holds.
+
+    Example:
+        >>> check_fits(Plan(1, 1, 1, "waves", "scatter", {"stack": 0}))
+    """
+    room = device_bytes()
+    if plan.memory["stack"] > room:
+        need, held = plan.memory["stack"] / 2**30, room / 2**30
+        raise ValueError(
+            f"stacking {plan.cohort:,} updates needs {need:,.1f} GiB, the device has {held:,.1f}; lower the cohort"
+        )
+
+
+def device_bytes() -> int:
+    """Memory of the default device, in bytes.
+
+    Returns:
+        what the device reports, else the machine's.
+
+    Example:
+        >>> device_bytes() > 2**20
+        True
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 2**63 - 1  # unknown: nothing is refused

@@ -1,0 +1,183 @@
+"""Transforms: what a client does to its whole update before it sends it.
+
+Each is written for ONE client, `update(key, Update, Server) -> Update`; the engine vmaps it over the clients of a
+wave, inside the compiled round. Rows beyond the client's own have id I and deltas of 0, and must keep them. A
+transform sees the unweighted update, and the global model that the client started from.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_rec.tables import expand, num_rows
+from fedjax_rec.types import Key, PyTree, Server, Transform, Update
+
+
+def chain(*transforms: Transform) -> Transform:
+    """Apply transforms in turn, each with a key of its own.
+
+    Args:
+        *transforms: the first acts first.
+
+    Returns:
+        a transform.
+
+    Raises:
+        ValueError: if there is none.
+
+    Example:
+        >>> chain(clip(1.0), quantise(8)).name
+        'clip(1.0) > quantise(8)'
+    """
+    if len(transforms) == 1:
+        return transforms[0]
+    if not transforms:
+        raise ValueError("chain needs at least one transform; leave `transform` out for none")
+
+    def update(key: Key, sent: Update, server: Server) -> Update:
+        for number, transform in enumerate(transforms):
+            sent = transform.update(jax.random.fold_in(key, number), sent, server)
+        return sent
+
+    return Transform(" > ".join(transform.name for transform in transforms), update)
+
+
+def squared_norm(update: Update) -> jax.Array:
+    """Squared L2 norm of all that a client sends: dense leaves and rows together.
+
+    Args:
+        update: one client's.
+
+    Returns:
+        float32[].
+
+    Example:
+        >>> one = Update({"w": jnp.array(3.0)}, jnp.array([0, 1]), jnp.array([[4.0], [0.0]]), jnp.float32(1))
+        >>> float(squared_norm(one))
+        25.0
+    """
+    return sum((jnp.sum(jnp.square(x)) for x in _leaves(update)), jnp.float32(0))
+
+
+def clip(norm: float) -> Transform:
+    """Scale an update down to a norm: delta * min(1, norm / |delta|).
+
+    Args:
+        norm: the largest L2 norm, above 0.
+
+    Returns:
+        a transform.
+
+    Raises:
+        ValueError: if the norm is not above 0.
+
+    Example:
+        >>> one = Update({}, jnp.array([0]), jnp.array([[3.0, 4.0]]), jnp.float32(1))
+        >>> clip(1.0).update(jax.random.key(0), one, Server({}, jnp.zeros((1, 2)))).rows.round(4).tolist()
+        [[0.6000000238418579, 0.800000011920929]]
+
+    Source: McMahan et al. 2018, "Learning differentially private recurrent language models", section 3, FlatClip.
+    """
+    if not norm > 0:
+        raise ValueError(f"the clipping norm must be above 0, not {norm}")
+
+    def scale(size: jax.Array) -> jax.Array:
+        return jnp.minimum(1.0, norm * jax.lax.rsqrt(jnp.maximum(size, 1e-30)))
+
+    def update(key: Key, sent: Update, server: Server) -> Update:
+        del key, server
+        factor = scale(squared_norm(sent))
+        return _map(lambda x: factor * x, sent)
+
+    return Transform(f"clip({norm})", update, scale)
+
+
+def add_noise(deviation: float) -> Transform:
+    """Add normal(0, deviation) to every number that a client sends of its own rows and dense leaves.
+
+    Rows that the client does not touch stay untouched: this hides values, not which rows they are of.
+
+    Args:
+        deviation: standard deviation, at least 0.
+
+    Returns:
+        a transform.
+
+    Raises:
+        ValueError: if the deviation is negative.
+
+    Example:
+        >>> one = Update({}, jnp.array([0]), jnp.array([[3.0, 4.0]]), jnp.float32(1))
+        >>> add_noise(0.0).update(jax.random.key(0), one, Server({}, jnp.zeros((1, 2)))).rows.tolist()
+        [[3.0, 4.0]]
+    """
+    if not deviation >= 0:
+        raise ValueError(f"the noise's deviation must be at least 0, not {deviation}")
+
+    def noisy(key: Key, x: jax.Array) -> jax.Array:
+        return x + deviation * _draw(jax.random.normal, key, x.shape)
+
+    return Transform(f"add_noise({deviation})", _each(noisy))
+
+
+def quantise(bits: int) -> Transform:
+    """Round stochastically to 2^bits - 1 steps between each leaf's least and largest value; unbiased.
+
+    Args:
+        bits: of a number, 1 to 16.
+
+    Returns:
+        a transform.
+
+    Raises:
+        ValueError: if the bits are out of range.
+
+    Example:
+        >>> one = Update({}, jnp.array([0]), jnp.array([[0.0, 1.0]]), jnp.float32(1))
+        >>> quantise(1).update(jax.random.key(0), one, Server({}, jnp.zeros((1, 2)))).rows.tolist()
+        [[0.0, 1.0]]
+
+    Source: Suresh et al. 2017, "Distributed mean estimation with limited communication", section 2.2.
+    """
+    if not 1 <= bits <= 16:
+        raise ValueError(f"bits must be 1 to 16, not {bits}")
+    steps = 2.0**bits - 1
+
+    def rounded(key: Key, x: jax.Array) -> jax.Array:
+        low = x.min(initial=0.0)
+        unit = (x.max(initial=0.0) - low) / steps
+        safe = jnp.where(unit > 0, unit, 1.0)
+        return jnp.floor((x - low) / safe + _draw(jax.random.uniform, key, x.shape)) * unit + low
+
+    return Transform(f"quantise({bits})", _each(rounded))
+
+
+def _draw(kind: Callable, key: Key, shape: tuple[int, ...]) -> jax.Array:
+    """Random numbers of which row j depends on the key and j only, not on how many rows there are."""
+    if not shape:
+        return kind(key)
+    keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(jnp.arange(shape[0]))
+    return jax.vmap(lambda k: kind(k, shape[1:]))(keys)
+
+
+def _each(function: Callable[[Key, jax.Array], jax.Array]) -> Callable[[Key, Update, Server], Update]:
+    """Apply a function to each leaf with a key of its own; empty slots stay 0."""
+
+    def update(key: Key, sent: Update, server: Server) -> Update:
+        leaves, structure = jax.tree.flatten((sent.shared, sent.rows))
+        new = [function(jax.random.fold_in(key, n), leaf) for n, leaf in enumerate(leaves)]
+        shared, rows = jax.tree.unflatten(structure, new)
+        own = sent.ids < num_rows(server.tables)
+        rows = jax.tree.map(lambda x: jnp.where(expand(own, x), x, 0.0), rows)
+        return sent._replace(shared=shared, rows=rows)
+
+    return update
+
+
+def _map(function: Callable[[jax.Array], jax.Array], sent: Update) -> Update:
+    return sent._replace(shared=jax.tree.map(function, sent.shared), rows=jax.tree.map(function, sent.rows))
+
+
+def _leaves(sent: Update) -> list[PyTree]:
+    return jax.tree.leaves((sent.shared, sent.rows))

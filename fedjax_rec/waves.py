@@ -1,0 +1,226 @@
+"""Waves: L alike clients in lock step, for several local epochs and for updates that must be seen whole.
+
+A wave's batches and rows stay in its room `[L, T, B, ...]`. Where updates are sent whole, the room is cut to one
+of a few static sizes (T halved again and again) by a `lax.switch`: short clients do not pay for the longest.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_rec.schedules import (
+    Job,
+    Outcome,
+    add_dense_deltas,
+    add_row_deltas,
+    enter,
+    leave,
+    name_batch,
+    note,
+    row_deltas,
+    step_lanes,
+    touch_rows,
+)
+from fedjax_rec.tables import expand, num_rows
+from fedjax_rec.types import Batch, PyTree, Rows, Stack, Update
+
+Room = tuple[Batch, Rows] | tuple[()]
+WaveState = tuple[PyTree, Outcome, Room, jax.Array]  # local states, sums so far, room, squared norms [L]
+
+
+def run_waves(job: Job, outcome: Outcome) -> Outcome:
+    """Waves of similar clients in lock step, for any number of local epochs.
+
+    Args:
+        job: the queue and what to do with it.
+        outcome: where the sums start.
+
+    Returns:
+        the sums over all clients (or their stack), and their new private leaves.
+
+    Example:
+        see `fedjax_rec.engine.run_cohort`, which calls it.
+    """
+    queue, epochs = job.queue, job.work.epochs
+
+    def wave(carry: tuple[jax.Array, Outcome, Room]) -> tuple[jax.Array, Outcome, Room]:
+        number, outcome, room = carry
+        place = jnp.minimum(number * job.lanes + jnp.arange(job.lanes), queue.waiting)
+        steps = queue.batches[place[0]]  # the longest: the queue is sorted
+        state = (enter(job, place), outcome, room, jnp.zeros(job.lanes))
+        state = jax.lax.fori_loop(0, steps, _visit(job, place, first=True, last=epochs == 1), state)
+        if epochs > 2:
+            again = _visit(job, place, first=False, last=False)
+            state = jax.lax.fori_loop(
+                1, epochs - 1, lambda _, s: jax.lax.fori_loop(0, steps, again, s), state
+            )
+        if epochs > 1:
+            state = jax.lax.fori_loop(0, steps, _visit(job, place, first=False, last=True), state)
+        return number + 1, *_send(job, place, steps, state)
+
+    def busy(carry: tuple[jax.Array, Outcome, Room]) -> jax.Array:
+        return carry[0] * job.lanes < queue.waiting
+
+    return jax.lax.while_loop(busy, wave, (jnp.int32(0), outcome, _room(job)))[1]
+
+
+def _visit(
+    job: Job, place: jax.Array, *, first: bool, last: bool
+) -> Callable[[jax.Array, WaveState], WaveState]:
+    """The body of a wave's loop over its batches, in its first, a middle, or its last epoch."""
+    count = job.queue.batches[place]
+    weight = job.queue.weight[place]
+
+    def body(t: jax.Array, state: WaveState) -> WaveState:
+        local, outcome, room, norms = state
+        active = t < count
+        if first:
+            batch = name_batch(job, place, jnp.broadcast_to(t, place.shape), active)
+            rows, missed = touch_rows(job, batch), jnp.broadcast_to(t, place.shape)
+        else:
+            batch, rows = jax.tree.map(lambda x: x[:, t], room)
+            missed = count - 1
+        left = count - 1 - t if last else jnp.zeros_like(count)
+        local, rows, info = step_lanes(job, local, rows, batch, active, missed, left)
+        outcome = note(job, outcome, info, active, batch.ids if first else None)
+        if last:
+            rows = rows._replace(values=row_deltas(job, batch.ids, rows.values))
+            norms = norms + _squared(rows.values) if job.later else norms
+        if last and not job.later:
+            outcome = add_row_deltas(job, outcome, weight, batch.ids, rows.values)
+        elif first:
+            room = jax.tree.map(lambda x, new: x.at[:, t].set(new), room, (batch, rows))
+        else:  # the batch is there already, and writing it again would copy all of them
+            room = room[0], jax.tree.map(lambda x, new: x.at[:, t].set(new), room[1], rows)
+        return local, outcome, room, norms
+
+    return body
+
+
+def _most(job: Job) -> int:
+    """Local batches of the longest client, T."""
+    return max(1, int(job.work.batches.num_batches(job.population.max_examples)))
+
+
+def _room(job: Job) -> Room:
+    """Room for each lane's batches and rows, leaves [L, T, B, ...]; in the last epoch deltas replace the rows."""
+    if job.work.epochs == 1 and not job.later:
+        return ()
+
+    def example(place: jax.Array) -> tuple[Batch, Rows]:
+        batch = name_batch(job, place, place, place >= 0)
+        return batch, touch_rows(job, batch)
+
+    shapes = jax.eval_shape(example, jnp.zeros(job.lanes, jnp.int32))
+    # what a wave reads it has written before: zeros would be written for nothing
+    return jax.tree.map(lambda s: jax.lax.empty((job.lanes, _most(job), *s.shape[1:]), s.dtype), shapes)
+
+
+def _squared(deltas: PyTree) -> jax.Array:
+    """Squared norm of each lane's deltas, leaves [L, ...] -> [L]."""
+    flat = [x.reshape(x.shape[0], -1) for x in jax.tree.leaves(deltas)]
+    return sum((jnp.sum(jnp.square(x), axis=1) for x in flat), jnp.float32(0))
+
+
+def _send(job: Job, place: jax.Array, steps: jax.Array, state: WaveState) -> tuple[Outcome, Room]:
+    """Let the wave's clients go: store what they keep, sum or stack what is left to send."""
+    local, outcome, room, norms = state
+    done, weight = place < job.queue.waiting, job.queue.weight[place]
+    outcome, dense = leave(job, outcome, place, done, local)
+    if not job.later:
+        return add_dense_deltas(job, outcome, weight, done, dense), room
+    batch, rows = room  # type: ignore[misc] - there is room where updates are sent later
+    if not job.whole:
+        return _send_scaled(job, steps, done, weight, norms, dense, outcome, room), room
+    sizes = room_sizes(_most(job))
+    which = (steps > jnp.array(sizes[:-1], jnp.int32)).sum() if len(sizes) > 1 else 0
+    branches = [partial(_send_whole, job, size) for size in sizes]
+    return jax.lax.switch(which, branches, place, done, dense, batch.ids, rows.values, outcome), room
+
+
+def _send_scaled(
+    job: Job,
+    steps: jax.Array,
+    done: jax.Array,
+    weight: jax.Array,
+    norms: jax.Array,
+    dense: PyTree,
+    outcome: Outcome,
+    room: Room,
+) -> Outcome:
+    """Scale each lane's update by what its norm asks for, and add it batch by batch."""
+    assert job.transform is not None and job.transform.scale is not None  # noqa: S101, PT018 - why this is called
+    factor = jax.vmap(job.transform.scale)(norms + _squared(dense))
+    outcome = add_dense_deltas(job, outcome, weight * factor, done, dense)
+    batch, rows = room  # type: ignore[misc] - as above
+
+    def add(t: jax.Array, outcome: Outcome) -> Outcome:
+        ids, deltas = jax.tree.map(lambda x: x[:, t], (batch.ids, rows.values))
+        return add_row_deltas(job, outcome, weight, ids, deltas, scale=factor)
+
+    return jax.lax.fori_loop(0, steps, add, outcome)
+
+
+def room_sizes(most: int) -> list[int]:
+    """The static sizes to which a room of T batches is cut: T, T/2, ..., 1, ascending.
+
+    Args:
+        most: T.
+
+    Returns:
+        at most log2(T) + 2 sizes.
+
+    Example:
+        >>> room_sizes(10)
+        [1, 2, 3, 5, 10]
+    """
+    sizes = {most}
+    while most > 1:
+        most = -(-most // 2)
+        sizes.add(most)
+    return sorted(sizes)
+
+
+def _send_whole(
+    job: Job,
+    size: int,
+    place: jax.Array,
+    done: jax.Array,
+    dense: PyTree,
+    ids: jax.Array,
+    deltas: PyTree,
+    outcome: Outcome,
+) -> Outcome:
+    """Make each lane's whole update of the first `size` batches of the room, transform it and send it."""
+    trained = (
+        jnp.arange(size)[None, :] < job.queue.batches[place][:, None]
+    )  # the room beyond is of an earlier wave
+    ids = jnp.where(trained[..., None], ids[:, :size], num_rows(job.server.tables))
+    deltas = jax.tree.map(lambda x: jnp.where(expand(trained, x[:, :size]), x[:, :size], 0), deltas)
+    ids, deltas = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), (ids, deltas))
+    weight = job.queue.weight[place]
+    update = Update(dense, ids, deltas, weight)
+    if job.transform is not None:
+        keys = jax.random.wrap_key_data(job.queue.noise[place])
+        update = jax.vmap(job.transform.update, in_axes=(0, 0, None))(keys, update, job.server)
+    if job.stacked:
+        return outcome._replace(totals=_stack(outcome.totals, place, done, update))
+    outcome = add_dense_deltas(job, outcome, weight, done, update.shared)
+    present = jnp.where(done[:, None], update.ids, num_rows(job.server.tables))
+    return add_row_deltas(job, outcome, weight, present, update.rows)
+
+
+def _stack(stack: Stack, place: jax.Array, done: jax.Array, update: Update) -> Stack:
+    """Put updates in their places; a client's ids may repeat, and then add up."""
+    at = jnp.where(done, place, stack.sent.shape[0])
+    shared = jax.tree.map(lambda s, d: s.at[at].set(d, mode="drop"), stack.server.shared, update.shared)
+    rows = jax.tree.map(
+        lambda s, d: s.at[at[:, None], update.ids].add(d, mode="drop"), stack.server.tables, update.rows
+    )
+    return stack._replace(
+        server=stack.server._replace(shared=shared, tables=rows),
+        sent=stack.sent.at[at].set(done, mode="drop"),
+        touched=stack.touched.at[at[:, None], update.ids].set(True, mode="drop"),
+    )

@@ -1,0 +1,231 @@
+"""Transforms of whole updates, stacked aggregators, fixed-point sums: against what the clients send one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedjax_rec as fr
+from fedjax_rec import aggregators, reducers, transforms
+from fedjax_rec.federate import client_update
+from fedjax_rec.testing import KEY, assert_close, fixed, run, tiny_population
+from fedjax_rec.types import Server, Transform, Update
+
+SMALL = {"dim": 3, "batch_size": 10, "learning_rate": 0.3}
+IDS = np.array([0, 1, 2, 3, 4, 5, 9])  # client 3 has no data
+
+
+@pytest.fixture(scope="module")
+def population():
+    return tiny_population()
+
+
+def _updates(population, **settings):
+    """Every client's update over the whole table, float64[C, ...], from runs of one client alone."""
+    algorithm = fr.fedmf(**SMALL, sampler=fixed(IDS), **settings)
+    key = jax.random.key(KEY)
+    state = jax.jit(algorithm.init)(key, population)
+    found = []
+    for i in IDS:
+        update = client_update(algorithm, key, state, population, int(i))
+        table = jax.tree.map(lambda t: np.zeros(t.shape), state.server.tables)
+        for name, rows in update.rows.items():
+            table[name][np.asarray(update.ids)] = rows
+        found.append((jax.tree.map(np.asarray, update.shared), table))
+    return state, jax.tree.map(lambda *x: np.stack(x).astype(np.float64), *found)
+
+
+def _step(population, **settings):
+    """The state after one round."""
+    return run(fr.fedmf(**SMALL, sampler=fixed(IDS), **settings), population, rounds=1)
+
+
+def _expected(state, update):
+    return jax.tree.map(lambda old, new: old + new, tuple(state.server), update)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("loss", ["bce", "mse"])
+def test_clip_scales_whole_updates(population, epochs, loss):
+    """Clipping is one scale for all that a client sends, rows of all batches and dense leaves together."""
+    settings = {"local_epochs": epochs, "loss": loss, "aggregator": "sum"}
+    state, (shared, tables) = _updates(population, **settings)
+    norm = np.sqrt(sum((x**2).reshape(len(IDS), -1).sum(1) for x in jax.tree.leaves((shared, tables))))
+    bound = float(np.median(norm))
+    factor = np.minimum(1.0, bound / np.maximum(norm, 1e-30))
+    assert (factor < 1).any() and (factor == 1).any()  # noqa: PT018 - the bound must divide the clients
+    expected = jax.tree.map(lambda x: np.tensordot(factor, x, 1), (shared, tables))
+    clipped = _step(population, transform=transforms.clip(bound), lanes=2, **settings)
+    assert_close(tuple(clipped.server), _expected(state, expected), "clipped")
+    whole = transforms.clip(bound)._replace(scale=None)  # the general path: updates put together first
+    assert_close(_step(population, transform=whole, lanes=2, **settings).server, clipped.server, "whole")
+
+
+def test_transform_sees_each_client_alone(population):
+    """What a transform is given is exactly the update that the client alone would send."""
+    state, (_, tables) = _updates(population)
+
+    def squared(key, sent, server):
+        del key, server
+        return sent._replace(rows=jax.tree.map(jnp.square, sent.rows))
+
+    square = Transform("square", squared)
+    expected = ({}, jax.tree.map(lambda x: (x**2).sum(0), tables))
+    after = _step(population, transform=square, lanes=3)
+    assert_close(tuple(after.server), _expected(state, expected), "squared")
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_noise_is_the_clients_own(population, lanes):
+    """Noise depends on round and client only: neither lanes nor the order of the cohort changes it."""
+    noisy = transforms.chain(transforms.clip(0.5), transforms.add_noise(0.1))
+    one = _step(population, transform=noisy, lanes=3)
+    assert_close(_step(population, transform=noisy, lanes=lanes), one, "other lanes")
+    shuffled = fr.fedmf(**SMALL, sampler=fixed(IDS[::-1]), transform=noisy, lanes=3)
+    assert_close(run(shuffled, population, rounds=1), one, "another order")
+    plain = _step(population, transform=transforms.clip(0.5), lanes=3)
+    moved = np.asarray(one.server.tables["vector"] - plain.server.tables["vector"])
+    start = run(fr.fedmf(**SMALL), population, 0).server.tables["vector"]
+    touched = np.asarray(plain.server.tables["vector"] != start).any(1)
+    assert 0.1 < moved[touched].std() < 0.4  # about 0.1 x root of the touchers
+    assert not moved[~touched].any()
+
+
+def test_quantise_is_unbiased():
+    """Stochastic rounding has the value as its mean, and takes at most 2^bits values."""
+    rows = jnp.linspace(-1.0, 1.0, 7)[:, None]
+    sent = Update({}, jnp.arange(7), rows, jnp.float32(1))
+    draw = jax.vmap(lambda k: transforms.quantise(2).update(k, sent, Server({}, jnp.zeros((7, 1)))).rows)
+    values = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
+    assert len(np.unique(values.round(5))) == 4
+    np.testing.assert_allclose(values.mean(0), rows, atol=5 * (2 / 3) / 2 / np.sqrt(4000))
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_median(population, lanes):
+    """The median over the clients that took part, absent ones left out, untouched rows counting as 0."""
+    state, (_, tables) = _updates(population)
+    present = [n for n, i in enumerate(IDS) if i != 3]
+    expected = jax.tree.map(lambda x: np.median(x[present], axis=0), tables)
+    assert any(x.any() for x in jax.tree.leaves(expected))
+    after = _step(population, aggregator=reducers.median(), lanes=lanes)
+    assert_close(tuple(after.server), _expected(state, ({}, expected)), "median")
+
+
+def test_trimmed_mean(population):
+    """A sixth of six clients is cut off at each end."""
+    state, (_, tables) = _updates(population)
+    present = [n for n, i in enumerate(IDS) if i != 3]
+    expected = jax.tree.map(lambda x: np.sort(x[present], axis=0)[1:-1].mean(0), tables)
+    after = _step(population, aggregator=reducers.trimmed_mean(1 / 6), lanes=2)
+    assert_close(tuple(after.server), _expected(state, ({}, expected)), "trimmed mean")
+
+
+def test_krum(population):
+    """Krum sends on the update that is nearest to its nearest others."""
+    state, (_, tables) = _updates(population)
+    present = [n for n, i in enumerate(IDS) if i != 3]
+    flat = np.concatenate([x[present].reshape(len(present), -1) for x in jax.tree.leaves(tables)], axis=1)
+    distance = ((flat[:, None] - flat[None]) ** 2).sum(-1)
+    best = np.sort(distance, axis=1)[:, 1 : 1 + len(present) - 1 - 2].sum(1).argmin()
+    expected = jax.tree.map(lambda x: x[present][best], tables)
+    after = _step(population, aggregator=reducers.krum(1), lanes=2)
+    assert_close(tuple(after.server), _expected(state, ({}, expected)), "krum")
+
+
+def test_stack_on_a_mesh(population):
+    """A stack that lies on several devices gives the same median and Krum."""
+    mesh = fr.client_mesh(4)
+    for aggregator in (reducers.median(), reducers.krum(1)):
+        one = _step(population, aggregator=aggregator, lanes=4)
+        assert_close(_step(population, aggregator=aggregator, lanes=4, mesh=mesh), one, "a mesh of 4")
+
+
+def test_transform_on_a_mesh(population):
+    """Clipping and noise on several devices are those of one."""
+    noisy = transforms.chain(transforms.clip(0.5), transforms.quantise(6), transforms.add_noise(0.1))
+    one = _step(population, transform=noisy, lanes=4)
+    assert_close(_step(population, transform=noisy, lanes=4, mesh=fr.client_mesh(4)), one, "a mesh of 4")
+
+
+@pytest.mark.parametrize(("loss", "epochs"), [("bce", 1), ("bpr", 2), ("mse", 1)])
+def test_fixed_point_has_equal_bits(population, loss, epochs):
+    """Integer sums: the same bits on 1, 2, 4, 8 devices with equal lanes each, and in any order of the cohort."""
+    rng = np.random.default_rng(0)
+    ids, small = np.arange(population.num_clients), SMALL | {"learning_rate": 0.02}
+    states = []
+    for devices, order in ((1, ids), (2, ids), (4, ids), (8, ids), (1, rng.permutation(ids)), (8, ids[::-1])):
+        algorithm = fr.fedmf(
+            **small,
+            sampler=fixed(order),
+            aggregator=aggregators.fixed_point(aggregators.mean(), capacity=len(ids), limit=4.0),
+            loss=loss,
+            local_epochs=epochs,
+            lanes=2 * devices,
+            mesh=fr.client_mesh(devices),
+        )
+        states.append(run(algorithm, population, rounds=3))
+    for state in states[1:]:
+        assert_close(state, states[0], "fixed point", 0)
+    plain = fr.fedmf(**small, sampler=fixed(ids), loss=loss, local_epochs=epochs, aggregator="mean")
+    assert_close(states[0].server, run(plain, population, rounds=3).server, "against floats", 1e-4)
+
+
+def test_fixed_point_counts_what_it_cuts_off(population):
+    """Numbers beyond the limit, and those that are no numbers, are cut off and counted."""
+
+    def info(limit, rate=3.0, scale=0.1):
+        aggregator = aggregators.fixed_point(aggregators.total(), capacity=len(IDS), limit=limit)
+        algorithm = fr.fedmf(
+            **SMALL | {"learning_rate": rate, "init_scale": scale}, sampler=fixed(IDS), aggregator=aggregator
+        )
+        state = algorithm.init(jax.random.key(KEY), population)
+        after, found = jax.jit(algorithm.round)(jax.random.key(KEY), state, population)
+        gap = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), after.server.tables, state.server.tables)
+        return int(found.saturated), max(gap.values())
+
+    assert info(10.0)[0] == 0
+    cut, moved = info(0.2)
+    assert cut > 0
+    assert moved <= 0.2 * len(IDS) * (1 + 1e-6)
+    assert info(10.0, scale=1e30)[0] > 0  # scores overflow: not every delta is a number
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: transforms.clip(0.0), "clipping norm"),
+        (lambda: transforms.add_noise(-1.0), "deviation"),
+        (lambda: transforms.quantise(0), "bits"),
+        (transforms.chain, "at least one"),
+        (lambda: reducers.krum(-1), "faulty"),
+        (lambda: reducers.trimmed_mean(0.5), "trimmed share"),
+        (lambda: aggregators.fixed_point(reducers.median(), capacity=3), "stacked"),
+        (lambda: aggregators.fixed_point(aggregators.mean(), capacity=0), "capacity"),
+        (lambda: aggregators.fixed_point(aggregators.mean(), capacity=10**8), "bits behind the point"),
+        (lambda: fr.fedmf(row_update="best"), "unknown row update"),
+        (
+            lambda: fr.fedmf(
+                row_update="matmul", aggregator=aggregators.fixed_point(aggregators.mean(), capacity=3)
+            ),
+            "sums floats",
+        ),
+    ],
+)
+def test_bad_values_are_refused(build, words):
+    """Each error names the value and the way out."""
+    with pytest.raises(ValueError, match=words):
+        build()
+
+
+def test_a_stack_that_cannot_fit_is_refused(population, monkeypatch):
+    """The memory of a stacked round is known before it runs."""
+    monkeypatch.setattr("fedjax_rec.plan.device_bytes", lambda: 1000)
+    with pytest.raises(ValueError, match="lower the cohort"):
+        _step(population, aggregator=reducers.median())
+
+
+@pytest.mark.parametrize("strategy", ["sorted", "matmul"])
+def test_row_updates_agree(population, strategy):
+    """However rows are added, the state is the same."""
+    assert_close(_step(population, row_update=strategy, lanes=3), _step(population, lanes=3), strategy)
