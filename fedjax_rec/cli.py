@@ -1,4 +1,4 @@
-"""The command line: `fedjax-rec run` and `fedjax-rec data`.
+"""The command line: `fedjax-rec run`, `fedjax-rec compare`, `fedjax-rec data` and `fedjax-rec doctor`.
 
 Errors are one line on standard error and exit status 2. Settings become flags by their names, `--learning-rate`
 for `learning_rate`, with their defaults in `--help`.
@@ -7,14 +7,18 @@ for `learning_rate`, with their defaults in `--help`.
 import argparse
 import dataclasses
 import difflib
+import json
 import sys
 import types
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from fedjax_rec.settings import Settings
 
 PROGRAM = "fedjax-rec"
+CENTRAL_GROUPS, CENTRAL_FIELDS = ("data", "protocol"), ("seed", "out")  # the settings of `baselines`
+FORMATS = ("table", "csv", "json", "latex", "markdown")  # of `compare`
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,14 +78,75 @@ def build_parser() -> argparse.ArgumentParser:
         action.add_argument("dataset", help="a registered name, or a path")
         if name == "describe":
             action.add_argument("--data-dir", help="folder that holds the data (default: the cache)")
+    _add_baselines(commands)
+    _add_compare(commands)
+    doctor = commands.add_parser(
+        "doctor",
+        help="versions, devices, and how fast item rows are added up here",
+        description="Show versions and devices, time three ways of adding item rows on the default device, and "
+        "warn of what makes runs slow here. Takes a few seconds.",
+        allow_abbrev=False,
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
+def _add_baselines(commands: Any) -> None:
+    baselines = commands.add_parser(
+        "baselines",
+        help="fit central baselines on the split of a run",
+        description="Fit central recommenders, which see all training events at once, on the split that `run` has "
+        "with the same flags; choose their settings on validation, measure them, and write a folder.",
+        allow_abbrev=False,
+    )
+    _add_settings(baselines, CENTRAL_GROUPS, CENTRAL_FIELDS)
+    methods = baselines.add_argument_group("methods")
+    methods.add_argument(
+        "--only", default="all", metavar="NAMES", help="methods with commas between them (default: all)"
+    )
+    methods.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="METHOD.SETTING=NUMBER",
+        help="use this setting, such as ease.regularisation=300, and do not choose the method's settings on "
+        "validation; may be repeated",
+    )
+
+
+def _add_compare(commands: Any) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="compare finished runs of one protocol",
+        description="Compare run folders with the first of them: means with bootstrap intervals over users, "
+        "paired differences, and tests adjusted over the table. Runs of different protocols are refused.",
+        allow_abbrev=False,
+    )
+    compare.add_argument("runs", nargs="*", metavar="RUN", help="run folders, 2 or more")
+    compare.add_argument(
+        "--metric",
+        default="ndcg@10",
+        help="hr@k, ndcg@k, mrr@k, mrr or auc; several with commas (default: ndcg@10)",
+    )
+    compare.add_argument("--ranking", default="full", help="full, or sampled99 (default: full)")
+    compare.add_argument(
+        "--format", default="table", choices=FORMATS, help="how it is written (default: table)"
+    )
+    compare.add_argument(
+        "--group-seeds", action="store_true", help="runs that differ in their seed alone share a row"
+    )
+
+
+def _add_settings(
+    parser: argparse.ArgumentParser, only_groups: Sequence[str] = (), only_fields: Sequence[str] = ()
+) -> None:
+    """Make settings flags: all, or those of some groups and some single ones."""
     groups: dict[str, Any] = {}
     hints = get_type_hints(Settings)
     for field in dataclasses.fields(Settings):
         title = field.metadata["group"]
+        if only_groups and title not in only_groups and field.name not in only_fields:
+            continue
         group = (
             groups.setdefault(title, parser.add_argument_group(title))
             if title not in groups
@@ -126,7 +191,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         fail(f"unknown setting {unknown[0]!r}; {_suggest(unknown[0], given.command)}")
     try:
-        return _run(given) if given.command == "run" else _data(given)
+        commands = {
+            "run": _run,
+            "baselines": _baselines,
+            "compare": _compare,
+            "data": _data,
+            "doctor": _doctor,
+        }
+        return commands[given.command](given)
     except (ValueError, OSError) as problem:
         fail(str(problem))
     except KeyboardInterrupt:
@@ -134,12 +206,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _central_flags() -> list[str]:
+    return [
+        "--" + field.name.replace("_", "-")
+        for field in dataclasses.fields(Settings)
+        if field.metadata["group"] in CENTRAL_GROUPS or field.name in CENTRAL_FIELDS
+    ]
+
+
 def _suggest(flag: str, command: str) -> str:
-    known = (
-        ["--" + field.name.replace("_", "-") for field in dataclasses.fields(Settings)]
-        if command == "run"
-        else []
-    )
+    known = {
+        "run": ["--" + field.name.replace("_", "-") for field in dataclasses.fields(Settings)],
+        "compare": ["--metric", "--ranking", "--format", "--group-seeds"],
+        "baselines": ["--only", "--set", *_central_flags()],
+        "doctor": ["--json"],
+    }.get(command, [])
     near = difflib.get_close_matches(flag.split("=", maxsplit=1)[0], known, n=1, cutoff=0.0)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{hint}see {PROGRAM} {command} --help"
@@ -163,6 +244,40 @@ def _run(given: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(given: argparse.Namespace) -> int:
+    from fedjax_rec.compare import compare_runs
+    from fedjax_rec.formats import render
+
+    table = compare_runs(
+        given.runs,
+        metrics=[name.strip() for name in given.metric.split(",")],
+        ranking=given.ranking,
+        group_seeds=given.group_seeds,
+    )
+    print(render(table, given.format))
+    return 0
+
+
+def _baselines(given: argparse.Namespace) -> int:
+    known = {field.name for field in dataclasses.fields(Settings)}
+    settings = Settings(**{name: value for name, value in vars(given).items() if name in known})
+    from fedjax_rec import central, report
+    from fedjax_rec.evaluation.central import parse_names, parse_settings
+    from fedjax_rec.folders import choose_place
+
+    names, fixed = parse_names(given.only), parse_settings(given.set)
+    folder = choose_place(settings.out, f"{Path(settings.dataset).stem}-baselines")
+    outcome = central.run_central(
+        settings, names=names, given=fixed, on_stage=lambda text: print(text, file=sys.stderr)
+    )
+    folder = central.save_central(outcome, folder, renumber=settings.out is None)
+    for line in outcome.split.log:
+        print(line)
+    print(report.central_table(outcome))
+    print(f"folder: {folder}")
+    return 0
+
+
 def _data(given: argparse.Namespace) -> int:
     from fedjax_rec.data import registry
 
@@ -174,6 +289,14 @@ def _data(given: argparse.Namespace) -> int:
         dataset = registry.load_dataset(given.dataset, data_dir=given.data_dir, progress=True)
         for name, value in registry.describe(dataset).items():
             print(f"{name:>16}: {_text(value)}")
+    return 0
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    from fedjax_rec import doctor
+
+    report = doctor.examine(on_stage=lambda text: print(text, file=sys.stderr))
+    print(json.dumps(doctor.as_dict(report), indent=2) if given.json else doctor.render(report))
     return 0
 
 
