@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from fedjax_rec.evaluation.metrics import metrics_from_ranks, standard_errors, user_metrics
+from fedjax_rec.evaluation.metrics import KS, metrics_from_ranks, standard_errors, user_metrics
+from fedjax_rec.evaluation.ranking import Places
 
 
 def test_hand_made_ranks():
@@ -66,3 +67,56 @@ def test_cut_offs_start_at_one():
     """A cut-off of 0 is an error."""
     with pytest.raises(ValueError, match="k=0 is out of range; cut-offs start at 1"):
         metrics_from_ranks(np.zeros(1), [0])
+
+
+def make_places(better, tied) -> Places:
+    """Places from counts."""
+    better, tied = np.asarray(better, float), np.asarray(tied)
+    return Places(better + tied / 2, tied)
+
+
+def test_ties_are_expectations_over_their_order():
+    """The mean over all places that the ties leave open, one place after the other."""
+    rng = np.random.default_rng(0)
+    places = make_places(rng.integers(0, 25, 200), rng.integers(0, 12, 200))
+    values = user_metrics(places, [1, 10, 1000], rivals=40)
+    for user, (mid, tied) in enumerate(zip(places.mid, places.tied, strict=True)):
+        open_places = mid - tied / 2 + np.arange(tied + 1)
+        plain = user_metrics(open_places, [1, 10, 1000], rivals=40)
+        for name, value in plain.items():
+            assert values[name][user] == pytest.approx(value.mean(), rel=1e-12, abs=1e-15)
+
+
+def test_without_ties_nothing_changes():
+    """Bit by bit the values of plain ranks, beside users that do tie."""
+    ranks = np.array([0, 3, 9, 10, np.nan, 4])
+    places = make_places(ranks, [0, 0, 0, 0, 0, 5])
+    one, other = user_metrics(places, rivals=50), user_metrics(ranks, rivals=50)
+    for name in other:
+        np.testing.assert_array_equal(one[name][:5], other[name][:5])
+
+
+def test_ndcg_with_ties_agrees_with_scikit_learn():
+    """`ndcg_score` averages over tied documents (McSherry and Najork 2008)."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(1)
+    scores = rng.integers(0, 6, (100, 30)).astype(float)
+    relevant = np.zeros((100, 30))
+    relevant[:, 0] = 1
+    places = make_places((scores[:, 1:] > scores[:, :1]).sum(1), (scores[:, 1:] == scores[:, :1]).sum(1))
+    values = user_metrics(places, rivals=29)
+    for k in KS:
+        assert values[f"ndcg@{k}"].mean() == pytest.approx(
+            metrics.ndcg_score(relevant, scores, k=k), rel=1e-12
+        )
+    assert values["auc"] == pytest.approx(
+        [metrics.roc_auc_score(relevant[user], scores[user]) for user in range(100)], rel=1e-12
+    )
+
+
+def test_places_are_arrays_of_mid_ranks():
+    """For code that wants plain ranks."""
+    places = make_places([0, 4], [1, 0])
+    assert np.asarray(places).tolist() == [0.5, 4.0]
+    assert (len(places), places.shape) == (2, (2,))
+    assert np.asarray(places, np.float32).dtype == np.float32

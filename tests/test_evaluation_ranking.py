@@ -8,8 +8,9 @@ import pytest
 from fedjax_rec.data.interactions import Dataset, Interactions, Truth
 from fedjax_rec.data.splits import Split, leave_one_out, merge_validation
 from fedjax_rec.evaluation.baselines import popularity_ranks, popularity_scores, truth_of, truth_ranks
-from fedjax_rec.evaluation.metrics import metrics_from_ranks, standard_errors
-from fedjax_rec.evaluation.ranking import Ranks, count_rivals, make_ranker, rank_split
+from fedjax_rec.evaluation.layout import lay_out
+from fedjax_rec.evaluation.metrics import metrics_from_ranks, standard_errors, user_metrics
+from fedjax_rec.evaluation.ranking import Places, Ranks, count_rivals, make_ranker, rank_split
 
 NAN, INF = np.nan, np.inf
 
@@ -42,14 +43,15 @@ def rank_matrix(scores, split: Split, which="test", block_size=None) -> Ranks:
     return jax.tree.map(np.asarray, ranker(jnp.asarray(scores, jnp.float32)))
 
 
-def rank_plainly(scores, positive, rivals) -> float:
-    """The definition, one rival after the other."""
+def rank_plainly(scores, positive, rivals) -> tuple[float, int]:
+    """The definition, one rival after the other: rank and number of ties."""
     if positive < 0 or not rivals:
-        return NAN
+        return NAN, 0
     if np.isnan(scores[positive]):
-        return len(rivals)
+        return len(rivals), 0
     above = sum(scores[rival] > scores[positive] for rival in rivals)
-    return above + sum(scores[rival] == scores[positive] for rival in rivals) / 2
+    level = sum(scores[rival] == scores[positive] for rival in rivals)
+    return above + level / 2, level
 
 
 def rank_all_plainly(scores, split: Split, which) -> Ranks:
@@ -64,7 +66,7 @@ def rank_all_plainly(scores, split: Split, which) -> Ranks:
         rivals = set(range(split.num_items)) - seen
         full.append(rank_plainly(scores[user], positives[user], rivals))
         sampled.append(rank_plainly(scores[user], positives[user], {c for c in candidates[user] if c >= 0}))
-    return Ranks(np.array(full, np.float32), np.array(sampled, np.float32))  # type: ignore[arg-type]
+    return Ranks(*(Places(*map(np.array, zip(*part, strict=True))) for part in (full, sampled)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -87,15 +89,15 @@ def test_hand_made_scores(scores, rank):
     """User 0 has met 0 and 1 and is tested on 2; the rivals, and the candidates, are 3, 4 and 5."""
     split = make_split([[0, 1, 2]], 6)
     assert sorted(split.candidates_test[0, :3]) == [3, 4, 5]
-    assert rank_matrix([scores], split) == (rank, rank)
+    assert [places.mid.tolist() for places in rank_matrix([scores], split)] == [[rank], [rank]]
 
 
 def test_test_masks_train_and_validation_and_validation_masks_train():
     """The test item stays a rival of the validation item, and the validation item none of the test item."""
     split = make_split([[0, 1, 2]], 4, num_candidates=1)
     scores = [[9.0, 5.0, 1.0, 7.0]]
-    assert rank_matrix(scores, split, "test").full.tolist() == [1]  # rival 3
-    assert rank_matrix(scores, split, "validation").full.tolist() == [1]  # rivals 2 and 3
+    assert rank_matrix(scores, split, "test").full.mid.tolist() == [1]  # rival 3
+    assert rank_matrix(scores, split, "validation").full.mid.tolist() == [1]  # rivals 2 and 3
     assert count_rivals(split, which="test").full.tolist() == [1]
     assert count_rivals(split, which="validation").full.tolist() == [2]
 
@@ -111,42 +113,42 @@ def test_ranks_agree_with_a_plain_oracle(which, block_size):
     )
     ranks = rank_matrix(scores, split, which, block_size)
     expected = rank_all_plainly(scores, split, which)
-    np.testing.assert_array_equal(ranks.full, expected.full)
-    np.testing.assert_array_equal(ranks.sampled, expected.sampled)
+    jax.tree.map(np.testing.assert_array_equal, ranks, expected)
     rivals = count_rivals(split, which=which)
-    for rank, number in zip(ranks, rivals, strict=True):
-        present = ~np.isnan(rank)
-        assert (rank[present] <= number[present]).all()
+    for places, number in zip(ranks, rivals, strict=True):
+        present = ~np.isnan(places.mid)
+        assert (places.mid + places.tied / 2 <= number)[present].all()
 
 
 def test_users_without_a_positive_or_a_rival_have_no_rank():
     """NaN, so that neither an absent item nor an empty list counts as a success."""
     merged = merge_validation(make_split([[0, 1, 2], [1, 2, 3]], 5))
-    assert np.isnan(rank_matrix(np.zeros((2, 5)), merged, "validation").full).all()
+    assert np.isnan(rank_matrix(np.zeros((2, 5)), merged, "validation").full.mid).all()
     no_candidates = rank_matrix(np.zeros((2, 5)), make_split([[0, 1, 2], [1, 2, 3]], 5, num_candidates=0))
     assert np.isnan(no_candidates.sampled).all()
     assert not np.isnan(no_candidates.full).any()
-    assert np.isnan(rank_matrix(np.zeros((1, 3)), make_split([[0, 1, 2]], 3))).all()
+    alone = rank_matrix(np.zeros((1, 3)), make_split([[0, 1, 2]], 3))
+    assert np.isnan([alone.full.mid, alone.sampled.mid]).all()
 
 
 def test_a_catalogue_of_one_item():
     """Met three times: nothing to rank, and no error."""
     ranks = rank_matrix(np.zeros((1, 1)), make_split([[0, 0, 0]], 1))
-    assert np.isnan(ranks).all()
+    assert np.isnan([ranks.full.mid, ranks.sampled.mid]).all()
     assert np.isnan(metrics_from_ranks(ranks.full)["hr@10"])
 
 
 def test_a_repeated_item_is_ranked_though_it_was_seen():
     """A positive that the user has met before is not masked."""
     split = make_split([[2, 1, 2]], 4)
-    assert rank_matrix([[0.0, 9.0, 1.0, 2.0]], split).full.tolist() == [1]
+    assert rank_matrix([[0.0, 9.0, 1.0, 2.0]], split).full.mid.tolist() == [1]
 
 
 def test_half_precision_scores_are_compared_as_they_are():
     """bfloat16 scores tie where they are equal in bfloat16."""
     split = make_split([[0, 1, 2]], 4)
     scores = jnp.array([[0, 0, 1, 1 + 2**-10]], jnp.bfloat16)
-    assert rank_split(lambda users: scores[users], split).full.tolist() == [0.5]
+    assert rank_split(lambda users: scores[users], split).full.mid.tolist() == [0.5]
 
 
 def test_changing_parameters_do_not_compile_again():
@@ -164,24 +166,23 @@ def test_changing_parameters_do_not_compile_again():
     ]
     ranks = [ranker(param) for param in params]
     assert len(traces) == 1
-    assert not np.array_equal(ranks[0].full, ranks[1].full, equal_nan=True)
+    assert not np.array_equal(ranks[0].full.mid, ranks[1].full.mid, equal_nan=True)
     batched = jax.vmap(ranker)(jax.tree.map(lambda *leaves: jnp.stack(leaves), *params))
-    for one, other in zip(batched, map(jnp.stack, zip(*ranks, strict=True)), strict=True):
-        assert one.dtype == jnp.float32
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ranks)
+    for one, other in zip(jax.tree.leaves(batched), jax.tree.leaves(stacked), strict=True):
+        assert one.dtype == other.dtype
         np.testing.assert_allclose(one, other, atol=1)  # batched products may round otherwise
         assert np.nanmean(one != other) < 0.3
 
 
-def test_blocks_mask_about_equally_much():
+def test_blocks_look_up_about_equally_much():
     """Padding stays small under a power law of activity, so that memory grows with the number of events."""
-    from fedjax_rec.evaluation.ranking import _make_plan
-
     rng = np.random.default_rng(0)
     rows = [rng.permutation(500)[: 3 + int(count)] for count in np.minimum(rng.pareto(1, 2000) * 3, 400)]
     split = make_split(rows, 500, num_candidates=1)
-    blocks = _make_plan(split, "test", 100).blocks
+    blocks = lay_out(split, "test", 100).blocks
     masked = sum(map(len, rows))
-    assert masked <= blocks.rows.size < 1.1 * masked
+    assert masked <= blocks.items.size < 1.1 * masked
     assert blocks.users.shape == (20, 100)
 
 
@@ -208,13 +209,43 @@ def test_random_scores_get_chance():
 
 
 def test_a_constant_scorer_gets_the_middle():
-    """AUC of exactly one half, and no hit at 10."""
+    """AUC of exactly one half; all rivals tie."""
     split = make_random(np.random.default_rng(0))
     ranks = rank_matrix(np.ones((60, 35)), split)
-    for rank, rivals in zip(ranks, count_rivals(split), strict=True):
-        present = ~np.isnan(rank)
-        np.testing.assert_array_equal(rank[present], rivals[present] / 2)
-        assert metrics_from_ranks(rank, rivals=rivals)["auc"] == 0.5
+    for places, rivals in zip(ranks, count_rivals(split), strict=True):
+        present = ~np.isnan(places.mid)
+        np.testing.assert_array_equal(places.mid[present], rivals[present] / 2)
+        np.testing.assert_array_equal(places.tied[present], rivals[present])
+        assert metrics_from_ranks(places, rivals=rivals)["auc"] == 0.5
+
+
+def test_a_constant_scorer_gets_chance():
+    """Exactly: HR@k is k over the number of items, NDCG@k and MRR@k the mean gain of a random place."""
+    split = make_random(np.random.default_rng(0))
+    gains = {"hr": np.ones(10), "ndcg": 1 / np.log2(np.arange(10) + 2), "mrr": 1 / (np.arange(10) + 1)}
+    for places, rivals in zip(rank_matrix(np.full((60, 35), 7.0), split), count_rivals(split), strict=True):
+        values = user_metrics(places, [10])
+        present = ~np.isnan(places.mid)
+        for name, gain in gains.items():
+            chance = [gain[: number + 1].sum() / (number + 1) for number in rivals[present]]
+            np.testing.assert_allclose(values[f"{name}@10"][present], chance, rtol=1e-12)
+
+
+def test_scores_of_another_shape_are_an_error():
+    """A model that scores too few items is refused; nothing is read past its end."""
+    split = make_split([[0, 1, 2]], 4)
+    with pytest.raises(ValueError, match=r"scored 1 users with shape \(1, 3\), not \(1, 4\)"):
+        rank_split(lambda users: jnp.zeros((len(users), 3)), split)
+
+
+def test_catalogues_above_one_chunk():
+    """More items than one sweep counts, nearly all of them tied."""
+    split = make_split([[0, 40_000, 69_999], [1, 2, 3]], 70_000, num_candidates=5)
+    scores = np.zeros((2, 70_000), np.float32)
+    scores[0, 32_760:32_775], scores[1, 5:11] = 1, -1
+    full = rank_matrix(scores, split).full
+    assert full.tied.tolist() == [69_997 - 15, 69_997 - 6]
+    assert full.mid.tolist() == [15 + (69_997 - 15) / 2, (69_997 - 6) / 2]
 
 
 @pytest.mark.parametrize("which", ["test", "validation"])
@@ -225,10 +256,9 @@ def test_popularity_is_the_count_of_training_events(which):
     assert counts.dtype == np.float32
     assert counts.sum() == len(split.items)
     matrix = np.broadcast_to(counts, (split.num_users, split.num_items))
-    for one, other in zip(
-        popularity_ranks(split, which=which), rank_matrix(matrix, split, which), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
+    jax.tree.map(
+        np.testing.assert_array_equal, popularity_ranks(split, which=which), rank_matrix(matrix, split, which)
+    )
     assert (
         popularity_scores(merge_validation(split)).sum() == len(split.items) + (split.validation >= 0).sum()
     )
@@ -259,8 +289,8 @@ def test_truth_is_above_popularity_and_popularity_above_chance():
     assert dataset.truth is not None
     np.testing.assert_array_equal(truth.user_factors, dataset.truth.user_factors[1:])
     np.testing.assert_array_equal(truth.item_bias, dataset.truth.item_bias[split.item_ids])
-    expected = rank_matrix(truth.scores(np.arange(399)), split).full
-    assert np.mean(truth_ranks(dataset, split).full != expected) < 0.02  # products may round otherwise
+    expected = rank_matrix(truth.scores(np.arange(399)), split).full.mid
+    assert np.mean(truth_ranks(dataset, split).full.mid != expected) < 0.02  # products may round otherwise
 
 
 def test_truth_needs_synthetic_data():

@@ -3,10 +3,14 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_rec.data.splits import Split
 from fedjax_rec.evaluation.ranking import Ranks, make_ranker
+from fedjax_rec.evaluation.recommend import TopK, make_recommender
 from fedjax_rec.types import Algorithm, PyTree, Server, State
+
+_BATCH = 256  # users scored at once for their ratings
 
 
 def make_evaluator(algorithm: Algorithm, split: Split, *, which: str = "test") -> Callable[[State], Ranks]:
@@ -18,7 +22,7 @@ def make_evaluator(algorithm: Algorithm, split: Split, *, which: str = "test") -
         which: "test" or "validation".
 
     Returns:
-        State -> Ranks, float32[N] each.
+        State -> Ranks of N users each.
 
     Raises:
         ValueError: if the algorithm's model does not score items.
@@ -31,6 +35,74 @@ def make_evaluator(algorithm: Algorithm, split: Split, *, which: str = "test") -
         >>> make_evaluator(algorithm, split)(state).full.shape == (split.num_users,)
         True
     """
+    rank = make_ranker(split, _block_scorer(algorithm), which=which)
+    return lambda state: rank((state.private, state.server))
+
+
+def make_lister(
+    algorithm: Algorithm, split: Split, k: int = 10, *, which: str = "test"
+) -> Callable[[State], TopK]:
+    """Build a compiled function from a state to each user's best k unseen items.
+
+    Args:
+        algorithm: gives `score` for one client.
+        split: names the seen items.
+        k: length of the lists.
+        which: "test": train and validation items are seen; "validation": train items are.
+
+    Returns:
+        State -> TopK [N, k].
+
+    Raises:
+        ValueError: if the algorithm's model does not score items, or `k` is less than 1.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> split = fr.leave_one_out(fr.load_dataset("synthetic"))
+        >>> algorithm = fr.fedmf(dim=4)
+        >>> state = algorithm.init(jax.random.key(0), fr.population_of(split))
+        >>> make_lister(algorithm, split, 5)(state).items.shape == (split.num_users, 5)
+        True
+    """
+    recommend = make_recommender(split, _block_scorer(algorithm), k, which=which)
+    return lambda state: recommend((state.private, state.server))
+
+
+def make_rater(algorithm: Algorithm, split: Split) -> Callable[[State], jax.Array]:
+    """Build a compiled function from a state to each user's score of the test item: its predicted rating.
+
+    Args:
+        algorithm: gives `score` for one client; its loss fits ratings.
+        split: names the test items.
+
+    Returns:
+        State -> float32[N], NaN for a user without a test item.
+
+    Raises:
+        ValueError: if the algorithm's model does not score items.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> split = fr.leave_one_out(fr.load_dataset("synthetic"))
+        >>> algorithm = fr.fedmf(dim=4)
+        >>> state = algorithm.init(jax.random.key(0), fr.population_of(split))
+        >>> make_rater(algorithm, split)(state).shape == (split.num_users,)
+        True
+    """
+    score_block, items = _block_scorer(algorithm), jnp.asarray(split.test)
+
+    @jax.jit
+    def rate(state: State) -> jax.Array:
+        def rate_user(user: jax.Array) -> jax.Array:
+            return score_block((state.private, state.server), user[None])[0, items[user]]
+
+        scores = jax.lax.map(rate_user, jnp.arange(len(items)), batch_size=_BATCH)
+        return jnp.where(items >= 0, scores, jnp.nan)
+
+    return rate
+
+
+def _block_scorer(algorithm: Algorithm) -> Callable[[tuple[PyTree, Server], jax.Array], jax.Array]:
     score = algorithm.score
     if score is None:
         raise ValueError("this algorithm's model has no `score`, so it cannot rank items")
@@ -40,5 +112,4 @@ def make_evaluator(algorithm: Algorithm, split: Split, *, which: str = "test") -
         block = jax.tree.map(lambda p: p[users], private)
         return jax.vmap(score, in_axes=(0, None))(block, server)
 
-    rank = make_ranker(split, score_block, which=which)
-    return lambda state: rank((state.private, state.server))
+    return score_block

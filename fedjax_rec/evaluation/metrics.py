@@ -1,30 +1,42 @@
-"""Metrics of one held-out item per user, all functions of its rank.
+"""Metrics of one held-out item per user, all functions of its place in the list.
 
-With r the 0-based rank, which ties may make half-integer, and one relevant item per user:
+With r the 0-based rank and one relevant item per user:
 
     HR@k   = [r < k]                     NDCG@k = [r < k] / log2(r + 2)
     MRR@k  = [r < k] / (r + 1)           MRR    = 1 / (r + 1)
     AUC    = 1 - r / number of rivals
 
-(Krichene and Rendle 2020, section 3, doi:10.1145/3394486.3403226). Recall@k of one item is HR@k. Users whose
-rank is NaN have nothing to measure and are left out of means and standard errors.
+(Krichene and Rendle 2020, section 3, doi:10.1145/3394486.3403226). Recall@k of one item is HR@k. Where b
+rivals are better and t are tied, every order of the tied is equally likely, r is uniform on b .. b + t, and
+each metric is its exact expectation, (1 / (t + 1)) * sum of its values over those places (McSherry and Najork
+2008, section 3, doi:10.1007/978-3-540-78646-7_38). So a constant scorer gets chance: HR@k = k / number of
+items. Without ties this is the plain value. Users whose rank is NaN have nothing to measure and are left out
+of means and standard errors; a k above the number of items is no error, all places hit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
+from fedjax_rec.evaluation.ranking import Places
+
 KS = (5, 10, 20)  # the cut-offs k that a table shows unless told otherwise
+GAINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # what a 0-based place is worth, above the cut-off
+    "hr": np.ones_like,
+    "ndcg": lambda place: 1 / np.log2(place + 2),
+    "mrr": lambda place: 1 / (place + 1),
+}
+Standing = Places | np.ndarray | jax.Array  # plain ranks have no ties
 
 
 def user_metrics(
-    ranks: np.ndarray | jax.Array, ks: Sequence[int] = KS, *, rivals: int | np.ndarray | None = None
+    ranks: Standing, ks: Sequence[int] = KS, *, rivals: int | np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Measure each user.
 
     Args:
-        ranks: float[N], 0-based ranks, NaN where there is nothing to measure.
+        ranks: places, or float[N], 0-based ranks without ties; NaN where there is nothing to measure.
         ks: cut-offs, each 1 or more.
         rivals: int or int[N], how many items each positive competed with; None leaves out AUC.
 
@@ -38,26 +50,43 @@ def user_metrics(
         >>> user_metrics(np.array([0.0, 2.0]), ks=[1], rivals=4)["auc"]
         array([1. , 0.5])
     """
-    ranks = np.asarray(ranks, np.float64)
+    mid = np.asarray(ranks, np.float64)
+    tied = np.asarray(ranks.tied, np.int64) if isinstance(ranks, Places) else np.zeros(len(mid), np.int64)
     values: dict[str, np.ndarray] = {}
     for k in ks:
         if k < 1:
             raise ValueError(f"k={k} is out of range; cut-offs start at 1")
-        hit = np.where(np.isnan(ranks), np.nan, ranks < k)
-        values |= {f"hr@{k}": hit, f"ndcg@{k}": hit / np.log2(ranks + 2), f"mrr@{k}": hit / (ranks + 1)}
-    values["mrr"] = 1 / (ranks + 1)
+        values |= {f"{name}@{k}": _expect(gain, mid, tied, k) for name, gain in GAINS.items()}
+    values["mrr"] = _expect(GAINS["mrr"], mid, tied, np.inf)
     if rivals is not None:
-        values["auc"] = 1 - ranks / np.maximum(rivals, 1)
+        values["auc"] = 1 - mid / np.maximum(rivals, 1)
     return values
 
 
+def _expect(
+    gain: Callable[[np.ndarray], np.ndarray], mid: np.ndarray, tied: np.ndarray, k: float
+) -> np.ndarray:
+    """float64[N], the mean gain over the places that the ties leave open; a place from k on gains nothing."""
+    value = np.where(np.isnan(mid), np.nan, np.where(mid < k, gain(mid), 0.0))
+    among = np.flatnonzero(tied)
+    if not len(among):
+        return value
+    first = (mid[among] - tied[among] / 2).astype(np.int64)
+    end = first + tied[among] + 1
+    places = np.arange(min(int(end.max()), k), dtype=np.float64)
+    total = np.concatenate([[0.0], np.cumsum(gain(places))])
+    last = len(places)
+    value[among] = (total[np.minimum(end, last)] - total[np.minimum(first, last)]) / (tied[among] + 1)
+    return value
+
+
 def metrics_from_ranks(
-    ranks: np.ndarray | jax.Array, ks: Sequence[int] = KS, *, rivals: int | np.ndarray | None = None
+    ranks: Standing, ks: Sequence[int] = KS, *, rivals: int | np.ndarray | None = None
 ) -> dict[str, float]:
     """Average the metrics over the users that have a positive.
 
     Args:
-        ranks: float[N], 0-based ranks, NaN where there is nothing to measure.
+        ranks: places, or float[N], 0-based ranks without ties; NaN where there is nothing to measure.
         ks: cut-offs, each 1 or more.
         rivals: int or int[N], how many items each positive competed with; None leaves out AUC.
 
@@ -76,14 +105,14 @@ def metrics_from_ranks(
 
 
 def standard_errors(
-    ranks: np.ndarray | jax.Array, ks: Sequence[int] = KS, *, rivals: int | np.ndarray | None = None
+    ranks: Standing, ks: Sequence[int] = KS, *, rivals: int | np.ndarray | None = None
 ) -> dict[str, float]:
     """Standard errors of the means over users: sample deviation (ddof 1) over the root of their number.
 
     They tell how far the means would move with another draw of users, not with another seed of the run.
 
     Args:
-        ranks: float[N], 0-based ranks, NaN where there is nothing to measure.
+        ranks: places, or float[N], 0-based ranks without ties; NaN where there is nothing to measure.
         ks: cut-offs, each 1 or more.
         rivals: int or int[N], how many items each positive competed with; None leaves out AUC.
 
