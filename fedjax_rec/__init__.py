@@ -23,7 +23,7 @@ from fedjax_rec.local import local_training, proximal
 from fedjax_rec.population import Population
 from fedjax_rec.report import progress_bar
 from fedjax_rec.run_folder import load, top_k
-from fedjax_rec.simulate import History, Stop, frame, population_of, simulate, train
+from fedjax_rec.simulate import History, Stop, frame, population_of, simulate, train, train_seeds
 from fedjax_rec.types import (
     Algorithm,
     Batch,
@@ -84,6 +84,7 @@ __all__ = [
     "synthetic",
     "top_k",
     "train",
+    "train_seeds",
     "transforms",
     "truth_ranks",
     "use_cores",

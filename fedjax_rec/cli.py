@@ -1,4 +1,4 @@
-"""The command line: `fedjax-rec run`, `fedjax-rec compare`, `fedjax-rec data` and `fedjax-rec doctor`.
+"""The command line: `fedjax-rec run`, `baselines`, `compare`, `data` and `doctor`.
 
 Errors are one line on standard error and exit status 2. Settings become flags by their names, `--learning-rate`
 for `learning_rate`, with their defaults in `--help`.
@@ -96,7 +96,8 @@ def _add_baselines(commands: Any) -> None:
         "baselines",
         help="fit central baselines on the split of a run",
         description="Fit central recommenders, which see all training events at once, on the split that `run` has "
-        "with the same flags; choose their settings on validation, measure them, and write a folder.",
+        "with the same flags; choose their settings on validation, measure them, and write a folder, by default "
+        "runs/DATASET-baselines-N.",
         allow_abbrev=False,
     )
     _add_settings(baselines, CENTRAL_GROUPS, CENTRAL_FIELDS)

@@ -14,14 +14,20 @@ import jax
 import numpy as np
 
 from fedjax_rec.algorithms.fedmf import fedmf
+from fedjax_rec.data.attributes import find_user_attributes, read_user_attributes
 from fedjax_rec.data.interactions import Dataset
 from fedjax_rec.data.registry import load_dataset
 from fedjax_rec.data.splits import Split, leave_one_out, merge_validation
 from fedjax_rec.evaluation.baselines import popularity_ranks, truth_ranks
-from fedjax_rec.evaluation.evaluator import make_evaluator
-from fedjax_rec.evaluation.metrics import metrics_from_ranks
-from fedjax_rec.evaluation.protocol import Protocol
-from fedjax_rec.evaluation.ranking import Ranks, count_rivals
+from fedjax_rec.evaluation.central.methods import parse_names
+from fedjax_rec.evaluation.central.price import Price, price_of_federation
+from fedjax_rec.evaluation.central.runner import Baseline, run_baselines
+from fedjax_rec.evaluation.evaluator import make_evaluator, make_lister, make_rater
+from fedjax_rec.evaluation.measure import Metrics, measure
+from fedjax_rec.evaluation.protocol import Protocol, protocol_id
+from fedjax_rec.evaluation.ranking import Ranks
+from fedjax_rec.evaluation.ratings import rating_errors
+from fedjax_rec.evaluation.summary import K, summarise
 from fedjax_rec.samplers import default_cohort
 from fedjax_rec.servers import LOCALS, SERVERS
 from fedjax_rec.settings import Settings
@@ -31,8 +37,6 @@ from fedjax_rec.types import Algorithm, State
 
 FACTORIES: dict[str, Callable[..., Algorithm]] = {"fedmf": fedmf}
 ADVICE = "lower --learning-rate or --cohort, or use --aggregator mean"
-KS = (1, 5, 10, 20, 50)
-Metrics = dict[str, float]
 
 
 class Outcome(NamedTuple):
@@ -48,8 +52,12 @@ class Outcome(NamedTuple):
     test: Ranks
     validation: Ranks | None  # of the selected state, before any refit
     popularity: Ranks
-    metrics: dict[str, dict[str, Metrics]]  # {"test": {"full": {...}, "sampled99": {...}}, "validation": ...}
+    metrics: dict[
+        str, dict[str, Any]
+    ]  # {"test": {"full": {...}, "sampled99": {...}, ...}, "validation": ...}
     baselines: dict[str, dict[str, Metrics]]  # {"popularity": {...}, "best_reachable": {...}}
+    centrals: dict[str, Baseline]  # the central baselines that the settings name
+    price: Price | None  # of federation, where there are some
     seconds: float
 
 
@@ -81,8 +89,10 @@ def run_experiment(
     on_stage(f"reading {settings.dataset}")
     dataset, split = load_split(settings)
     _check(settings, split)
+    attributes = load_attributes(settings, split)
     protocol = protocol_of(settings, dataset, split)
     algorithm = make_algorithm(settings)
+    centrals = _run_centrals(settings, protocol, split, on_stage)
     on_stage(f"compiling {settings.algorithm} for {split.num_users:,} clients and {split.num_items:,} items")
     state, history = _train(settings, algorithm, split, settings.rounds, "best", on_block)
     if history.stopped == "diverged" and not history.evaluations:
@@ -98,11 +108,15 @@ def run_experiment(
     test = make_evaluator(algorithm, split)(state)
     popularity = popularity_ranks(split)
     sampled = f"sampled{settings.num_candidates}"
-    metrics = {
-        "test": measure(test, split, sampled),
+    lists = np.asarray(make_lister(algorithm, split, K)(state).items)
+    summary = summarise(test, split, lists, sampled=sampled, attributes=attributes)
+    metrics: dict[str, dict[str, Any]] = {
+        "test": {**measure(test, split, sampled), **summary, **measure_ratings(settings, split, state)},
         "validation": measure(validation, split, sampled, "validation"),
     }
     baselines = {"popularity": measure(popularity, split, sampled)}
+    baselines |= {name: found.metrics for name, found in centrals.items()}
+    price = _price(protocol, metrics, baselines) if centrals else None
     if dataset.truth is not None:
         baselines["best_reachable"] = measure(truth_ranks(dataset, split), split, sampled)
     return Outcome(
@@ -118,6 +132,8 @@ def run_experiment(
         popularity=popularity,
         metrics=metrics,
         baselines=baselines,
+        centrals=centrals,
+        price=price,
         seconds=time.perf_counter() - began,
     )
 
@@ -149,6 +165,27 @@ def load_split(settings: Settings) -> tuple[Dataset, Split]:
         seed=s.protocol_seed,
     )
     return dataset, split
+
+
+def load_attributes(settings: Settings, split: Split) -> dict[str, np.ndarray]:
+    """Read what is known about the users, from the file that lies beside the data, if any.
+
+    Args:
+        settings: the experiment.
+        split: names the users.
+
+    Returns:
+        str[N] by name, empty where unknown; an empty dict where there is no such file.
+
+    Raises:
+        ValueError: if the file is malformed.
+
+    Example:
+        >>> load_attributes(Settings(), load_split(Settings())[1])
+        {}
+    """
+    file = find_user_attributes(settings.dataset, settings.data_dir)
+    return {} if file is None else read_user_attributes(file, split.user_ids)
 
 
 def protocol_of(settings: Settings, dataset: Dataset, split: Split) -> Protocol:
@@ -253,28 +290,46 @@ def _train(
     )
 
 
-def measure(ranks: Ranks, split: Split, sampled: str, which: str = "test") -> dict[str, Metrics]:
-    """Metrics of full and of sampled ranking.
+def _run_centrals(
+    settings: Settings, protocol: Protocol, split: Split, on_stage: Callable[[str], Any]
+) -> dict[str, Baseline]:
+    """The central baselines that the settings name: before any training, so that they fail early."""
+    if settings.baselines is None:
+        return {}
+    return run_baselines(
+        split,
+        names=parse_names(settings.baselines),
+        seed=settings.seed,
+        refit=settings.refit,
+        selection=protocol.selection,
+        on_stage=on_stage,
+    )
+
+
+def _price(protocol: Protocol, metrics: dict[str, Any], baselines: dict[str, Any]) -> Price:
+    known = {"protocol_id": protocol_id(protocol)}
+    return price_of_federation(known | {"metrics": metrics}, known | {"baselines": baselines})
+
+
+def measure_ratings(settings: Settings, split: Split, state: State) -> dict[str, Metrics]:
+    """Errors of the predicted ratings of the test items, where the loss fits ratings.
 
     Args:
-        ranks: of all users.
-        split: says how many rivals each positive had (for AUC).
-        sampled: name of the sampled column, such as "sampled99".
-        which: "test" or "validation".
+        settings: the experiment.
+        split: holds the ratings.
+        state: the tested model.
 
     Returns:
-        {"full": {"hr@10": ..., ...}, sampled: {...}}.
+        {"rating": {"rmse": ..., "mae": ...}} in units of the ratings, predictions not clipped; else empty.
 
     Example:
-        >>> _, split = load_split(Settings())
-        >>> "ndcg@10" in measure(popularity_ranks(split), split, "sampled99")["full"]
-        True
+        >>> measure_ratings(Settings(), load_split(Settings())[1], None)
+        {}
     """
-    rivals = count_rivals(split, which=which)
-    return {
-        "full": metrics_from_ranks(ranks.full, KS, rivals=rivals.full),
-        sampled: metrics_from_ranks(ranks.sampled, KS, rivals=rivals.sampled),
-    }
+    if settings.loss != "mse" or split.test_ratings is None:
+        return {}
+    predictions = np.asarray(make_rater(make_algorithm(settings), split)(state))
+    return {"rating": rating_errors(predictions, split.test_ratings)}
 
 
 def versions() -> dict[str, str]:

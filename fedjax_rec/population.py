@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 
 from fedjax_rec.data.interactions import Interactions
-
-BITMAP_BYTES = 256 << 20  # above this the membership test searches instead of reading a bitmap
+from fedjax_rec.membership import Membership, holds, make_membership
 
 
 class Vocabulary:
@@ -30,7 +29,7 @@ class Vocabulary:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["examples", "offsets", "membership"],
-    meta_fields=["num_items", "max_examples", "bitmap", "vocabulary"],
+    meta_fields=["num_items", "max_examples", "vocabulary"],
 )
 @dataclass(frozen=True)
 class Population:
@@ -45,10 +44,9 @@ class Population:
 
     examples: dict[str, jax.Array]  # leaves [M, ...]; "items" int32[M], perhaps "ratings" float32[M]
     offsets: jax.Array  # int32[N + 1]
-    membership: jax.Array  # uint32 bitmap [N * words], or int32[M]: each client's items in ascending order
+    membership: Membership  # which items are a client's own
     num_items: int
     max_examples: int
-    bitmap: bool
     vocabulary: Vocabulary | None = field(default=None)
 
     @property
@@ -108,9 +106,9 @@ class Population:
             items = np.asarray(examples["items"])
             base = build(offsets, items, None, num_items or int(items.max(initial=-1)) + 1)
             return dataclasses.replace(base, examples=arrays)
-        nobody = jnp.zeros(0, jnp.int32)
+        nobody = Membership(jnp.zeros(0, jnp.uint32), jnp.zeros(0, jnp.int32))
         longest = int(np.max(counts, initial=0))
-        return cls(arrays, jnp.asarray(offsets, jnp.int32), nobody, num_items, longest, bitmap=False)
+        return cls(arrays, jnp.asarray(offsets, jnp.int32), nobody, num_items, longest)
 
     @classmethod
     def from_interactions(cls, interactions: Interactions) -> "Population":
@@ -143,6 +141,7 @@ def build(
     vocabulary: Vocabulary | None = None,
     *,
     bitmap: bool | None = None,
+    also: np.ndarray | None = None,
 ) -> Population:
     """Put CSR arrays on device, with what the membership test needs.
 
@@ -153,6 +152,7 @@ def build(
         num_items: I.
         vocabulary: external ids, if any.
         bitmap: whether to test membership by a bitmap of N x I bits; by default where it fits in 256 MiB.
+        also: int[N, k], items that the membership test finds too, though they are no examples; -1 for none.
 
     Returns:
         the population.
@@ -167,16 +167,18 @@ def build(
     counts = np.diff(offsets)
     clients = np.repeat(np.arange(len(counts)), counts)
     _check(items, clients, num_items)
-    words = -(-num_items // 32)
-    use_bitmap = len(counts) * words * 4 <= BITMAP_BYTES if bitmap is None else bitmap
-    lookup = _bitmap(clients, items, len(counts), words) if use_bitmap else _sorted_items(clients, items)
+    marked = (clients, items) if also is None else _mark_also(clients, items, also)
+    membership = make_membership(*marked, len(counts), num_items, bitmap=bitmap)
     examples = {"items": jnp.asarray(items, jnp.int32)}
     if ratings is not None:
         examples["ratings"] = jnp.asarray(ratings, jnp.float32)
     largest = int(counts.max(initial=0))
-    return Population(
-        examples, jnp.asarray(offsets, jnp.int32), lookup, num_items, largest, use_bitmap, vocabulary
-    )
+    return Population(examples, jnp.asarray(offsets, jnp.int32), membership, num_items, largest, vocabulary)
+
+
+def _mark_also(clients: np.ndarray, items: np.ndarray, also: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    held = also >= 0
+    return np.concatenate([clients, np.nonzero(held)[0]]), np.concatenate([items, also[held]])
 
 
 def _check(items: np.ndarray, clients: np.ndarray, num_items: int) -> None:
@@ -186,16 +188,6 @@ def _check(items: np.ndarray, clients: np.ndarray, num_items: int) -> None:
     pairs = clients.astype(np.int64) * num_items + items
     if len(np.unique(pairs)) != len(pairs):
         raise ValueError("a client holds the same item twice; keep one event per (user, item) pair")
-
-
-def _bitmap(clients: np.ndarray, items: np.ndarray, num_clients: int, words: int) -> jax.Array:
-    bits = np.zeros((num_clients, words), np.uint32)
-    np.bitwise_or.at(bits, (clients, items // 32), np.uint32(1) << (items % 32).astype(np.uint32))
-    return jnp.asarray(bits.reshape(-1))
-
-
-def _sorted_items(clients: np.ndarray, items: np.ndarray) -> jax.Array:
-    return jnp.asarray(items[np.lexsort((items, clients))], jnp.int32)
 
 
 def contains(population: Population, client_id: jax.Array, ids: jax.Array) -> jax.Array:
@@ -214,15 +206,4 @@ def contains(population: Population, client_id: jax.Array, ids: jax.Array) -> ja
         >>> contains(population, jnp.int32(0), jnp.arange(5)).tolist()
         [False, True, False, True, False]
     """
-    if population.bitmap:
-        words = -(-population.num_items // 32)
-        word = population.membership.at[client_id * words + (ids >> 5)].get(mode="clip")
-        bit = (word >> (ids & 31).astype(jnp.uint32)) & 1
-        return (bit == 1) & (ids < population.num_items)
-    start, end = population.offsets[client_id], population.offsets[client_id + 1]
-    below = jnp.full(ids.shape, start)  # binary search: the last position whose item is <= id
-    for power in reversed(range(max(population.max_examples, 1).bit_length())):
-        probe = below + (1 << power)
-        item = population.membership.at[probe].get(mode="clip")
-        below = jnp.where((probe < end) & (item <= ids), probe, below)
-    return (population.membership.at[below].get(mode="clip") == ids) & (end > start)
+    return holds(population.membership, client_id, ids, population.num_items)

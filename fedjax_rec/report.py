@@ -1,10 +1,12 @@
 """What a person sees of a run: a progress bar, a table, curves."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedjax_rec.central import Central
+from fedjax_rec.evaluation.measure import name_sampled
 from fedjax_rec.experiment import Outcome
 from fedjax_rec.simulate import History, Progress, frame
 
@@ -63,24 +65,64 @@ def table(outcome: Outcome) -> str:
     keys = [(sampled if part == "sampled" else part, metric) for part, metric in COLUMNS]
     rows = {f"{outcome.settings.algorithm} (federated)": outcome.metrics["test"]}
     rows["Popularity"] = outcome.baselines["popularity"]
+    centrals = [name for name in outcome.centrals if name != "popularity"]
+    rows |= {name: outcome.baselines[name] for name in centrals}
     if "best_reachable" in outcome.baselines:
         rows["best reachable"] = outcome.baselines["best_reachable"]
-    head = [
-        "test, round " + str(outcome.history.selected_round),
-        *(f"{metric} {part}" for part, metric in keys),
-    ]
+    head = [f"test, round {outcome.history.selected_round}", *(f"{metric} {part}" for part, metric in keys)]
     body = [
         [name, *(f"{values[part][metric]:.4f}" for part, metric in keys)] for name, values in rows.items()
     ]
-    widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
-    lines = [
-        [head[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(head[1:], widths[1:], strict=True))]
-    ]
-    lines += [
-        [row[0].ljust(widths[0]), *(t.rjust(w) for t, w in zip(row[1:], widths[1:], strict=True))]
-        for row in body
-    ]
-    return "\n".join("  ".join(line) for line in lines)
+    if outcome.price is not None:
+        prices = [outcome.price[part][metric] for part, metric in keys]
+        body.append(["federated / best central", *(_ratio(price) for price in prices)])
+    return _lay_out([head, *body])
+
+
+def _ratio(price: Mapping[str, Any]) -> str:
+    return "-" if price["ratio"] is None else f"{price['best']} {price['ratio']:.3f}"
+
+
+def central_table(central: Central) -> str:
+    """The table that ends `fedjax-rec baselines`: a row for each method.
+
+    Args:
+        central: of `run_central`.
+
+    Returns:
+        several lines of text.
+
+    Example:
+        >>> from fedjax_rec.central import run_central
+        >>> from fedjax_rec.settings import Settings
+        >>> central_table(run_central(Settings(), names=["popularity"])).splitlines()[1].split()[0]
+        'popularity'
+    """
+    sampled = name_sampled(central.split)
+    keys = [(sampled if part == "sampled" else part, metric) for part, metric in COLUMNS]
+    rows = [["test", *(f"{metric} {part}" for part, metric in keys), "seconds", "settings"]]
+    for name, found in central.baselines.items():
+        values = [f"{found.metrics[part][metric]:.4f}" for part, metric in keys]
+        chosen = ", ".join(f"{key} {value:.4g}" for key, value in found.settings.items())
+        rows.append([name, *values, f"{found.seconds:.1f}", chosen])
+    if central.ceiling is not None:
+        values = [f"{central.ceiling[part][metric]:.4f}" for part, metric in keys]
+        rows.append(["best reachable", *values, "", ""])
+    return _lay_out([row[:-1] for row in rows], [row[-1] for row in rows])
+
+
+def _lay_out(rows: list[list[str]], notes: Sequence[str] | None = None) -> str:
+    """Columns: the first one to the left, the others to the right, notes behind them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row, note in zip(rows, notes or [""] * len(rows), strict=True):
+        cells = [
+            row[0].ljust(widths[0]),
+            *(t.rjust(w) for t, w in zip(row[1:], widths[1:], strict=True)),
+            note,
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def draw_curves(history: History, path: Path, *, title: str) -> None:

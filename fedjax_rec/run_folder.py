@@ -5,7 +5,7 @@
 `protocol.json`           how it was evaluated, and the protocol's id
 `result.json`             the numbers
 `history.csv`             a row a round
-`per_user.npz`            external user ids and the rank of each user's test item
+`per_user.npz`            external user ids, rank, ties and rivals of each user's test item
 `curves.png`              training loss and validation metrics
 `model.npz`               parameters and vocabulary, plain arrays
 ========================  ==============================================================================
@@ -13,10 +13,6 @@
 
 import dataclasses
 import json
-import math
-import os
-import shutil
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_rec.central import arrays_of, details_of
 from fedjax_rec.evaluation.protocol import protocol_id
+from fedjax_rec.evaluation.ranking import Ranks, count_rivals
 from fedjax_rec.experiment import Outcome, make_algorithm, versions
+from fedjax_rec.folders import choose_place, dump_json, external_ids, plain, write_folder
 from fedjax_rec.settings import Settings
 from fedjax_rec.simulate import frame
 from fedjax_rec.types import Algorithm, PyTree, Server
@@ -60,7 +59,7 @@ def result_of(outcome: Outcome) -> dict[str, Any]:
         1
     """
     settings, history = outcome.settings, outcome.history
-    return _plain(
+    return plain(
         {
             "dataset": settings.dataset,
             "algorithm": settings.algorithm,
@@ -82,19 +81,17 @@ def result_of(outcome: Outcome) -> dict[str, Any]:
             "filters": list(outcome.split.log),
             "metrics": outcome.metrics,
             "baselines": outcome.baselines,
+            **_centrals(outcome),
             "versions": versions(),
         }
     )
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value
+def _centrals(outcome: Outcome) -> dict[str, Any]:
+    """What the central baselines add to the result of a run that asked for them."""
+    if not outcome.centrals:
+        return {}
+    return {"details": details_of(outcome.centrals), "price_of_federation": outcome.price}
 
 
 def choose_folder(settings: Settings) -> Path:
@@ -113,27 +110,7 @@ def choose_folder(settings: Settings) -> Path:
         >>> choose_folder(Settings(out="somewhere/new")).name
         'new'
     """
-    if settings.out is None:
-        folder = _next_free(Path("runs").absolute() / f"{Path(settings.dataset).stem}-{settings.algorithm}-1")
-    else:
-        if "\0" in settings.out:
-            raise ValueError(f"--out {settings.out!r} is no path: it holds a null character")
-        folder = Path(settings.out).expanduser().absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--out {folder} exists and is not empty; name a new folder")
-    parent = next(place for place in folder.parents if place.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {folder} cannot be created: {parent} is not a folder that can be written")
-    return folder
-
-
-def _next_free(folder: Path) -> Path:
-    """The folder, or the same with the next number that is free."""
-    stem, _, number = folder.name.rpartition("-")
-    while folder.exists():
-        number = str(int(number) + 1)
-        folder = folder.with_name(f"{stem}-{number}")
-    return folder
+    return choose_place(settings.out, f"{Path(settings.dataset).stem}-{settings.algorithm}")
 
 
 def save(outcome: Outcome, folder: str | Path, *, renumber: bool = False) -> Path:
@@ -151,60 +128,62 @@ def save(outcome: Outcome, folder: str | Path, *, renumber: bool = False) -> Pat
         OSError: if it cannot be written.
 
     Example:
+        >>> import tempfile
         >>> from fedjax_rec.experiment import run_experiment
         >>> with tempfile.TemporaryDirectory() as place:
         ...     folder = save(run_experiment(Settings(rounds=1, dim=2)), Path(place) / "run")
         ...     sorted(path.name for path in folder.iterdir())[:2]
         ['config.json', 'curves.png']
     """
-    folder = Path(folder).absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _write(outcome, draft)
-        draft.chmod(0o755)
-        if renumber:
-            folder = _next_free(folder)
-        if folder.exists():
-            folder.rmdir()
-        draft.rename(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    return folder
+    return write_folder(folder, lambda draft: _write(outcome, draft), renumber=renumber)
 
 
 def _write(outcome: Outcome, folder: Path) -> None:
     from fedjax_rec.report import draw_curves
 
-    _dump(folder / "config.json", dataclasses.asdict(outcome.settings))
+    dump_json(folder / "config.json", dataclasses.asdict(outcome.settings))
     protocol = {"protocol_id": protocol_id(outcome.protocol)} | outcome.protocol.to_json()
-    _dump(folder / "protocol.json", protocol)
-    _dump(folder / "result.json", result_of(outcome))
+    dump_json(folder / "protocol.json", protocol)
+    dump_json(folder / "result.json", result_of(outcome))
     frame(outcome.history).to_csv(folder / "history.csv", index=False)
-    per_user = {
-        "user_ids": outcome.split.user_ids,
-        "test_item_ids": _external(outcome.split.item_ids, outcome.split.test),
-        "rank_full": np.asarray(outcome.test.full),
-        "rank_sampled": np.asarray(outcome.test.sampled),
-        "popularity_rank_full": np.asarray(outcome.popularity.full),
-        "popularity_rank_sampled": np.asarray(outcome.popularity.sampled),
-    }
-    np.savez_compressed(folder / "per_user.npz", allow_pickle=False, **per_user)
+    np.savez_compressed(folder / "per_user.npz", allow_pickle=False, **per_user_arrays(outcome))
     np.savez(folder / "model.npz", allow_pickle=False, **_model_arrays(outcome))
     draw_curves(
         outcome.history, folder / "curves.png", title=f"{outcome.settings.algorithm} on {outcome.split.name}"
     )
 
 
-def _dump(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+def per_user_arrays(outcome: Outcome) -> dict[str, np.ndarray]:
+    """What `per_user.npz` holds: enough to compute every metric of every user anew.
 
+    Args:
+        outcome: of `run_experiment`.
 
-def _external(ids: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """External ids as text; empty where there is no item."""
-    names = ids.astype(str)
-    return np.where(codes >= 0, names[np.maximum(codes, 0)], "")
+    Returns:
+        by name, [N] each: `user_ids`, `test_item_ids` (external, as text), `train_events`, and for both rankings
+        `rank_*` (mid-ranks, NaN without a positive), `tied_*` (rivals with the positive's score), `rivals_*`;
+        ranks and ties of the popularity baseline as `popularity_rank_*`, `popularity_tied_*`, and alike of other
+        central baselines that the run had.
+
+    Example:
+        >>> from fedjax_rec.experiment import run_experiment
+        >>> sorted(per_user_arrays(run_experiment(Settings(rounds=1, dim=2))))[-4:]
+        ['tied_full', 'tied_sampled', 'train_events', 'user_ids']
+    """
+    split = outcome.split
+    arrays = {
+        "user_ids": split.user_ids,
+        "test_item_ids": external_ids(split.item_ids, split.test),
+        "train_events": np.diff(split.offsets),
+    }
+    rivals = count_rivals(split)
+    for part in Ranks._fields:
+        arrays[f"rivals_{part}"] = getattr(rivals, part)
+        for prefix, ranks in (("", outcome.test), ("popularity_", outcome.popularity)):
+            places = getattr(ranks, part)
+            arrays[f"{prefix}rank_{part}"] = np.asarray(places.mid)
+            arrays[f"{prefix}tied_{part}"] = np.asarray(places.tied)
+    return arrays | arrays_of(outcome.centrals)
 
 
 def _model_arrays(outcome: Outcome) -> dict[str, np.ndarray]:

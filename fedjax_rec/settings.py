@@ -6,6 +6,7 @@ from typing import Any
 
 from fedjax_rec.aggregators import NAMES as AGGREGATORS
 from fedjax_rec.data.errors import nearest
+from fedjax_rec.evaluation.central.methods import parse_names
 from fedjax_rec.servers import LOCALS, SERVERS
 
 ALGORITHMS = ("fedmf",)  # their factories are looked up in `experiment`
@@ -75,11 +76,16 @@ class Settings:
     max_seconds: float | None = _setting(None, "stop after so much wall-clock time", "run")
     lanes: int | None = _setting(None, "lanes of the engine; by default one for 8 clients, at most 64", "run")
     devices: int = _setting(1, "devices to split each cohort over", "run")
-    out: str | None = _setting(None, "folder of the run; runs/DATASET-ALGORITHM-N by default", "run")
+    baselines: str | None = _setting(
+        None, "central baselines for the price of federation: names with commas, or all", "run"
+    )
+    out: str | None = _setting(None, "folder to write; runs/DATASET-ALGORITHM-N by default", "run")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
+        if self.baselines is not None:
+            parse_names(self.baselines)
 
 
 _LEAST = {

@@ -9,16 +9,17 @@ import math
 import re
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from jax.sharding import PartitionSpec
 
-from fedjax_rec.data.splits import Split
-from fedjax_rec.devices import replicate
+from fedjax_rec.data.splits import NEGATIVES, Split
+from fedjax_rec.devices import AXIS, LEAST_SHARE, choose_devices, client_mesh, replicate
 from fedjax_rec.evaluation.evaluator import make_evaluator
 from fedjax_rec.evaluation.metrics import KS, metrics_from_ranks
 from fedjax_rec.population import Population, Vocabulary, build
@@ -76,10 +77,14 @@ def population_of(split: Split) -> Population:
     """Put a split's training data on device.
 
     Args:
-        split: the split; held-out items are not looked at.
+        split: the split; held-out items are not looked at, except where `split.negatives` is "paper-leaky": a
+            client's own are then never drawn as training negatives, the leak behind some published numbers.
 
     Returns:
         the population, client n being the split's user n.
+
+    Raises:
+        ValueError: if the split's negatives are of an unknown kind.
 
     Example:
         >>> import fedjax_rec as fr
@@ -87,8 +92,12 @@ def population_of(split: Split) -> Population:
         >>> population_of(split).num_clients == split.num_users
         True
     """
+    if split.negatives not in NEGATIVES:
+        known = ", ".join(map(repr, NEGATIVES))
+        raise ValueError(f"negatives={split.negatives!r} is unknown; choose one of {known}")
+    leak = np.stack([split.validation, split.test], axis=1) if split.negatives == "paper-leaky" else None
     vocabulary = Vocabulary(split.user_ids, split.item_ids)
-    return build(split.offsets, split.items, split.ratings, split.num_items, vocabulary)
+    return build(split.offsets, split.items, split.ratings, split.num_items, vocabulary, also=leak)
 
 
 def run_block(
@@ -126,9 +135,7 @@ def run_block(
 def train(key: Key, algorithm: Algorithm, population: Population, rounds: int) -> tuple[State, RoundInfo]:
     """A whole run as one pure function of its key: initialise, then so many rounds.
 
-    Several seeds run as one compiled batch with `jax.lax.map(lambda k: train(k, ...), keys)`. `jax.vmap` works too
-    but is slower: the loop over clients then runs as long as the longest of the batch and selects its whole
-    state in every step.
+    Several seeds run with `train_seeds`, which maps this function over keys.
 
     Args:
         key: the run's key.
@@ -143,12 +150,64 @@ def train(key: Key, algorithm: Algorithm, population: Population, rounds: int) -
         >>> import fedjax_rec as fr
         >>> frame = pd.DataFrame({"user": [0, 0, 1], "item": [0, 1, 1]})
         >>> algorithm, population = fr.fedmf(dim=2, cohort=2), fr.Population.from_frame(frame)
-        >>> keys = jax.random.split(jax.random.key(0), 3)
-        >>> states, infos = jax.lax.map(lambda key: train(key, algorithm, population, 5), keys)
+        >>> state, infos = train(jax.random.key(0), algorithm, population, 5)
+        >>> infos.loss.shape
+        (5,)
+    """
+    return run_block(algorithm, rounds, key, algorithm.init(key, population), population, jnp.int32(rounds))
+
+
+def train_seeds(
+    keys: Key, algorithm: Algorithm, population: Population, rounds: int
+) -> tuple[State, RoundInfo]:
+    """Several runs as one compiled program: the seeds are split over the devices, and take turns on each.
+
+    `jax.vmap` over `train` gives the same but is slower than a loop: the loop over clients then runs as long as
+    the longest of the batch and selects its whole state in every step.
+
+    Args:
+        keys: [S], one for each run.
+        algorithm: as `federate` returns it, without a mesh: here devices are for seeds, not for clients.
+        population: the clients.
+        rounds: T.
+
+    Returns:
+        the final states, leaves [S, ...], and leaves [S, T].
+
+    Raises:
+        ValueError: if the algorithm splits its cohorts over devices.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> frame = pd.DataFrame({"user": [0, 0, 1], "item": [0, 1, 1]})
+        >>> algorithm, population = fr.fedmf(dim=2, cohort=2), fr.Population.from_frame(frame)
+        >>> states, infos = train_seeds(jax.random.split(jax.random.key(0), 3), algorithm, population, 5)
         >>> infos.loss.shape
         (3, 5)
     """
-    return run_block(algorithm, rounds, key, algorithm.init(key, population), population, jnp.int32(rounds))
+    if algorithm.mesh is not None:
+        raise ValueError("seeds are split over the devices here; make the algorithm without a mesh")
+    return _seeds_program(algorithm, rounds, len(keys))(keys, population)
+
+
+@lru_cache(maxsize=16)
+def _seeds_program(algorithm: Algorithm, rounds: int, count: int) -> Callable:
+    mesh = client_mesh(choose_devices(LEAST_SHARE * count))
+
+    def batch(keys: Key, population: Population) -> tuple[State, RoundInfo]:
+        return jax.lax.map(lambda key: train(key, algorithm, population, rounds), keys)
+
+    if mesh is None:
+        return jax.jit(batch)
+    split, replicated = PartitionSpec(AXIS), PartitionSpec()
+    spread = jax.shard_map(batch, mesh=mesh, in_specs=(split, replicated), out_specs=split, check_vma=False)
+
+    @jax.jit
+    def padded(keys: Key, population: Population) -> tuple[State, RoundInfo]:
+        every = keys[jnp.arange(count + -count % mesh.size) % count]  # devices left over repeat a seed
+        return jax.tree.map(lambda x: x[:count], spread(every, population))
+
+    return padded
 
 
 def simulate(

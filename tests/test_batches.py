@@ -51,7 +51,7 @@ def test_positives_once_and_negatives_outside_train(bitmap):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_bitmap_and_search_agree(seed):
+def test_bitmap_and_buckets_agree(seed):
     """Both membership tests say the same, for clients with and without data."""
     base = tiny_population(seed=seed)
     offsets, items = np.asarray(base.offsets), np.asarray(base.examples["items"])

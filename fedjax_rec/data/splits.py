@@ -5,7 +5,12 @@ one the validation item. The order is a *stable* sort on (user, timestamp), so t
 the order of the file: 415 of the 943 users of MovieLens 100K tie at their last timestamp, and another rule
 is another data set. Candidates are frozen: a user's draw depends on the protocol's seed, the user's code,
 the size of the catalogue and the items that this user has met, and not on the other users or the run's
-seed.
+seed. Other rules are in `splitters`.
+
+A split also says what training may draw as negatives. `train`, the default, excludes a client's training items
+only. `paper-leaky` excludes its held-out items too, as the code does that PFedRec, GPFedRec and FedRAP share: the
+held-out item is then the only untrained one that is never pushed down, so that even a model that learns nothing
+from others finds it. It serves to reproduce such numbers; `split._replace(negatives="paper-leaky")` sets it.
 
 Axis legend: `N` users, `I` items, `M` interactions, `n` candidates.
 """
@@ -13,13 +18,15 @@ Axis legend: `N` users, `I` items, `M` interactions, `n` candidates.
 import functools
 import hashlib
 import json
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from fedjax_rec.data.candidates import dedupe, draw_candidates, random_bits
+from fedjax_rec.data.filters import filter_events, num_events, take
 from fedjax_rec.data.interactions import Dataset, Heldout, Interactions
 
+NEGATIVES = ("train", "paper-leaky")
 _MIN_EVENTS = 3  # one each to train, validate and test
 _STREAM_VALIDATION, _STREAM_TEST, _STREAM_ITEM = 0, 1, 2  # independent random numbers of one seed
 
@@ -41,6 +48,7 @@ class Split(NamedTuple):
     name: str
     data_hash: str  # of the unfiltered data
     log: tuple[str, ...]  # the filters, with the counts before and after
+    negatives: str = "train"  # whose items are no training negatives; "paper-leaky": held-out ones neither
 
     @property
     def num_users(self) -> int:
@@ -58,6 +66,7 @@ def leave_one_out(
     *,
     min_user_events: int = 0,
     min_rating: float | None = None,
+    core: int = 0,
     num_candidates: int = 99,
     seed: int = 0,
 ) -> Split:
@@ -72,6 +81,7 @@ def leave_one_out(
         min_user_events: users with fewer events (after `min_rating`, held-out ones included) are dropped.
         min_rating: events rated lower are dropped first, as if they had never happened. Items that a filter
             robs of their last event leave the catalogue.
+        core: k, users and items are dropped until all have k events or more; 0 drops none.
         num_candidates: n, the size of a random draw of candidates, which are distinct and exclude all of the
             user's interactions; slots stay -1 where too few items remain.
         seed: the protocol's seed, 0 or more, which fixes candidates and random validation items.
@@ -80,7 +90,8 @@ def leave_one_out(
         The split.
 
     Raises:
-        ValueError: if a user has fewer than 3 events, no user is left, or `min_rating` finds no ratings.
+        ValueError: if a user has fewer than 3 events, no user is left, `min_rating` finds no ratings, or a core is
+            asked of official test items.
 
     Example:
         >>> table = Interactions(
@@ -97,33 +108,84 @@ def leave_one_out(
         >>> split.candidates_test
         array([[ 4, -1]], dtype=int32)
     """
-    table, heldout, log = _filter(dataset, min_rating, min_user_events)
+    table, heldout, log = filter_events(
+        dataset, min_rating=min_rating, min_user_events=min_user_events, core=core
+    )
     _require_events(table, heldout)
-    order = _time_order(table)
-    users, items, ratings = table.users[order], table.items[order], _take(table.ratings, order)
+    table = sort_events(table)
     validation_at, test_at = _hold_out(table, heldout, seed)
-    train = np.ones(len(items), bool)
-    train[validation_at] = train[test_at] = False
-    shape = (table.num_users, num_candidates)
-    draw = functools.partial(_draw, _seen(table, heldout), shape, table.num_items, seed)
-    test = items[test_at] if heldout is None else heldout.items
-    official = None if heldout is None else heldout.candidates
+    train = np.ones(len(table.items), bool)
+    train[validation_at] = train[test_at[test_at >= 0]] = False
+    seen = seen_codes(table, heldout)
+    split = assemble(
+        dataset, table, train, validation_at, test_at, seen=seen, num_candidates=num_candidates, seed=seed
+    )._replace(log=log)
+    if heldout is None:
+        return split
+    official = heldout.candidates
+    candidates = split.candidates_test if official is None else dedupe(official, heldout.items)
+    return split._replace(test=heldout.items, test_ratings=None, candidates_test=candidates)
+
+
+def assemble(
+    dataset: Dataset,
+    table: Interactions,
+    train: np.ndarray,
+    validation_at: np.ndarray,
+    test_at: np.ndarray,
+    *,
+    seen: np.ndarray,
+    num_candidates: int,
+    seed: int,
+) -> Split:
+    """Make a split of events that are already divided.
+
+    Args:
+        dataset: the unfiltered data.
+        table: the M remaining events of N users, as `sort_events` orders them.
+        train: bool[M], the training events.
+        validation_at: int[N], where each user's validation event stands in the table, -1 for none.
+        test_at: the same for the test events.
+        seen: int64[S], sorted distinct codes user * I + item that are no candidates.
+        num_candidates: n.
+        seed: the protocol's seed.
+
+    Returns:
+        The split, with an empty log.
+
+    Example:
+        >>> table = Interactions(np.zeros(2, "i4"), np.arange(2), None, None, np.arange(1), np.arange(2))
+        >>> at, none = np.array([1]), np.array([-1])
+        >>> options = {"seen": np.arange(2), "num_candidates": 1, "seed": 0}
+        >>> split = assemble(Dataset("tiny", table), table, np.array([True, False]), at, none, **options)
+        >>> split.validation, split.test
+        (array([1], dtype=int32), array([-1], dtype=int32))
+    """
+    draw = functools.partial(draw_candidates, seen, (table.num_users, num_candidates), table.num_items, seed)
     return Split(
-        offsets=_offsets(_bincount(users[train], table.num_users)),
-        items=items[train],
-        ratings=_take(ratings, train),
-        validation=items[validation_at],
-        validation_ratings=_take(ratings, validation_at),
-        test=test,
-        test_ratings=_take(ratings, test_at) if heldout is None else None,
+        offsets=_offsets(np.bincount(table.users[train], minlength=table.num_users)),
+        items=table.items[train].astype(np.int32),
+        ratings=take(table.ratings, train),
+        validation=_pick(table.items, validation_at, -1, np.int32),
+        validation_ratings=_pick_rating(table, validation_at),
+        test=_pick(table.items, test_at, -1, np.int32),
+        test_ratings=_pick_rating(table, test_at),
         candidates_validation=draw(_STREAM_VALIDATION),
-        candidates_test=draw(_STREAM_TEST) if official is None else _dedupe(official, test),
+        candidates_test=draw(_STREAM_TEST),
         user_ids=table.user_ids,
         item_ids=table.item_ids,
         name=dataset.name,
         data_hash=data_hash(dataset.interactions, dataset.test),
-        log=log,
+        log=(),
     )
+
+
+def _pick(column: np.ndarray, at: np.ndarray, empty: float, dtype: type) -> np.ndarray:
+    return np.where(at >= 0, column[at], empty).astype(dtype)
+
+
+def _pick_rating(table: Interactions, at: np.ndarray) -> np.ndarray | None:
+    return None if table.ratings is None else _pick(table.ratings, at, np.nan, np.float32)
 
 
 def merge_validation(split: Split) -> Split:
@@ -209,75 +271,9 @@ def sort_distinct(codes: np.ndarray) -> np.ndarray:
     return codes[np.diff(codes, prepend=-1) > 0]
 
 
-def _filter(
-    dataset: Dataset, min_rating: float | None, min_user_events: int
-) -> tuple[Interactions, Heldout | None, tuple[str, ...]]:
-    """Drop events by rating, then users by number of events; log the counts before and after."""
-    table, heldout, log = dataset.interactions, dataset.test, []
-    if min_rating is not None:
-        if table.ratings is None:
-            raise ValueError(f"min_rating={min_rating} needs ratings, and {dataset.name!r} has none")
-        before, everyone = table, np.ones(table.num_users, bool)
-        table, heldout = _restrict(table, heldout, table.ratings >= min_rating, everyone)
-        log.append(_log_line(f"min_rating={min_rating}", before, table))
-    if min_user_events > 0:
-        before, users = table, _num_events(table, heldout) >= min_user_events
-        table, heldout = _restrict(table, heldout, users[table.users], users)
-        log.append(_log_line(f"min_user_events={min_user_events}", before, table))
-    if not table.num_users:
-        raise ValueError(f"no user of {dataset.name!r} is left; {'; '.join(log) or 'the data set is empty'}")
-    return table, heldout, tuple(log)
-
-
-def _log_line(name: str, before: Interactions, after: Interactions) -> str:
-    users = f"users {before.num_users} -> {after.num_users}"
-    items = f"items {before.num_items} -> {after.num_items}"
-    return f"{name}: {users}, {items}, events {len(before.users)} -> {len(after.users)}"
-
-
-def _restrict(
-    table: Interactions, heldout: Heldout | None, events: np.ndarray, users: np.ndarray
-) -> tuple[Interactions, Heldout | None]:
-    """Keep some events and users, and every item but those that thereby lose their last event."""
-    had, has = (_bincount(column, table.num_items) > 0 for column in (table.items, table.items[events]))
-    kept = has | ~had
-    if heldout is not None:
-        heldout = _map_heldout(lambda codes: codes[users], heldout)
-        for codes in heldout:
-            kept[[] if codes is None else codes[codes >= 0]] = True
-    user_codes, item_codes = (np.cumsum(mask, dtype=np.int32) - np.int32(1) for mask in (users, kept))
-    if heldout is not None:
-        heldout = _map_heldout(lambda codes: _recode(item_codes, codes), heldout)
-    return Interactions(
-        users=user_codes[table.users[events]],
-        items=item_codes[table.items[events]],
-        ratings=_take(table.ratings, events),
-        timestamps=_take(table.timestamps, events),
-        user_ids=table.user_ids[users],
-        item_ids=table.item_ids[kept],
-    ), heldout
-
-
-def _map_heldout(function: Callable[[np.ndarray], np.ndarray], heldout: Heldout) -> Heldout:
-    return Heldout(
-        function(heldout.items), None if heldout.candidates is None else function(heldout.candidates)
-    )
-
-
-def _recode(new: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """New codes for old ones; -1 stays."""
-    return np.where(codes >= 0, new[codes], np.int32(-1))
-
-
-def _num_events(table: Interactions, heldout: Heldout | None) -> np.ndarray:
-    """int64[N], each user's events, the official test item included."""
-    held = 0 if heldout is None else heldout.items >= 0
-    return _bincount(table.users, table.num_users) + held
-
-
 def _require_events(table: Interactions, heldout: Heldout | None) -> None:
     """Refuse users whose events do not suffice for a training, a validation and a test item."""
-    events = _num_events(table, heldout)
+    events = num_events(table, heldout)
     if len(short := np.flatnonzero(events < _MIN_EVENTS)):
         first = short[0]
         raise ValueError(
@@ -287,103 +283,63 @@ def _require_events(table: Interactions, heldout: Heldout | None) -> None:
         )
 
 
-def _time_order(table: Interactions) -> np.ndarray:
-    """int64[M], the stable order by (user, timestamp), or by user alone without timestamps."""
+def sort_events(table: Interactions) -> Interactions:
+    """Order events by user, then by time; equal timestamps, or none at all, keep the order of the file.
+
+    Args:
+        table: M events.
+
+    Returns:
+        the same events.
+
+    Example:
+        >>> times = np.array([2, 1])
+        >>> table = Interactions(np.zeros(2, "i4"), np.arange(2), None, times, np.arange(1), np.arange(2))
+        >>> sort_events(table).items
+        array([1, 0])
+    """
     keys = (table.users,) if table.timestamps is None else (table.timestamps, table.users)
-    return np.lexsort(keys)
+    order = np.lexsort(keys)
+    return table._replace(
+        users=table.users[order],
+        items=table.items[order],
+        ratings=take(table.ratings, order),
+        timestamps=take(table.timestamps, order),
+    )
 
 
 def _hold_out(table: Interactions, heldout: Heldout | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """int64[N] and int64[N or 0], where validation and test events stand in the order of time."""
-    counts = _bincount(table.users, table.num_users)
+    """int64[N] each, where validation and test events stand in the order of time; -1 for an official test item."""
+    counts = np.bincount(table.users, minlength=table.num_users)
     ends = np.cumsum(counts)
     if heldout is None:
         return ends - 2, ends - 1
+    elsewhere = np.full(table.num_users, -1)
     if table.timestamps is not None:
-        return ends - 1, ends[:0]
-    back = _random_bits(seed, _STREAM_ITEM, np.arange(table.num_users)) % counts.astype(np.uint64)
-    return ends - 1 - back.astype(np.int64), ends[:0]
+        return ends - 1, elsewhere
+    back = random_bits(seed, _STREAM_ITEM, np.arange(table.num_users)) % counts.astype(np.uint64)
+    return ends - 1 - back.astype(np.int64), elsewhere
 
 
-def _seen(table: Interactions, heldout: Heldout | None) -> np.ndarray:
-    """int64[S], sorted distinct codes user * I + item of all interactions, test items included."""
+def seen_codes(table: Interactions, heldout: Heldout | None = None) -> np.ndarray:
+    """Name what each user has met, test items included.
+
+    Args:
+        table: the events.
+        heldout: official test items, if any.
+
+    Returns:
+        int64[S], sorted distinct codes user * I + item.
+
+    Example:
+        >>> seen_codes(Interactions(np.ones(2, "i4"), np.arange(2), None, None, np.arange(2), np.arange(5)))
+        array([5, 6])
+    """
     codes = table.users.astype(np.int64) * table.num_items + table.items
     if heldout is not None:
         users = np.flatnonzero(heldout.items >= 0)
         codes = np.concatenate([codes, users * table.num_items + heldout.items[users]])
     return sort_distinct(codes)
-
-
-def _draw(seen: np.ndarray, shape: tuple[int, int], num_items: int, seed: int, stream: int) -> np.ndarray:
-    """Draw n distinct unseen items for each user, uniformly; -1 where too few remain.
-
-    Floyd's algorithm (Bentley and Floyd 1987, doi:10.1145/30401.315746) draws distinct ranks among the user's
-    unseen items, for all users at once; the ranks are then counted off around the seen items.
-
-    Args:
-        seen: int64[S], sorted distinct codes user * I + item.
-        shape: (N, n).
-        num_items: I.
-        seed: the protocol's seed.
-        stream: tells the draws of one seed apart.
-
-    Returns:
-        int32[N, n].
-    """
-    num_users, num_candidates = shape
-    users = np.arange(num_users)
-    free = num_items - _bincount(seen // num_items, num_users)
-    size = np.minimum(free, num_candidates)
-    ranks = np.full((num_candidates, num_users), -1, np.int64)
-    for slot in range(min(num_candidates, int(size.max(initial=0)))):  # later slots stay empty
-        last = free - size + slot
-        rank = (_random_bits(seed, stream, users, slot) % (last + 1).astype(np.uint64)).astype(np.int64)
-        rank = np.where((ranks[:slot] == rank).any(0), last, rank)
-        ranks[slot] = np.where(slot < size, rank, -1)
-    return _unseen(seen, ranks.T, num_items)
-
-
-def _unseen(seen: np.ndarray, ranks: np.ndarray, num_items: int) -> np.ndarray:
-    """int32[N, n], the items that stand at some ranks (from 0, -1 for none) among each user's unseen items.
-
-    A user's k-th seen item s_k (from 0) has s_k - k unseen ones before it, so that the unseen item of rank r
-    is r plus the number of k with s_k - k <= r.
-    """
-    users = np.arange(len(ranks))[:, None]
-    seen_users, seen_items = np.divmod(seen, num_items)
-    starts = np.searchsorted(seen_users, users)
-    before = seen_items - (np.arange(len(seen)) - starts[seen_users, 0])
-    stride = num_items + 1
-    passed = np.searchsorted(seen_users * stride + before, users * stride + ranks, side="right") - starts
-    return np.where(ranks >= 0, ranks + passed, -1).astype(np.int32)
-
-
-def _dedupe(candidates: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """Empty the slots that repeat a candidate or hold the positive itself, as He's evaluator does."""
-    order = np.argsort(candidates, axis=1, kind="stable")
-    ranked = np.take_along_axis(candidates, order, axis=1)
-    repeated = np.zeros(candidates.shape, bool)
-    np.put_along_axis(repeated, order[:, 1:], ranked[:, 1:] == ranked[:, :-1], axis=1)
-    return np.where(repeated | (candidates == positives[:, None]), np.int32(-1), candidates)
-
-
-def _random_bits(*words: int | np.ndarray) -> np.ndarray:
-    """uint64[N], a hash of the broadcast words: SplitMix64 (Steele et al. 2014) over each in turn."""
-    state = np.zeros(1, np.uint64)
-    for word in words:
-        state = (state ^ np.asarray(word).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
-    return state
-
-
-def _take(column: np.ndarray | None, at: np.ndarray) -> np.ndarray | None:
-    return None if column is None else column[at]
-
-
-def _bincount(codes: np.ndarray, length: int) -> np.ndarray:
-    return np.bincount(codes, minlength=length)
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:

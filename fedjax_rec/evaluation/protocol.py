@@ -6,12 +6,18 @@ seed fixes splits and candidates and is *not* the run's seed, so several seeds o
 
 | field | choices |
 |---|---|
-| `splitter` | `leave-one-out`: last event tests, last but one validates, the rest trains |
+| `splitter` | `leave-one-out`: last event tests, last but one validates, the rest trains; `global-time`, `ratio`, \
+`strong`: see `fedjax_rec.data.splitters` |
+| `validation_share`, `test_share` | what the other splitters hold out; None where there is no such share |
+| `core` | users and items with fewer events are dropped again and again; 0 drops none |
 | `time_ties` | `file-order`: events with equal timestamps keep the order of the file |
 | `candidates` | `sampled`: `num_candidates` frozen random negatives; `official`: the data's own lists |
 | `seen_mask` | `train+validation`: masked from test rankings; validation rankings mask train only |
-| `ties` | `half`: a rank is the number of better items plus half of the tied ones; NaN is worst |
-| `negatives` | `train`: training negatives exclude train positives only, so held-out items can be drawn |
+| `ties` | `half`: a rank is the number of better items plus half of the tied ones; NaN is worst; HR, NDCG \
+and MRR are expectations over the order of the tied items |
+| `negatives` | `train`: training negatives exclude train positives only, so held-out items can be drawn; \
+`paper-leaky`: they exclude the user's validation and test items too, which gives the answer away (PFedRec's, GPFedRec's \
+and FedRAP's code; https://github.com/Zhangcx19/IJCAI-23-PFedRec/issues/3). Only to reproduce such numbers |
 | `selection` | the metric of the full-ranking validation that selects the round, such as `ndcg@10` |
 | `refit` | whether the tested model is retrained on train + validation for the selected number of rounds |
 """
@@ -21,13 +27,27 @@ import hashlib
 import json
 import re
 
+from fedjax_rec.data.splits import NEGATIVES
+from fedjax_rec.data.splitters import SPLITTERS
+
 CHOICES: dict[str, tuple[str, ...]] = {
-    "splitter": ("leave-one-out",),
+    "splitter": SPLITTERS,
     "time_ties": ("file-order",),
     "candidates": ("sampled", "official"),
     "seen_mask": ("train+validation",),
     "ties": ("half",),
-    "negatives": ("train",),
+    "negatives": NEGATIVES,
+}
+_SHARES = {  # by splitter, the shares that it takes
+    "leave-one-out": (),
+    "global-time": ("validation_share", "test_share"),
+    "ratio": ("validation_share", "test_share"),
+    "strong": ("test_share",),
+}
+_LATER: dict[str, object] = {  # fields younger than the first results: unset, they leave the id alone
+    "validation_share": None,
+    "test_share": None,
+    "core": 0,
 }
 _METRIC = re.compile(r"(hr|ndcg|mrr)@[1-9]\d*|mrr|auc")
 
@@ -39,9 +59,12 @@ class Protocol:
     Args:
         data_hash: hash of the unfiltered data, from `fedjax_rec.data.splits.data_hash`.
         splitter: how events are divided.
+        validation_share: of the events, for `global-time` and `ratio`; above 0.
+        test_share: of the events, or for `strong` of the clients; above 0, and together below 1.
         time_ties: order of a user's events with equal timestamps.
         min_user_events: users with fewer events are dropped; 0 drops none.
         min_rating: events rated lower are dropped; None drops none.
+        core: k of the k-core; 0 drops none.
         candidates: where the candidates of the sampled ranking come from.
         num_candidates: how many candidates a user's positive is ranked against; 0 or more.
         seen_mask: which of a user's items are masked from test rankings.
@@ -57,14 +80,17 @@ class Protocol:
     Example:
         >>> Protocol(negatives="all")
         Traceback (most recent call last):
-        ValueError: negatives='all' is unknown; choose one of 'train'
+        ValueError: negatives='all' is unknown; choose one of 'train', 'paper-leaky'
     """
 
     data_hash: str = ""
     splitter: str = "leave-one-out"
+    validation_share: float | None = None
+    test_share: float | None = None
     time_ties: str = "file-order"
     min_user_events: int = 0
     min_rating: float | None = None
+    core: int = 0
     candidates: str = "sampled"
     num_candidates: int = 99
     seen_mask: str = "train+validation"
@@ -80,28 +106,46 @@ class Protocol:
                 raise ValueError(
                     f"{field}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}"
                 )
-        for field in ("min_user_events", "num_candidates", "seed"):
+        for field in ("min_user_events", "core", "num_candidates", "seed"):
             if (value := getattr(self, field)) < 0:
                 raise ValueError(f"{field}={value!r} is negative; choose 0 or more")
+        self._check_shares()
         if not _METRIC.fullmatch(self.selection):
             known = "'hr@k', 'ndcg@k', 'mrr@k', 'mrr', 'auc'"
             raise ValueError(
                 f"selection={self.selection!r} is unknown; choose one of {known}, with k from 1 up"
             )
 
+    def _check_shares(self) -> None:
+        takes = _SHARES[self.splitter]
+        for field in ("validation_share", "test_share"):
+            value = getattr(self, field)
+            if (value is not None) != (field in takes):
+                wanted = "needs one" if field in takes else "takes none"
+                raise ValueError(f"{field}={value!r}: the splitter {self.splitter!r} {wanted}")
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"{field}={value!r} is out of range; choose above 0 and below 1")
+        if (self.validation_share or 0) + (self.test_share or 0) >= 1:
+            raise ValueError(
+                "validation_share and test_share leave nothing to train on; choose below 1 together"
+            )
+
     def to_json(self) -> dict[str, str | int | float | bool | None]:
         """The protocol as a dict of plain values that `Protocol(**values)` reads back.
 
         Returns:
-            A dict with one entry per field; numbers have one form each, so that 4 and 4.0 hash alike.
+            A dict with one entry per field, less those of `_LATER` that are unset; numbers have one form each, so
+            that 4 and 4.0 hash alike.
 
         Example:
             >>> Protocol(**Protocol(min_rating=4).to_json()) == Protocol(min_rating=4.0)
             True
         """
         min_rating = None if self.min_rating is None else float(self.min_rating)
-        counts = {name: int(getattr(self, name)) for name in ("min_user_events", "num_candidates", "seed")}
-        return dataclasses.asdict(self) | counts | {"min_rating": min_rating, "refit": bool(self.refit)}
+        names = ("min_user_events", "core", "num_candidates", "seed")
+        values = dataclasses.asdict(self) | {name: int(getattr(self, name)) for name in names}
+        values |= {"min_rating": min_rating, "refit": bool(self.refit)}
+        return {name: value for name, value in values.items() if _LATER.get(name, ...) != value}
 
 
 def protocol_id(protocol: Protocol) -> str:

@@ -49,7 +49,8 @@ def fit_ease(split: Split, *, regularisation: float | None = None, pairs: np.nda
         the scorer.
 
     Raises:
-        ValueError: if lambda is not positive, or the catalogue is too large for dense weights.
+        ValueError: if lambda is not positive or too small for floating point, or the catalogue is too large for
+            dense weights.
 
     Example:
         >>> from fedjax_rec.evaluation.central.example import tiny_split
@@ -61,12 +62,20 @@ def fit_ease(split: Split, *, regularisation: float | None = None, pairs: np.nda
         regularisation = default_regularisation(split)
     if not 0 < regularisation < np.inf:
         raise ValueError(f"ease: regularisation must be a finite number above 0, not {regularisation}")
-    return weigh_items(split, _solve(count_pairs(split) if pairs is None else pairs, regularisation))
+    pairs = count_pairs(split) if pairs is None else pairs
+    least = np.finfo(float).eps * pairs.trace()
+    if regularisation < least:
+        raise ValueError(
+            f"ease: regularisation={regularisation} is lost in rounding; give {least:.1g} or more"
+        )
+    return weigh_items(split, _solve(pairs, regularisation))
 
 
 def _solve(pairs: np.ndarray, regularisation: float) -> np.ndarray:
     """float64[I, I], B. A Cholesky inverse has a third of the work, and waits for long on a busy machine."""
-    inverse = np.linalg.inv(pairs + regularisation * np.eye(len(pairs)))  # positive definite, whatever X is
+    ridge = pairs.copy()
+    np.fill_diagonal(ridge, pairs.diagonal() + regularisation)
+    inverse = np.linalg.inv(ridge)  # positive definite, whatever X is
     weights = -inverse / inverse.diagonal()
     np.fill_diagonal(weights, 0.0)
     return weights

@@ -150,7 +150,7 @@ def settings_of(name: str, split: Split, changes: Mapping[str, float] | None = N
         all settings.
 
     Raises:
-        ValueError: if the method has no such setting.
+        ValueError: if the method has no such setting, or one that is a whole number is none.
 
     Example:
         >>> from fedjax_rec.evaluation.central.example import tiny_split
@@ -159,11 +159,14 @@ def settings_of(name: str, split: Split, changes: Mapping[str, float] | None = N
     """
     parameters = inspect.signature(METHODS[name].fit).parameters
     known = {key: p.default for key, p in parameters.items() if key not in ("split", *_SUPPLIED)}
-    for key in changes or {}:
+    known |= METHODS[name].sized(split)
+    for key, value in (changes or {}).items():
         if key not in known:
             has = f"its settings: {', '.join(known)}" if known else "it has none"
             raise ValueError(f"{name} has no setting {key!r}; {has}")
-    return known | METHODS[name].sized(split) | dict(changes or {})
+        if isinstance(known[key], int) and not isinstance(value, int):
+            raise ValueError(f"{name}: {key} must be a whole number, not {value}")
+    return known | dict(changes or {})
 
 
 def trials_of(name: str, settings: Settings) -> list[Settings]:

@@ -19,10 +19,11 @@ import numpy as np
 
 from fedjax_rec.data.splits import Split, merge_validation
 from fedjax_rec.evaluation.central.methods import METHODS, NAMES, Settings, fit, settings_of, trials_of
-from fedjax_rec.evaluation.central.scorers import MAX_ITEMS, Scorer, count_pairs, refuse_dense
+from fedjax_rec.evaluation.central.scorers import Scorer, check_dense, count_pairs
 from fedjax_rec.evaluation.measure import Metrics, measure
 from fedjax_rec.evaluation.metrics import user_metrics
-from fedjax_rec.evaluation.ranking import Ranks, make_ranker
+from fedjax_rec.evaluation.protocol import Protocol
+from fedjax_rec.evaluation.ranking import Ranks, count_rivals, make_ranker
 
 _MARGIN = 2.0  # standard errors by which a neighbour must beat the default settings
 _SILENCE = 2.0  # seconds
@@ -81,6 +82,7 @@ def run_baselines(
     """
     given = settings or {}
     _check(split, names, given)
+    Protocol(selection=selection)  # refuses what is no metric
     final = merge_validation(split) if refit else split
     bench = _Bench(split, "validation"), _Bench(final, "test")
     return {name: _run(name, *bench, seed, given.get(name, {}), selection, on_stage) for name in names}
@@ -107,8 +109,8 @@ def _check(split: Split, names: Sequence[str], given: Mapping[str, Mapping[str, 
     for name in (*names, *given):
         if name not in METHODS:
             raise ValueError(f"unknown baseline {name!r}; known: {', '.join(NAMES)}")
-    if split.num_items > MAX_ITEMS and any(METHODS[name].dense for name in names):
-        refuse_dense(split)
+    if any(METHODS[name].dense for name in names):
+        check_dense(split)
     for name, changes in given.items():
         if name not in names:
             raise ValueError(
@@ -147,8 +149,7 @@ def _choose(
     trials, best, margin, default = [], settings, 0.0, np.zeros(0)
     for number, trial in enumerate(tried, start=1):
         on_stage(f"{name}: trying {_text(trial)} on validation ({number} of {len(tried)})")
-        ranks = bench.rank(bench.fit(name, trial, seed=seed)).full
-        users = _per_user(ranks, selection)
+        users = _per_user(bench.rank(bench.fit(name, trial, seed=seed)), bench.split, selection)
         default = users if number == 1 else default
         trials.append(Trial(trial, float(users.mean())))
         gain = users - default
@@ -159,10 +160,11 @@ def _choose(
     return best, tuple(trials)
 
 
-def _per_user(ranks: Any, selection: str) -> np.ndarray:
+def _per_user(ranks: Ranks, split: Split, selection: str) -> np.ndarray:
     """float64[N'], the metric of each user that has a validation item."""
     cutoffs = [int(selection.split("@")[1])] if "@" in selection else []
-    values = user_metrics(ranks, cutoffs)[selection]
+    rivals = count_rivals(split, which="validation").full
+    values = user_metrics(ranks.full, cutoffs, rivals=rivals)[selection]
     return values[~np.isnan(values)]
 
 

@@ -6,8 +6,9 @@ a user's history, which stays in compressed rows until a block of users is score
 Axis legend: `N` users, `I` items, `U` users of a block, `D` factors, `L` the longest history.
 """
 
+import os
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ import numpy as np
 
 from fedjax_rec.data.splits import Split
 
-MAX_ITEMS = 30_000  # of a method whose weights are a dense table, float32[I, I]: 3.6 GB
+_BYTES_PER_PAIR = 56  # of items: seven tables of float64, at the most, in the course of a fit
+_USUAL_MEMORY = 16 * 2**30  # where the system does not tell
 
 
 class Scorer(NamedTuple):
@@ -142,7 +144,7 @@ def count_pairs(split: Split) -> np.ndarray:
         float64[I, I], exact; the diagonal counts each item's users.
 
     Raises:
-        ValueError: if the catalogue has more than `MAX_ITEMS` items.
+        ValueError: if the catalogue is too large, as `check_dense` says.
 
     Example:
         >>> from fedjax_rec.data.interactions import Dataset, Interactions
@@ -155,29 +157,40 @@ def count_pairs(split: Split) -> np.ndarray:
     """
     from scipy.sparse import csr_array
 
-    if split.num_items > MAX_ITEMS:
-        refuse_dense(split)
+    check_dense(split)
     shape = (split.num_users, split.num_items)
     table = csr_array((np.ones(len(split.items)), split.items, split.offsets), shape=shape)
     return (table.T @ table).toarray()
 
 
-def refuse_dense(split: Split) -> NoReturn:
-    """Say that a catalogue is too large for weights of items by items.
+def check_dense(split: Split, *, memory: int | None = None) -> None:
+    """Refuse a catalogue whose weights of items by items exceed the machine's memory.
 
     Args:
         split: of the catalogue.
+        memory: bytes; by default what the machine has.
 
     Raises:
-        ValueError: always.
+        ValueError: if the weights do not fit.
 
     Example:
         >>> from fedjax_rec.evaluation.central.example import tiny_split
-        >>> refuse_dense(tiny_split())
+        >>> check_dense(tiny_split(), memory=2000)
         Traceback (most recent call last):
-        ValueError: itemknn and ease hold a table of items by items, at most 30,000; tiny has 6: leave them out
+        ValueError: itemknn and ease need 2.02e-06 GB for 6 x 6 items of tiny, and there are 2e-06: leave them out
     """
-    raise ValueError(
-        f"itemknn and ease hold a table of items by items, at most {MAX_ITEMS:,}; {split.name} has "
-        f"{split.num_items:,}: leave them out"
-    )
+    memory = _memory() if memory is None else memory
+    need = _BYTES_PER_PAIR * split.num_items**2
+    if need > memory:
+        raise ValueError(
+            f"itemknn and ease need {need / 1e9:.3g} GB for {split.num_items:,} x {split.num_items:,} items of "
+            f"{split.name}, and there are {memory / 1e9:.3g}: leave them out"
+        )
+
+
+def _memory() -> int:
+    """Bytes of the machine."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return _USUAL_MEMORY
