@@ -5,6 +5,7 @@ for `learning_rate`, with their defaults in `--help`.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -230,9 +231,14 @@ def _suggest(flag: str, command: str) -> str:
 def _run(given: argparse.Namespace) -> int:
     settings = Settings(**{field.name: getattr(given, field.name) for field in dataclasses.fields(Settings)})
     from fedjax_rec import report, run_folder
+    from fedjax_rec.devices import use_cores
     from fedjax_rec.experiment import ADVICE, run_experiment
 
     folder = run_folder.choose_folder(settings)
+    with contextlib.suppress(
+        RuntimeError
+    ):  # started by someone else: `devices` is checked against what there is
+        use_cores()
     show = report.progress_bar(file=sys.stderr)
     outcome = run_experiment(settings, on_stage=lambda text: print(text, file=sys.stderr), on_block=show)
     folder = run_folder.save(outcome, folder, renumber=settings.out is None)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jaxlib
 
+from fedjax_rec.devices import available_cores
 from fedjax_rec.experiment import versions
 from fedjax_rec.row_updates import PATTERNS, STRATEGIES, Measurement, choose, measure
 
@@ -74,7 +75,7 @@ def examine(
     """
     if not 1 <= num_rows <= min(sizes):
         raise ValueError(f"num_rows={num_rows} must be 1 to {min(sizes)}, the smallest table; lower it")
-    devices, num_cores, version = _devices(), _num_cores(), jaxlib.__version__
+    devices, num_cores, version = _devices(), available_cores(), jaxlib.__version__
     platform, num_devices = devices[0].platform, sum(device.num_devices for device in devices)
     measured: list[Measurement] = []
     skipped: list[str] = []
@@ -122,10 +123,6 @@ def _memory(device: jax.Device) -> int | None:
         return None
 
 
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _fastest(measurements: Sequence[Measurement]) -> list[Measurement]:
     """The lowest median of each table and kind of ids."""
     cases = dict.fromkeys((m.num_items, m.pattern) for m in measurements)
@@ -164,8 +161,7 @@ def warn(
         found.append(
             f"jaxlib {jaxlib_version} on NVIDIA adds float32 rows in a compare-and-swap loop, slow where many "
             "clients touch one item (jax-ml/jax#38806, openxla/xla#46225): upgrade to jaxlib 0.11.1 or later, or "
-            f"add --xla_backend_extra_options={OPTION} to XLA_FLAGS; code of your own can add rows with "
-            "fedjax_rec.row_updates.STRATEGIES['sorted']"
+            f"add --xla_backend_extra_options={OPTION} to XLA_FLAGS; the engine avoids it by --row-update sorted"
         )
     medians = {(m.strategy, m.num_items, m.pattern): m.median_ns for m in measurements}
     for best in _fastest([m for m in measurements if m.pattern == "popular"]):
@@ -197,8 +193,8 @@ def advise_devices(platform: str, num_devices: int, num_cores: int) -> str | Non
     if platform != "cpu" or num_devices > 1 or num_cores < 2:
         return None
     return (
-        f"{num_cores} cores but 1 CPU device: the engine runs on one core; `fedjax-rec run` splits over cores "
-        "with --devices"
+        f"{num_cores} cores but 1 CPU device: the engine runs on one core; `fedjax-rec run` gives each core a "
+        "device, a script does so by fedjax_rec.use_cores() before anything else"
     )
 
 

@@ -3,6 +3,7 @@
 Nothing here touches the file system besides reading the data; `run_folder` writes what comes out.
 """
 
+import dataclasses
 import inspect
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from fedjax_rec.data.attributes import find_user_attributes, read_user_attribute
 from fedjax_rec.data.interactions import Dataset
 from fedjax_rec.data.registry import load_dataset
 from fedjax_rec.data.splits import Split, leave_one_out, merge_validation
+from fedjax_rec.data.splitters import global_time, ratio
+from fedjax_rec.devices import choose_devices, client_mesh
 from fedjax_rec.evaluation.baselines import popularity_ranks, truth_ranks
 from fedjax_rec.evaluation.central.methods import parse_names
 from fedjax_rec.evaluation.central.price import Price, price_of_federation
@@ -28,13 +31,18 @@ from fedjax_rec.evaluation.protocol import Protocol, protocol_id
 from fedjax_rec.evaluation.ranking import Ranks
 from fedjax_rec.evaluation.ratings import rating_errors
 from fedjax_rec.evaluation.summary import K, summarise
-from fedjax_rec.samplers import default_cohort
+from fedjax_rec.samplers import LEAST_COHORT, default_cohort
 from fedjax_rec.servers import LOCALS, SERVERS
 from fedjax_rec.settings import Settings
 from fedjax_rec.simulate import History, Progress, Stop, population_of, simulate
 from fedjax_rec.traffic import Traffic, count_traffic
 from fedjax_rec.types import Algorithm, State
 
+SPLITS: dict[str, Callable[..., Split]] = {
+    "leave-one-out": leave_one_out,
+    "global-time": global_time,
+    "ratio": ratio,
+}
 FACTORIES: dict[str, Callable[..., Algorithm]] = {"fedmf": fedmf}
 ADVICE = "lower --learning-rate or --cohort, or use --aggregator mean"
 
@@ -91,7 +99,7 @@ def run_experiment(
     _check(settings, split)
     attributes = load_attributes(settings, split)
     protocol = protocol_of(settings, dataset, split)
-    algorithm = make_algorithm(settings)
+    algorithm = make_algorithm(clip_batch_size(settings, split))
     centrals = _run_centrals(settings, protocol, split, on_stage)
     on_stage(f"compiling {settings.algorithm} for {split.num_users:,} clients and {split.num_items:,} items")
     state, history = _train(settings, algorithm, split, settings.rounds, "best", on_block)
@@ -157,14 +165,35 @@ def load_split(settings: Settings) -> tuple[Dataset, Split]:
     s = settings
     columns = {name: getattr(s, name) for name in ("user", "item", "rating", "timestamp")}
     dataset = load_dataset(s.dataset, data_dir=s.data_dir, duplicates=s.duplicates, progress=True, **columns)
-    split = leave_one_out(
+    split = SPLITS[s.splitter](
         dataset,
+        **shares_of(s),
         min_user_events=s.min_user_events,
         min_rating=s.min_rating,
+        core=s.core,
         num_candidates=s.num_candidates,
         seed=s.protocol_seed,
     )
-    return dataset, split
+    return dataset, split._replace(negatives=s.negatives)
+
+
+def shares_of(settings: Settings) -> dict[str, float]:
+    """The shares that the splitter holds out.
+
+    Args:
+        settings: the experiment.
+
+    Returns:
+        by name; empty for leave-one-out.
+
+    Example:
+        >>> shares_of(Settings(splitter="ratio", test_share=0.2))
+        {'validation_share': 0.1, 'test_share': 0.2}
+    """
+    if settings.splitter == "leave-one-out":
+        return {}
+    given = {"validation_share": settings.validation_share, "test_share": settings.test_share}
+    return {name: 0.1 if share is None else share for name, share in given.items()}
 
 
 def load_attributes(settings: Settings, split: Split) -> dict[str, np.ndarray]:
@@ -212,6 +241,10 @@ def protocol_of(settings: Settings, dataset: Dataset, split: Split) -> Protocol:
         raise ValueError(f"{split.name} has official lists of {held} candidates; leave out --num-candidates")
     return Protocol(
         data_hash=split.data_hash,
+        splitter=settings.splitter,
+        **shares_of(settings),
+        negatives=split.negatives,
+        core=settings.core,
         min_user_events=settings.min_user_events,
         min_rating=settings.min_rating,
         candidates="official" if official else "sampled",
@@ -243,7 +276,7 @@ def make_algorithm(settings: Settings) -> Algorithm:
     offered: dict[str, Any] = {name: getattr(s, name) for name in s.__dataclass_fields__} | {
         "local_optimizer": LOCALS[s.local_optimizer](s.learning_rate),
         "server_optimizer": rule.make(rate),
-        "mesh": _mesh(s.devices),
+        "mesh": client_mesh(s.devices or choose_devices(s.cohort or LEAST_COHORT, s.lanes)),
     }
     factory = FACTORIES[s.algorithm]
     return factory(
@@ -251,12 +284,24 @@ def make_algorithm(settings: Settings) -> Algorithm:
     )
 
 
-def _mesh(devices: int) -> jax.sharding.Mesh | None:
-    if devices == 1:
-        return None
-    if devices > len(jax.devices()):
-        raise ValueError(f"devices={devices}, but jax sees {len(jax.devices())}; lower --devices")
-    return jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("clients",))
+def clip_batch_size(settings: Settings, split: Split) -> Settings:
+    """Lower a batch size that no client can fill: the work is the same, without the empty slots.
+
+    Args:
+        settings: the experiment.
+        split: says how long the longest history is.
+
+    Returns:
+        the settings, their batch size at most that of the longest client's whole history.
+
+    Example:
+        >>> settings = Settings(batch_size=10**9)
+        >>> clip_batch_size(settings, load_split(settings)[1]).batch_size
+        1990
+    """
+    longest = int(np.diff(split.offsets).max(initial=1)) + int(settings.refit)
+    width = 1 if settings.loss == "mse" else 1 + settings.num_negatives
+    return dataclasses.replace(settings, batch_size=min(settings.batch_size, longest * width))
 
 
 def _check(settings: Settings, split: Split) -> None:
@@ -264,6 +309,11 @@ def _check(settings: Settings, split: Split) -> None:
     if cohort > split.num_users:
         raise ValueError(
             f"cohort={cohort} exceeds the population of {split.num_users} clients; lower --cohort"
+        )
+    if settings.loss != "mse" and settings.num_negatives > split.num_items:
+        raise ValueError(
+            f"num_negatives={settings.num_negatives} exceeds the catalogue of {split.num_items} items; lower "
+            "--num-negatives"
         )
     if settings.loss == "mse" and split.ratings is None:
         raise ValueError(f"loss='mse' fits ratings, but {split.name} has none; use --loss bce or bpr")

@@ -10,7 +10,7 @@ client `n` lies in bucket `starts[n] + (hash(i) mod buckets of n)`, their number
 overflows.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,8 +75,8 @@ def _buckets(clients: np.ndarray, items: np.ndarray, num_clients: int) -> Member
     return Membership(jnp.asarray(cells), jnp.asarray(starts, jnp.int32))
 
 
-def _hash(ids):  # noqa: ANN001, ANN202 - numpy and jax arrays alike, uint32
-    """A bijection of 32 bits: distinct items part at some number of buckets."""
+def _hash(ids: Any) -> Any:
+    """A bijection of 32 bits, of numpy and jax arrays alike: distinct items part at some number of buckets."""
     one, two = np.uint32(0x9E3779B1), np.uint32(0x85EBCA77)
     ids = ids * one
     ids = (ids ^ (ids >> 15)) * two

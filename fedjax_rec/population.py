@@ -167,8 +167,8 @@ def build(
     counts = np.diff(offsets)
     clients = np.repeat(np.arange(len(counts)), counts)
     _check(items, clients, num_items)
-    marked = (clients, items) if also is None else _mark_also(clients, items, also)
-    membership = make_membership(*marked, len(counts), num_items, bitmap=bitmap)
+    holders, held = (clients, items) if also is None else _mark_also(clients, items, also)
+    membership = make_membership(holders, held, len(counts), num_items, bitmap=bitmap)
     examples = {"items": jnp.asarray(items, jnp.int32)}
     if ratings is not None:
         examples["ratings"] = jnp.asarray(ratings, jnp.float32)

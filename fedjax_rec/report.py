@@ -10,6 +10,10 @@ from fedjax_rec.evaluation.measure import name_sampled
 from fedjax_rec.experiment import Outcome
 from fedjax_rec.simulate import History, Progress, frame
 
+LEAKY = (
+    "PAPER-LEAKY NEGATIVES: training spared the held-out items, which inflates the model's numbers; compare them "
+    "with papers that did the same, and with nothing else"
+)
 COLUMNS = (("full", "hr@10"), ("full", "ndcg@10"), ("sampled", "hr@10"), ("sampled", "ndcg@10"))
 
 
@@ -63,7 +67,9 @@ def table(outcome: Outcome) -> str:
     """
     sampled = f"sampled{outcome.settings.num_candidates}"
     keys = [(sampled if part == "sampled" else part, metric) for part, metric in COLUMNS]
-    rows = {f"{outcome.settings.algorithm} (federated)": outcome.metrics["test"]}
+    leaky = outcome.protocol.negatives == "paper-leaky"
+    kind = "federated, LEAKY" if leaky else "federated"
+    rows = {f"{outcome.settings.algorithm} ({kind})": outcome.metrics["test"]}
     rows["Popularity"] = outcome.baselines["popularity"]
     centrals = [name for name in outcome.centrals if name != "popularity"]
     rows |= {name: outcome.baselines[name] for name in centrals}
@@ -76,7 +82,7 @@ def table(outcome: Outcome) -> str:
     if outcome.price is not None:
         prices = [outcome.price[part][metric] for part, metric in keys]
         body.append(["federated / best central", *(_ratio(price) for price in prices)])
-    return _lay_out([head, *body])
+    return f"{LEAKY}\n" * leaky + _lay_out([head, *body])
 
 
 def _ratio(price: Mapping[str, Any]) -> str:

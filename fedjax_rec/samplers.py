@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from fedjax_rec.permutation import domain, scatter_index
 from fedjax_rec.types import Key, Sampler
 
+LEAST_COHORT = 200
+
 
 def default_cohort(num_clients: int) -> int:
     """A tenth of the clients, between 200 and 1,000, and never more than there are.
@@ -20,7 +22,7 @@ def default_cohort(num_clients: int) -> int:
         >>> [default_cohort(n) for n in (50, 943, 6040, 1_000_000)]
         [50, 200, 604, 1000]
     """
-    return min(num_clients, max(200, min(1000, num_clients // 10)))
+    return min(num_clients, max(LEAST_COHORT, min(1000, num_clients // 10)))
 
 
 def uniform(cohort: int | None = None) -> Sampler:

@@ -6,7 +6,10 @@ from typing import Any
 
 from fedjax_rec.aggregators import NAMES as AGGREGATORS
 from fedjax_rec.data.errors import nearest
+from fedjax_rec.data.splits import NEGATIVES
+from fedjax_rec.data.splitters import SPLITTERS
 from fedjax_rec.evaluation.central.methods import parse_names
+from fedjax_rec.row_updates import STRATEGIES
 from fedjax_rec.servers import LOCALS, SERVERS
 
 ALGORITHMS = ("fedmf",)  # their factories are looked up in `experiment`
@@ -43,6 +46,14 @@ class Settings:
     rating: str | None = _setting(None, "name of the ratings' column", "data")
     timestamp: str | None = _setting(None, "name of the timestamps' column", "data")
     duplicates: str = _setting("error", "repeated (user, item) pairs", "data", ("error", "first", "last"))
+    splitter: str = _setting(
+        "leave-one-out", "how events are held out; strong only from Python", "protocol", SPLITTERS
+    )
+    validation_share: float | None = _setting(
+        None, "share that validates, for global-time and ratio; by default 0.1", "protocol"
+    )
+    test_share: float | None = _setting(None, "share that tests; by default 0.1", "protocol")
+    core: int = _setting(0, "drop users and items until all have so many events; 0 drops none", "protocol")
     min_user_events: int = _setting(0, "drop users with fewer events; 0 drops none", "protocol")
     min_rating: float | None = _setting(None, "drop events rated lower", "protocol")
     num_candidates: int = _setting(99, "negatives of the sampled ranking", "protocol")
@@ -52,6 +63,13 @@ class Settings:
     dim: int = _setting(64, "embedding width D", "model")
     loss: str = _setting("bce", "local loss; mse fits ratings", "model", ("bce", "bpr", "mse"))
     num_negatives: int = _setting(4, "sampled negatives per positive", "model")
+    negatives: str = _setting(
+        "train",
+        "items that are never negatives: the user's train ones; paper-leaky spares held-out ones too, an error "
+        "that inflates results, to reproduce papers that made it",
+        "model",
+        NEGATIVES,
+    )
     regularisation: float = _setting(0.0075, "L2 on the rows of each local batch", "model")
     item_bias: bool = _setting(True, "whether items have a bias", "model")
     init_scale: float = _setting(0.1, "vectors start as normal(0, init_scale / sqrt(D))", "model")
@@ -75,7 +93,12 @@ class Settings:
     patience: int | None = _setting(None, "stop after so many rounds without a better one", "run")
     max_seconds: float | None = _setting(None, "stop after so much wall-clock time", "run")
     lanes: int | None = _setting(None, "lanes of the engine; by default one for 8 clients, at most 64", "run")
-    devices: int = _setting(1, "devices to split each cohort over", "run")
+    devices: int | None = _setting(
+        None, "devices to split each cohort over; by default all accelerators, or a core each", "run"
+    )
+    row_update: str | None = _setting(
+        None, "how item rows are added up; by default by back end", "run", tuple(STRATEGIES)
+    )
     baselines: str | None = _setting(
         None, "central baselines for the price of federation: names with commas, or all", "run"
     )
@@ -86,13 +109,14 @@ class Settings:
             _check(field, getattr(self, field.name))
         if self.baselines is not None:
             parse_names(self.baselines)
+        _check_together(self)
 
 
 _LEAST = {
     "dim": 1, "num_negatives": 1, "batch_size": 1, "local_epochs": 1, "cohort": 1, "rounds": 1, "eval_every": 1,
     "lanes": 1, "devices": 1, "num_candidates": 1, "min_user_events": 0, "seed": 0, "protocol_seed": 0,
     "patience": 1, "regularisation": 0, "prox": 0, "init_scale": 0, "learning_rate": 0, "max_seconds": 0,
-    "server_learning_rate": 0,
+    "server_learning_rate": 0, "core": 0,
 }  # fmt: skip
 _MOST = {"seed": 2**32 - 1, "protocol_seed": 2**32 - 1, "rounds": 10**6, "eval_every": 10**6}
 
@@ -109,3 +133,24 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         raise ValueError(f"{name} must be at most {_MOST[name]:,}, not {value:,}")
     if name in _LEAST and value is not None and not value >= _LEAST[name]:
         raise ValueError(f"{name} must be at least {_LEAST[name]}, not {value}")
+
+
+def _check_together(settings: Settings) -> None:
+    """Refuse settings that fit each alone but not together."""
+    for name in ("validation_share", "test_share"):
+        share = getattr(settings, name)
+        if share is not None and settings.splitter == "leave-one-out":
+            raise ValueError(
+                f"{name}={share} has no meaning for leave-one-out; use --splitter global-time or ratio"
+            )
+    if settings.splitter == "strong":
+        raise ValueError(
+            "splitter='strong' holds out clients, which a run cannot evaluate yet; use "
+            "fedjax_rec.data.splitters.strong_generalisation from Python, or --splitter global-time or ratio"
+        )
+    if settings.negatives == "paper-leaky" and settings.loss == "mse":
+        raise ValueError("negatives='paper-leaky' has no meaning for --loss mse, which draws no negatives")
+    if settings.negatives == "paper-leaky" and settings.baselines is not None:
+        raise ValueError(
+            "negatives='paper-leaky' inflates the run, not the central baselines; leave one of them out"
+        )

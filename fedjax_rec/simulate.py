@@ -23,7 +23,7 @@ from fedjax_rec.devices import AXIS, LEAST_SHARE, choose_devices, client_mesh, r
 from fedjax_rec.evaluation.evaluator import make_evaluator
 from fedjax_rec.evaluation.metrics import KS, metrics_from_ranks
 from fedjax_rec.population import Population, Vocabulary, build
-from fedjax_rec.types import Algorithm, Key, RoundInfo, State
+from fedjax_rec.types import Algorithm, Key, Plan, RoundInfo, State
 
 Metrics = dict[str, float]
 
@@ -60,6 +60,7 @@ class History(NamedTuple):
     train_seconds: float  # in compiled blocks of rounds
     compile_seconds: float
     num_compilations: int  # programs that jax holds for the block of rounds
+    plan: Plan  # the engine's choices: lanes, devices, ... and the memory they need
     first_round: int = 1  # more than 1 where the run was resumed
 
     @property
@@ -259,7 +260,7 @@ def simulate(
     state = jax.jit(algorithm.init)(key, population) if state is None else replicate(state, algorithm.mesh)
     size = min(eval_every, max(rounds, 1))
     block = jax.jit(partial(run_block, algorithm, size), donate_argnums=1)
-    run = _Run(block, evaluate, stop, keep, on_block, began)
+    run = _Run(block, evaluate, stop, keep, on_block, began, algorithm.plan(population))
     return run.go(key, state, population, rounds, size)
 
 
@@ -306,7 +307,9 @@ class _Run:
         keep: str,
         on_block: Callable[[Progress], Any] | None,
         began: float,
+        plan: Plan,
     ) -> None:
+        self.plan = plan
         self.block, self.evaluate, self.stop, self.on_block = block, evaluate, stop, on_block
         self.keep_best = keep == "best" and evaluate is not None
         self.began, self.compile_seconds, self.train_seconds, self.first_round = began, 0.0, 0.0, 1
@@ -392,6 +395,7 @@ class _Run:
             train_seconds=self.train_seconds,
             compile_seconds=self.compile_seconds,
             num_compilations=self.block._cache_size(),  # noqa: SLF001 - the only way to count what jax compiled
+            plan=self.plan,
             first_round=self.first_round,
         )
 

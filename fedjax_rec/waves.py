@@ -6,6 +6,7 @@ of a few static sizes (T halved again and again) by a `lax.switch`: short client
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from fedjax_rec.schedules import (
 from fedjax_rec.tables import expand, num_rows
 from fedjax_rec.types import Batch, PyTree, Rows, Stack, Update
 
-Room = tuple[Batch, Rows] | tuple[()]
+Room = Any  # (Batch, Rows) with leaves [L, T, B, ...]; () where nothing is kept
 WaveState = tuple[PyTree, Outcome, Room, jax.Array]  # local states, sums so far, room, squared norms [L]
 
 
@@ -131,7 +132,7 @@ def _send(job: Job, place: jax.Array, steps: jax.Array, state: WaveState) -> tup
     outcome, dense = leave(job, outcome, place, done, local)
     if not job.later:
         return add_dense_deltas(job, outcome, weight, done, dense), room
-    batch, rows = room  # type: ignore[misc] - there is room where updates are sent later
+    batch, rows = room
     if not job.whole:
         return _send_scaled(job, steps, done, weight, norms, dense, outcome, room), room
     sizes = room_sizes(_most(job))
@@ -154,7 +155,7 @@ def _send_scaled(
     assert job.transform is not None and job.transform.scale is not None  # noqa: S101, PT018 - why this is called
     factor = jax.vmap(job.transform.scale)(norms + _squared(dense))
     outcome = add_dense_deltas(job, outcome, weight * factor, done, dense)
-    batch, rows = room  # type: ignore[misc] - as above
+    batch, rows = room
 
     def add(t: jax.Array, outcome: Outcome) -> Outcome:
         ids, deltas = jax.tree.map(lambda x: x[:, t], (batch.ids, rows.values))

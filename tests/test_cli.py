@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -160,6 +161,18 @@ BAD = {
     "a file as parent": (["--out", "/dev/null/run"], "cannot be created"),
     "no such folder": (["--dataset", "ml-100k", "--data-dir", "no/such"], "no/such"),
     "no such file": (["--dataset", "no/such.csv"], "no/such.csv"),
+    "a path and a folder": (
+        ["--dataset", str(Path(__file__)), "--data-dir", "x"],
+        "a path needs no --data-dir",
+    ),
+    "held-out clients": (["--splitter", "strong"], "a run cannot evaluate yet"),
+    "a share of leave-one-out": (["--test-share", "0.1"], "has no meaning for leave-one-out"),
+    "a large share": (["--splitter", "ratio", "--test-share", "0.9"], "below 1 together"),
+    "no positive": (["--splitter", "global-time"], "nobody to validate or to test"),
+    "unknown negatives": (["--negatives", "leaky"], "did you mean 'paper-leaky'"),
+    "leaky ratings": (["--negatives", "paper-leaky", "--loss", "mse"], "draws no negatives"),
+    "leaky price": (["--negatives", "paper-leaky", "--baselines", "ease"], "leave one of them out"),
+    "many negatives": (["--num-negatives", "9999"], "num_negatives=9999 exceeds the catalogue of 1200 items"),
 }
 
 
@@ -241,3 +254,49 @@ def test_two_runs_take_two_folders(tmp_path, monkeypatch):
     wanted = choose_folder(outcome.settings)
     assert save(outcome, wanted, renumber=True) == wanted
     assert save(outcome, wanted, renumber=True).name == "synthetic-fedmf-2"
+
+
+def test_leaky_negatives_are_labelled_everywhere(tmp_path, capsys):
+    """The table, `result.json` and the protocol's id say so, and a comparison with a clean run is refused."""
+    for negatives in ("train", "paper-leaky"):
+        main(
+            [
+                "run",
+                "--rounds",
+                "1",
+                "--dim",
+                "2",
+                "--negatives",
+                negatives,
+                "--out",
+                str(tmp_path / negatives),
+            ]
+        )
+    out = capsys.readouterr().out
+    assert out.count("PAPER-LEAKY NEGATIVES") == out.count("fedmf (federated, LEAKY)") == 1
+    clean, leaky = (
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("train", "paper-leaky")
+    )
+    assert (clean["negatives"], leaky["negatives"]) == ("train", "paper-leaky")
+    assert clean["protocol_id"] != leaky["protocol_id"]
+    with pytest.raises(SystemExit):
+        main(["compare", str(tmp_path / "train"), str(tmp_path / "paper-leaky")])
+    assert "negatives 'train' against 'paper-leaky'" in capsys.readouterr().err
+
+
+def test_a_run_on_shares_of_the_histories(tmp_path, capsys):
+    """`--splitter ratio` stands in the protocol, with its shares, and its counts in the log."""
+    arguments = ["--splitter", "ratio", "--test-share", "0.2", "--core", "5"]
+    main(["run", "--rounds", "1", "--dim", "2", *arguments, "--out", str(tmp_path / "run")])
+    assert "ratio: 66" in capsys.readouterr().out
+    protocol = json.loads((tmp_path / "run" / "protocol.json").read_text())
+    assert (protocol["splitter"], protocol["validation_share"], protocol["test_share"]) == ("ratio", 0.1, 0.2)
+    assert protocol["core"] == 5
+
+
+def test_a_huge_batch_is_that_of_the_longest_client():
+    """It trains as one batch of the whole history would, without the memory of the empty slots."""
+    whole, huge = (run_experiment(Settings(rounds=2, dim=2, batch_size=size)) for size in (1990, 10**9))
+    assert huge.settings.batch_size == 10**9
+    for name, metrics in whole.metrics["test"]["full"].items():
+        assert huge.metrics["test"]["full"][name] == metrics

@@ -124,7 +124,8 @@ def test_both_warnings():
 def test_advice_on_idle_cores():
     """One CPU device on several cores leaves the others idle."""
     assert advise_devices("cpu", 1, 4) == (
-        "4 cores but 1 CPU device: the engine runs on one core; `fedjax-rec run` splits over cores with --devices"
+        "4 cores but 1 CPU device: the engine runs on one core; `fedjax-rec run` gives each core a device, a "
+        "script does so by fedjax_rec.use_cores() before anything else"
     )
     for quiet in (("cpu", 1, 1), ("cpu", 4, 4), ("cuda", 1, 16), ("tpu", 1, 8)):
         assert advise_devices(*quiet) is None

@@ -10,13 +10,22 @@ OTHERS: dict[str, object] = {
     "data_hash": "0" * 64,
     "min_user_events": 3,
     "min_rating": 4,
+    "core": 5,
+    "negatives": "paper-leaky",
     "candidates": "official",
     "num_candidates": 100,
     "selection": "hr@5",
     "refit": True,
     "seed": 1,
 }
-SINGLE = {"splitter", "time_ties", "seen_mask", "ties", "negatives"}  # fields with one choice so far
+SINGLE = {"time_ties", "seen_mask", "ties"}  # fields with one choice so far
+SPLITTERS: list[dict[str, object]] = [  # their fields go together
+    {"splitter": "global-time", "validation_share": 0.1, "test_share": 0.1},
+    {"splitter": "ratio", "validation_share": 0.1, "test_share": 0.1},
+    {"splitter": "ratio", "validation_share": 0.1, "test_share": 0.2},
+    {"splitter": "ratio", "validation_share": 0.2, "test_share": 0.1},
+    {"splitter": "strong", "test_share": 0.1},
+]
 
 
 def test_id_is_stable():
@@ -26,18 +35,20 @@ def test_id_is_stable():
 
 def test_id_depends_on_every_field():
     """Each field changes the id, those with one choice too."""
-    assert OTHERS.keys() | SINGLE == {field.name for field in dataclasses.fields(Protocol)}
-    ids = [protocol_id(Protocol(**{name: value})) for name, value in OTHERS.items()]  # type: ignore[arg-type]
+    fields = {field.name for field in dataclasses.fields(Protocol)}
+    assert OTHERS.keys() | SINGLE | SPLITTERS[0].keys() == fields
+    changes = [{name: value} for name, value in OTHERS.items()] + SPLITTERS
+    ids = [protocol_id(Protocol(**change)) for change in changes]  # type: ignore[arg-type]
     for name in SINGLE:
         protocol = Protocol()
         object.__setattr__(protocol, name, "another")
         ids.append(protocol_id(protocol))
-    assert len({protocol_id(Protocol()), *ids}) == 1 + len(OTHERS) + len(SINGLE)
+    assert len({protocol_id(Protocol()), *ids}) == 1 + len(OTHERS) + len(SPLITTERS) + len(SINGLE)
 
 
 def test_json_goes_round():
     """Plain values that build the same protocol; 4 and 4.0 are one rating."""
-    protocol = Protocol(min_rating=4, seed=2, refit=True)
+    protocol = Protocol(min_rating=4, seed=2, refit=True, core=3, splitter="strong", test_share=0.25)
     assert Protocol(**protocol.to_json()) == protocol  # type: ignore[arg-type]
     assert protocol_id(protocol) == protocol_id(dataclasses.replace(protocol, min_rating=4.0))
 
@@ -61,3 +72,25 @@ def test_unknown_values_are_one_line_errors(field, value, message):
         Protocol(**{field: value})
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"test_share": 0.1}, "test_share=0.1: the splitter 'leave-one-out' takes none"),
+        ({"splitter": "ratio", "test_share": 0.1}, "validation_share=None: the splitter 'ratio' needs one"),
+        (
+            {"splitter": "strong", "test_share": 1.0},
+            "test_share=1.0 is out of range; choose above 0 and below 1",
+        ),
+        (
+            {"splitter": "ratio", "test_share": 0.5, "validation_share": 0.5},
+            "validation_share and test_share leave nothing to train on; choose below 1 together",
+        ),
+    ],
+)
+def test_shares_fit_the_splitter(fields, message):
+    """A splitter has the shares that it takes, and no others."""
+    with pytest.raises(ValueError, match="share") as error:
+        Protocol(**fields)
+    assert str(error.value) == message

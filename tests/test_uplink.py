@@ -1,5 +1,7 @@
 """Transforms of whole updates, stacked aggregators, fixed-point sums: against what the clients send one by one."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from fedjax_rec.federate import client_update
 from fedjax_rec.testing import KEY, assert_close, fixed, run, tiny_population
 from fedjax_rec.types import Server, Transform, Update
 
-SMALL = {"dim": 3, "batch_size": 10, "learning_rate": 0.3}
+SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10, "learning_rate": 0.3}
 IDS = np.array([0, 1, 2, 3, 4, 5, 9])  # client 3 has no data
 
 
@@ -70,7 +72,7 @@ def test_transform_sees_each_client_alone(population):
         return sent._replace(rows=jax.tree.map(jnp.square, sent.rows))
 
     square = Transform("square", squared)
-    expected = ({}, jax.tree.map(lambda x: (x**2).sum(0), tables))
+    expected: Any = ({}, jax.tree.map(lambda x: (x**2).sum(0), tables))
     after = _step(population, transform=square, lanes=3)
     assert_close(tuple(after.server), _expected(state, expected), "squared")
 

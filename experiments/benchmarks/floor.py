@@ -7,11 +7,14 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.benchmarks.task import DIM, NEGATIVES, POSITIVES, RATE, Draws, Task
+from experiments.benchmarks.side import Side
+from experiments.benchmarks.task import DIM, NEGATIVES, POSITIVES, RATE, Draws, Task, checksum
 from fedjax_rec.permutation import MAX_SHUFFLE, _double_rounds, _primes_above
+from fedjax_rec.types import RoundInfo
 
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-shared", "-fPIC")
 
@@ -28,6 +31,13 @@ class _Task(ctypes.Structure):
         ("learning_rate", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("offsets", "items", "bitmap", "primes")),
     ]
+
+
+class Seconds(NamedTuple):
+    """Where one round went."""
+
+    clients: float  # the clients' work
+    server: float  # the server's passes over the table: clearing the sums, adding them
 
 
 class Floor:
@@ -55,9 +65,7 @@ class Floor:
         sizes = (task.num_items, DIM, POSITIVES, NEGATIVES, epochs, _double_rounds(task.num_items), words)
         self.task = _Task(*sizes, RATE, *(array.ctypes.data for array in self.held))
 
-    def round(
-        self, table: np.ndarray, vectors: np.ndarray, cohort: np.ndarray, keys: np.ndarray
-    ) -> tuple[float, float]:
+    def round(self, table: np.ndarray, vectors: np.ndarray, cohort: np.ndarray, keys: np.ndarray) -> Seconds:
         """One round, in place.
 
         Args:
@@ -67,10 +75,11 @@ class Floor:
             keys: uint32[C, 2].
 
         Returns:
-            seconds of the clients' work, and of the server's pass over the table.
+            seconds of the clients' work, and of the server's passes over the table.
         """
         start = time.perf_counter()
-        total = np.zeros_like(table)
+        total = np.full_like(table, 0.0)  # written now, not at the first touch
+        begun = time.perf_counter()
         cohort, keys = np.ascontiguousarray(cohort, np.int32), np.ascontiguousarray(keys, np.uint32)
         pointers = [ctypes.c_void_p(x.ctypes.data) for x in (table, vectors, cohort, keys)]
         self.library.run_cohort(
@@ -78,7 +87,7 @@ class Floor:
         )
         middle = time.perf_counter()
         table += total / len(cohort)
-        return middle - start, time.perf_counter() - middle
+        return Seconds(middle - begun, time.perf_counter() - middle + begun - start)
 
 
 def _compile() -> Path:
@@ -91,24 +100,35 @@ def _compile() -> Path:
     return library
 
 
-def measure(task: Task, draws: Draws, epochs: int, repeats: int) -> tuple[list[float], np.ndarray]:
-    """Clients per second of each repeat, over all rounds of the draws.
+def floor_side(task: Task, draws: Draws, epochs: int) -> Side:
+    """The kernel, ready to run all rounds of the draws, each time from the start.
 
     Args:
         task: the data.
         draws: cohorts and keys.
         epochs: E.
-        repeats: how often all rounds run, each time from the start.
 
     Returns:
-        clients per second [repeats], and the table after 5 rounds (or as many as there are).
+        the side.
+
+    Raises:
+        RuntimeError: if there is no C compiler.
     """
-    floor, rates, after = Floor(task, epochs), [], draws.table
-    for _ in range(repeats):
+    floor = Floor(task, epochs)
+
+    def run() -> float:
         table, vectors, seconds = draws.table.copy(), draws.vectors.copy(), 0.0
-        for t, (cohort, keys) in enumerate(zip(draws.cohorts, draws.keys, strict=True)):
+        for cohort, keys in zip(draws.cohorts, draws.keys, strict=True):
             seconds += math.fsum(floor.round(table, vectors, cohort, keys))
-            if t == min(4, len(draws.cohorts) - 1):
-                after = table.copy()
-        rates.append(draws.cohorts.size / seconds)
-    return rates, after
+        held["table"] = table
+        return seconds
+
+    held: dict[str, np.ndarray] = {}
+    run()
+    counts = np.diff(task.offsets)[draws.cohorts]
+    zero = np.zeros(len(draws.cohorts))
+    none: Any = [zero] * len(RoundInfo._fields)
+    infos = RoundInfo(*none)._replace(
+        clients=zero + draws.cohorts.shape[1], examples=counts.sum(1) * (1.0 + NEGATIVES) * epochs
+    )
+    return Side(run, draws.cohorts.size, {"checksum": checksum(held["table"])}, lambda: infos, lambda: 1)

@@ -6,7 +6,7 @@ bias, no regularisation, private user vectors, the mean of the updates added to 
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,29 +85,29 @@ def _popular(rng: np.random.Generator, size: int, num_items: int) -> np.ndarray:
     return np.minimum((num_items * rng.random(size) ** 3).astype(np.int64), num_items - 1)
 
 
-def algorithm(cohort: int, epochs: int, lanes: int | None = None) -> fr.Algorithm:
+def algorithm(cohort: int, epochs: int, **changes: Any) -> fr.Algorithm:
     """The engine's side of the task.
 
     Args:
         cohort: C.
         epochs: E.
-        lanes: L; None for the rule of 8.
+        **changes: other settings of `fr.fedmf`: lanes, mesh, transform, ...
 
     Returns:
         the algorithm.
     """
-    return fr.fedmf(
-        dim=DIM,
-        num_negatives=NEGATIVES,
-        batch_size=POSITIVES * (1 + NEGATIVES),
-        local_epochs=epochs,
-        learning_rate=RATE,
-        regularisation=0.0,
-        item_bias=False,
-        cohort=cohort,
-        aggregator="mean",
-        lanes=lanes,
-    )
+    settings: dict[str, Any] = {
+        "dim": DIM,
+        "num_negatives": NEGATIVES,
+        "batch_size": POSITIVES * (1 + NEGATIVES),
+        "local_epochs": epochs,
+        "learning_rate": RATE,
+        "regularisation": 0.0,
+        "item_bias": False,
+        "cohort": cohort,
+        "aggregator": "mean",
+    }
+    return fr.fedmf(**settings | changes)
 
 
 class Draws(NamedTuple):

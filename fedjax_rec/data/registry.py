@@ -226,6 +226,7 @@ def load_dataset(
 
     Raises:
         DataError: in one line: an unknown name (with the nearest), a file that is nowhere (with the places),
+            a path given together with `data_dir`,
             a download that failed (with what to do), or bad contents (with file and line).
 
     Example:
@@ -236,7 +237,12 @@ def load_dataset(
     named = {"user": user, "item": item, "rating": rating, "timestamp": timestamp}
     info = DATASETS.get(str(name))
     if info is None:
-        return _load_path(_existing(str(name)), named, duplicates)
+        path = _existing(str(name))
+        if data_dir is not None:
+            raise DataError(
+                f"{name}: a path needs no --data-dir (data_dir=...), got {str(data_dir)!r}; leave it out"
+            )
+        return _load_path(path, named, duplicates)
     given = [f"{part}={column!r}" for part, column in named.items() if column is not None]
     if given:
         raise DataError(f"{name}: a registered data set has its own columns ({', '.join(given)} not allowed)")

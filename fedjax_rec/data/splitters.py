@@ -51,8 +51,8 @@ def global_time(
 
     With M events in order of time, t0 is the date of event floor(M (1 - v - s)) and t1 that of event
     floor(M (1 - s)), counted from 0; v and s are the shares. Users without an event before t0 did not exist when
-    training took place and are dropped, with the items that nobody else met; users without an event in a window have no positive there, -1. Users who
-    come and go, as in MovieLens, leave few positives: the log says how many.
+    training took place and are dropped, with the items that nobody else met; users without an event in a window
+    have no positive there, -1. Users who come and go, as in MovieLens, leave few positives: the log says how many.
 
     Args:
         dataset: the data, with timestamps and without official test items.
@@ -77,7 +77,7 @@ def global_time(
         >>> table = Interactions(users, items, None, times, np.arange(2), np.arange(10))
         >>> split = global_time(Dataset("tiny", table))
         >>> split.validation, split.test
-        (array([4, -1], dtype=int32), array([5, -1], dtype=int32))
+        (array([ 4, -1], dtype=int32), array([ 5, -1], dtype=int32))
     """
     _require(dataset, "global-time", validation_share, test_share)
     if dataset.interactions.timestamps is None:
@@ -93,7 +93,8 @@ def global_time(
     rule = f"global-time: train before {starts[0]:.15g}, test from {starts[1]:.15g}"
     absent = log_line("global-time: users without an event to train on", before, table)
     if not ((split.validation >= 0).any() and (split.test >= 0).any()):
-        raise ValueError(f"{rule}; {_count(split, parts)}: change the shares, or use ratio")
+        found = f"{rule}; {_count(split, parts)}"
+        raise ValueError(f"nobody to validate or to test ({found}); change the shares or use ratio")
     return split._replace(log=(*log, absent, f"{rule}; {_count(split, parts)}"))
 
 

@@ -6,20 +6,23 @@ seed fixes splits and candidates and is *not* the run's seed, so several seeds o
 
 | field | choices |
 |---|---|
-| `splitter` | `leave-one-out`: last event tests, last but one validates, the rest trains; `global-time`, `ratio`, \
-`strong`: see `fedjax_rec.data.splitters` |
-| `validation_share`, `test_share` | what the other splitters hold out; None where there is no such share |
-| `core` | users and items with fewer events are dropped again and again; 0 drops none |
+| `splitter` | `leave-one-out`: last event tests, last but one validates, the rest trains; others below |
+| `validation_share`, `test_share` | what the other splitters hold out; None where they take no such share |
+| `core` | users and items with fewer events are dropped until none is left; 0 drops none |
 | `time_ties` | `file-order`: events with equal timestamps keep the order of the file |
 | `candidates` | `sampled`: `num_candidates` frozen random negatives; `official`: the data's own lists |
 | `seen_mask` | `train+validation`: masked from test rankings; validation rankings mask train only |
-| `ties` | `half`: a rank is the number of better items plus half of the tied ones; NaN is worst; HR, NDCG \
-and MRR are expectations over the order of the tied items |
-| `negatives` | `train`: training negatives exclude train positives only, so held-out items can be drawn; \
-`paper-leaky`: they exclude the user's validation and test items too, which gives the answer away (PFedRec's, GPFedRec's \
-and FedRAP's code; https://github.com/Zhangcx19/IJCAI-23-PFedRec/issues/3). Only to reproduce such numbers |
+| `ties` | `half`: a rank is the number of better items plus half of the tied ones; NaN is worst |
+| | HR, NDCG and MRR are expectations over the order of the tied items |
+| `negatives` | `train`: training negatives exclude train positives only, so held-out items can be drawn |
+| | `paper-leaky`: they exclude the user's validation and test items too |
 | `selection` | the metric of the full-ranking validation that selects the round, such as `ndcg@10` |
 | `refit` | whether the tested model is retrained on train + validation for the selected number of rounds |
+
+The splitters `global-time`, `ratio` and `strong` are those of `fedjax_rec.data.splitters`. With `paper-leaky` the
+held-out items are the only untrained ones that are never pushed down, so that a model need not know anything to
+find them: the code that PFedRec, GPFedRec and FedRAP share does this (github.com/Zhangcx19/IJCAI-23-PFedRec,
+issue 3). It exists to reproduce such numbers.
 """
 
 import dataclasses
