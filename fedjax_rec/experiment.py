@@ -242,7 +242,8 @@ def protocol_of(settings: Settings, dataset: Dataset, split: Split) -> Protocol:
     return Protocol(
         data_hash=split.data_hash,
         splitter=settings.splitter,
-        **shares_of(settings),
+        validation_share=shares_of(settings).get("validation_share"),
+        test_share=shares_of(settings).get("test_share"),
         negatives=split.negatives,
         core=settings.core,
         min_user_events=settings.min_user_events,

@@ -74,8 +74,9 @@ def clip(norm: float) -> Transform:
 
     Example:
         >>> one = Update({}, jnp.array([0]), jnp.array([[3.0, 4.0]]), jnp.float32(1))
-        >>> clip(1.0).update(jax.random.key(0), one, Server({}, jnp.zeros((1, 2)))).rows.round(4).tolist()
-        [[0.6000000238418579, 0.800000011920929]]
+        >>> sent = clip(1.0).update(jax.random.key(0), one, Server({}, jnp.zeros((1, 2))))
+        >>> [f"{x:.4f}" for x in sent.rows[0].tolist()]
+        ['0.6000', '0.8000']
 
     Source: McMahan et al. 2018, "Learning differentially private recurrent language models", section 3, FlatClip.
     """
@@ -83,7 +84,7 @@ def clip(norm: float) -> Transform:
         raise ValueError(f"the clipping norm must be above 0, not {norm}")
 
     def scale(size: jax.Array) -> jax.Array:
-        return jnp.minimum(1.0, norm * jax.lax.rsqrt(jnp.maximum(size, 1e-30)))
+        return jnp.minimum(1.0, norm / jnp.sqrt(jnp.maximum(size, 1e-30)))
 
     def update(key: Key, sent: Update, server: Server) -> Update:
         del key, server

@@ -156,7 +156,7 @@ BAD = {
     "large cohort": (["--cohort", "5000"], "cohort=5000 exceeds the population of 1000 clients"),
     "divergence": (["--learning-rate", "50", "--rounds", "4", "--dim", "4"], "lower --learning-rate"),
     "no ratings": (["--loss", "mse"], "fits ratings"),
-    "devices": (["--devices", "99"], "lower --devices"),
+    "devices": (["--devices", "99"], "devices=99, but jax sees 8; choose 1 to 8"),
     "lanes over devices": (["--devices", "2", "--lanes", "3"], "3 lanes do not divide over 2 devices"),
     "a file as parent": (["--out", "/dev/null/run"], "cannot be created"),
     "no such folder": (["--dataset", "ml-100k", "--data-dir", "no/such"], "no/such"),
@@ -288,7 +288,7 @@ def test_a_run_on_shares_of_the_histories(tmp_path, capsys):
     """`--splitter ratio` stands in the protocol, with its shares, and its counts in the log."""
     arguments = ["--splitter", "ratio", "--test-share", "0.2", "--core", "5"]
     main(["run", "--rounds", "1", "--dim", "2", *arguments, "--out", str(tmp_path / "run")])
-    assert "ratio: 66" in capsys.readouterr().out
+    assert "ratio: 65530 events train, 1000 users validate" in capsys.readouterr().out
     protocol = json.loads((tmp_path / "run" / "protocol.json").read_text())
     assert (protocol["splitter"], protocol["validation_share"], protocol["test_share"]) == ("ratio", 0.1, 0.2)
     assert protocol["core"] == 5

@@ -18,6 +18,11 @@ OTHERS: dict[str, object] = {
     "refit": True,
     "seed": 1,
 }
+POINTS: list[dict[str, object]] = [
+    {"point": "local-training"},
+    {"point": "fold-in"},
+    {"point": "fold-in", "fold_in_epochs": 5},
+]
 SINGLE = {"time_ties", "seen_mask", "ties"}  # fields with one choice so far
 SPLITTERS: list[dict[str, object]] = [  # their fields go together
     {"splitter": "global-time", "validation_share": 0.1, "test_share": 0.1},
@@ -36,14 +41,16 @@ def test_id_is_stable():
 def test_id_depends_on_every_field():
     """Each field changes the id, those with one choice too."""
     fields = {field.name for field in dataclasses.fields(Protocol)}
-    assert OTHERS.keys() | SINGLE | SPLITTERS[0].keys() == fields
-    changes = [{name: value} for name, value in OTHERS.items()] + SPLITTERS
+    assert OTHERS.keys() | SINGLE | SPLITTERS[0].keys() | POINTS[-1].keys() == fields
+    changes = [{name: value} for name, value in OTHERS.items()] + SPLITTERS + POINTS
     ids = [protocol_id(Protocol(**change)) for change in changes]  # type: ignore[arg-type]
     for name in SINGLE:
         protocol = Protocol()
         object.__setattr__(protocol, name, "another")
         ids.append(protocol_id(protocol))
-    assert len({protocol_id(Protocol()), *ids}) == 1 + len(OTHERS) + len(SPLITTERS) + len(SINGLE)
+    assert len({protocol_id(Protocol()), *ids}) == 1 + len(OTHERS) + len(SPLITTERS) + len(POINTS) + len(
+        SINGLE
+    )
 
 
 def test_json_goes_round():
@@ -83,14 +90,15 @@ def test_unknown_values_are_one_line_errors(field, value, message):
             {"splitter": "strong", "test_share": 1.0},
             "test_share=1.0 is out of range; choose above 0 and below 1",
         ),
+        ({"fold_in_epochs": 2}, "fold_in_epochs=2 needs point='fold-in', not 'server'"),
         (
             {"splitter": "ratio", "test_share": 0.5, "validation_share": 0.5},
             "validation_share and test_share leave nothing to train on; choose below 1 together",
         ),
     ],
 )
-def test_shares_fit_the_splitter(fields, message):
-    """A splitter has the shares that it takes, and no others."""
-    with pytest.raises(ValueError, match="share") as error:
+def test_fields_fit_together(fields, message):
+    """A splitter has the shares that it takes and no others; passes belong to fold-in."""
+    with pytest.raises(ValueError, match=r"share|fold-in") as error:
         Protocol(**fields)
     assert str(error.value) == message

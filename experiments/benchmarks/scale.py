@@ -35,9 +35,10 @@ def catalogue(data_dir: str | None, repeats: int) -> dict[str, Any]:
     del data_dir  # no data set has such a catalogue: histories are drawn with ML-1M's lengths
     task = draw(6040, MILLION)
     before = _peak()
-    mesh, rounds = client_mesh(), 2
-    busy = engine_side(algorithm(1000, 1, mesh=mesh), task.population, 1000, rounds)
-    idle = engine_side(algorithm(1000, 1, mesh=mesh, sampler=nobody(1000)), task.population, 1000, rounds)
+    mesh, rounds = client_mesh(), 5
+    population = task.population
+    busy = engine_side(algorithm(1000, 1, mesh=mesh), population, 1000, rounds)
+    idle = engine_side(algorithm(1000, 1, mesh=mesh, sampler=nobody(1000)), population, 1000, rounds)
     peak = _peak()
     draws = share_draws(task, 1000, rounds)
     kernel, rates, work, passes = floor.Floor(task, 1), [], [], []

@@ -204,8 +204,8 @@ def strong_generalisation(
         train[last] = False
         nothing = np.full(part.num_users, -1)
         at = (last, nothing) if which == "validation" else (nothing, last)
-        options = {"num_candidates": num_candidates, "seed": seed}
-        split = assemble(dataset, part, train, *at, seen=seen_codes(part), **options)
+        seen = seen_codes(part)
+        split = assemble(dataset, part, train, *at, seen=seen, num_candidates=num_candidates, seed=seed)
         return split._replace(log=(*log, rule))
 
     return ClientSplit(group(~heldout, "validation"), group(heldout, "test"))

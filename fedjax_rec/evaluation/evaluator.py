@@ -1,6 +1,7 @@
 """Evaluation of a federated algorithm: every client scores all items with its own and the server's leaves."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,43 @@ from fedjax_rec.types import Algorithm, PyTree, Server, State
 _BATCH = 256  # users scored at once for their ratings
 
 
-def make_evaluator(algorithm: Algorithm, split: Split, *, which: str = "test") -> Callable[[State], Ranks]:
+class Point(NamedTuple):
+    """With which parameters users are ranked; `fedjax_rec.points` has others than the server's."""
+
+    prepare: Callable[[State], PyTree]  # done once for each evaluation
+    score: Callable[[PyTree, jax.Array], jax.Array]  # (prepared, int32[U] users) -> float32[U, I]
+
+
+def server_parameters(algorithm: Algorithm) -> Point:
+    """Rank with the server's parameters and each client's private leaves as they are: the default.
+
+    Args:
+        algorithm: gives `score` for one client; it is vmapped over blocks of clients.
+
+    Returns:
+        the evaluation point.
+
+    Raises:
+        ValueError: if the algorithm's model does not score items.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> server_parameters(fr.fedmf(dim=4)).score is not None
+        True
+    """
+    return Point(lambda state: (state.private, state.server), _block_scorer(algorithm))
+
+
+def make_evaluator(
+    algorithm: Algorithm, split: Split, *, which: str = "test", point: Point | None = None
+) -> Callable[[State], Ranks]:
     """Build a compiled function from a state to the rank of each user's held-out item.
 
     Args:
         algorithm: gives `score` for one client; it is vmapped over blocks of clients.
         split: names the held-out items, the seen items to mask and the candidates.
         which: "test" or "validation".
+        point: with which parameters; by default the server's, `server_parameters(algorithm)`.
 
     Returns:
         State -> Ranks of N users each.
@@ -35,8 +66,9 @@ def make_evaluator(algorithm: Algorithm, split: Split, *, which: str = "test") -
         >>> make_evaluator(algorithm, split)(state).full.shape == (split.num_users,)
         True
     """
-    rank = make_ranker(split, _block_scorer(algorithm), which=which)
-    return lambda state: rank((state.private, state.server))
+    point = server_parameters(algorithm) if point is None else point
+    rank = make_ranker(split, point.score, which=which)
+    return lambda state: rank(point.prepare(state))
 
 
 def make_lister(

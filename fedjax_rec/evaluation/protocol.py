@@ -16,6 +16,8 @@ seed fixes splits and candidates and is *not* the run's seed, so several seeds o
 | | HR, NDCG and MRR are expectations over the order of the tied items |
 | `negatives` | `train`: training negatives exclude train positives only, so held-out items can be drawn |
 | | `paper-leaky`: they exclude the user's validation and test items too |
+| `point` | `server`: with the server's parameters; `local-training`, `fold-in`: of `fedjax_rec.points` |
+| `fold_in_epochs` | passes over a held-out client's history; 0 but for `fold-in` |
 | `selection` | the metric of the full-ranking validation that selects the round, such as `ndcg@10` |
 | `refit` | whether the tested model is retrained on train + validation for the selected number of rounds |
 
@@ -40,7 +42,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "seen_mask": ("train+validation",),
     "ties": ("half",),
     "negatives": NEGATIVES,
+    "point": ("server", "local-training", "fold-in"),
 }
+_COUNTS = ("min_user_events", "core", "num_candidates", "fold_in_epochs", "seed")
 _SHARES = {  # by splitter, the shares that it takes
     "leave-one-out": (),
     "global-time": ("validation_share", "test_share"),
@@ -51,6 +55,8 @@ _LATER: dict[str, object] = {  # fields younger than the first results: unset, t
     "validation_share": None,
     "test_share": None,
     "core": 0,
+    "point": "server",
+    "fold_in_epochs": 0,
 }
 _METRIC = re.compile(r"(hr|ndcg|mrr)@[1-9]\d*|mrr|auc")
 
@@ -73,6 +79,8 @@ class Protocol:
         seen_mask: which of a user's items are masked from test rankings.
         ties: the tie rule.
         negatives: the pool of training negatives.
+        point: with which parameters users are ranked.
+        fold_in_epochs: passes over a history before it is ranked; only with `fold-in`.
         selection: `hr@k`, `ndcg@k`, `mrr@k`, `mrr` or `auc`, on the full-ranking validation.
         refit: whether the tested model was retrained on train + validation.
         seed: fixes splits and candidates, 0 or more.
@@ -99,6 +107,8 @@ class Protocol:
     seen_mask: str = "train+validation"
     ties: str = "half"
     negatives: str = "train"
+    point: str = "server"
+    fold_in_epochs: int = 0
     selection: str = "ndcg@10"
     refit: bool = False
     seed: int = 0
@@ -109,10 +119,14 @@ class Protocol:
                 raise ValueError(
                     f"{field}={value!r} is unknown; choose one of {', '.join(map(repr, choices))}"
                 )
-        for field in ("min_user_events", "core", "num_candidates", "seed"):
+        for field in _COUNTS:
             if (value := getattr(self, field)) < 0:
                 raise ValueError(f"{field}={value!r} is negative; choose 0 or more")
         self._check_shares()
+        if self.fold_in_epochs and self.point != "fold-in":
+            raise ValueError(
+                f"fold_in_epochs={self.fold_in_epochs} needs point='fold-in', not {self.point!r}"
+            )
         if not _METRIC.fullmatch(self.selection):
             known = "'hr@k', 'ndcg@k', 'mrr@k', 'mrr', 'auc'"
             raise ValueError(
@@ -145,8 +159,7 @@ class Protocol:
             True
         """
         min_rating = None if self.min_rating is None else float(self.min_rating)
-        names = ("min_user_events", "core", "num_candidates", "seed")
-        values = dataclasses.asdict(self) | {name: int(getattr(self, name)) for name in names}
+        values = dataclasses.asdict(self) | {name: int(getattr(self, name)) for name in _COUNTS}
         values |= {"min_rating": min_rating, "refit": bool(self.refit)}
         return {name: value for name, value in values.items() if _LATER.get(name, ...) != value}
 
