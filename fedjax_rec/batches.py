@@ -4,7 +4,7 @@ A batch is a pure function of (client, t), with no host work and no sort. Negati
 engine, its references and its benchmarks alike: they are drawn once per round through a keyed permutation of the
 catalogue, so they are **distinct**, and those that fall on one of the client's own *training* positives are
 masked out (never replaced). Held-out items are not special: they can be drawn, as they must be, for a protocol
-that spares them leaks the answer.
+that spares them leaks the answer (`Split.negatives` "paper-leaky" does so, to reproduce papers).
 """
 
 import jax

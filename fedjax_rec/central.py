@@ -65,6 +65,10 @@ def run_central(
         ['popularity']
     """
     began = time.perf_counter()
+    if settings.negatives != "train":
+        raise ValueError(
+            f"negatives={settings.negatives!r} is of federated training; central baselines do not leak"
+        )
     on_stage(f"reading {settings.dataset}")
     dataset, split = load_split(settings)
     protocol = protocol_of(settings, dataset, split)

@@ -48,8 +48,9 @@ def test_after_local_training_is_the_clients_view_of_the_coming_round(split):
     population = fr.population_of(split)
     state, _ = fr.simulate(algorithm, population, rounds=3, eval_every=3)
     after, _ = algorithm.round(KEY, state, population)
-    scores = np.empty((split.num_users, split.num_items), np.float32)
-    for user in range(split.num_users):
+    scores = np.zeros((split.num_users, split.num_items), np.float32)
+    some = range(0, split.num_users, 3)
+    for user in some:
         update = fr.client_update(algorithm, KEY, state, population, user)
         tables = {
             name: table.at[update.ids].add(update.rows[name]) for name, table in state.server.tables.items()
@@ -61,10 +62,10 @@ def test_after_local_training_is_the_clients_view_of_the_coming_round(split):
     point = after_local_training(algorithm, population, KEY)
     found = fr.make_evaluator(algorithm, split, point=point)(state)
     plain = fr.make_evaluator(algorithm, split)(state)
-    difference = np.abs(np.asarray(found.full) - np.asarray(expected.full))
+    difference = np.abs(np.asarray(found.full) - np.asarray(expected.full))[list(some)]
     assert difference.max() <= 1  # a last bit may exchange two neighbours
     assert difference.mean() < 0.05
-    assert np.abs(np.asarray(plain.full) - np.asarray(expected.full)).mean() > 1
+    assert np.abs(np.asarray(plain.full) - np.asarray(found.full)).mean() > 1
 
 
 def test_fold_in_trains_private_leaves_alone(held_out):

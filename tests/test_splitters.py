@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 import fedjax_rec as fr
+from fedjax_rec.central import run_central
 from fedjax_rec.data.filters import filter_events
 from fedjax_rec.data.interactions import Heldout
 from fedjax_rec.data.splits import leave_one_out
 from fedjax_rec.data.splitters import global_time, ratio, strong_generalisation
 from fedjax_rec.evaluation.measure import measure
+from fedjax_rec.settings import Settings
 from tests.test_splits import make_dataset, make_random, rows_of
 
 
@@ -167,3 +169,9 @@ def test_data_that_does_not_fit():
         leave_one_out(official, core=2)
     with pytest.raises(ValueError, match="no user of 'made' is left; core=9: users 2 -> 0"):
         leave_one_out(plain, core=9)
+
+
+def test_central_baselines_do_not_leak():
+    """They refuse the label of a leak that they do not have."""
+    with pytest.raises(ValueError, match="negatives='paper-leaky' is of federated training"):
+        run_central(Settings(negatives="paper-leaky"), names=["popularity"])
