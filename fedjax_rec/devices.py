@@ -78,18 +78,21 @@ def choose_devices(cohort: int, lanes: int | None = None) -> int:
         >>> choose_devices(10)
         1
     """
-    most = len(jax.devices())
-    if jax.default_backend() == "cpu":
-        most = min(most, available_cores())
-    most = max(1, min(most, cohort // LEAST_SHARE))
+    most = max(1, min(_useful(), cohort // LEAST_SHARE))
     return most if lanes is None else max(d for d in range(1, most + 1) if lanes % d == 0)
+
+
+def _useful() -> int:
+    """All accelerators, or as many CPU devices as there are cores."""
+    found = len(jax.devices())
+    return min(found, available_cores()) if jax.default_backend() == "cpu" else found
 
 
 def client_mesh(devices: int | None = None) -> Mesh | None:
     """A mesh over which a cohort is split.
 
     Args:
-        devices: how many; all of jax's by default.
+        devices: how many; by default all accelerators, or a core each.
 
     Returns:
         a mesh of one axis, "clients"; None for one device.
@@ -102,7 +105,7 @@ def client_mesh(devices: int | None = None) -> Mesh | None:
         True
     """
     found = jax.devices()
-    count = len(found) if devices is None else devices
+    count = _useful() if devices is None else devices
     if not 1 <= count <= len(found):
         raise ValueError(f"devices={count}, but jax sees {len(found)}; choose 1 to {len(found)}")
     return None if count == 1 else Mesh(np.array(found[:count]), (AXIS,))

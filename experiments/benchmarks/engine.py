@@ -59,12 +59,14 @@ def run(task: Task, data_dir: str | None, peers: list[str], *, quick: bool) -> d
             tell(f"{peer}, in its own environment")
             try:
                 found = measure_peer(peer, task, draws, 30 if quick else 100, 3 if quick else 5)
+                if "rows" in found:
+                    results[f"{peer}_rows"] = {"e1_c1000": found.pop("rows")}
                 results[peer] = {"e1_c1000": found}
             except (RuntimeError, OSError, ValueError) as problem:
                 skipped[peer] = str(problem)
     if "naive" in peers:
         tell("naive vmap")
-        results["naive"] = {"e1_c1000": _naive(task, draws, 1 if quick else 5)}
+        results["naive"] = {"e1_c1000": _naive(task, draws, 1 if quick else 3)}
     scaling = {} if quick else {"sweep": _sweep(task)} | _parts(data_dir, skipped)
     return {
         "task": {"data": task.name, "clients": len(task.offsets) - 1, "items": task.num_items, "dim": DIM},
@@ -106,7 +108,7 @@ def _sides(
 
 
 def _naive(task: Task, draws: Draws, repeats: int) -> dict[str, Any]:
-    rates = [naive.measure(task, draws, 20)[0][0] for _ in range(repeats)]
+    rates = [naive.measure(task, draws, naive.CHUNK)[0][0] for _ in range(repeats)]
     return spread(rates)
 
 
@@ -150,7 +152,7 @@ def ratios(results: dict[str, dict[str, Any]]) -> dict[str, float]:
         results: side -> case -> result.
 
     Returns:
-        name -> ratio of medians.
+        name -> ratio of medians; `fedjax_rows` is FedJAX with a client step tuned by hand.
     """
     found = {}
     for side, cases in results.items():
@@ -162,7 +164,7 @@ def ratios(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-HEAD = f"{'side':<8} {'case':<10} {'clients/s':>10} {'min':>9} {'max':>9} {'rounds/s':>9} {'examples/s':>11}"
+HEAD = f"{'side':<11} {'case':<10} {'clients/s':>10} {'min':>9} {'max':>9} {'rounds/s':>9} {'examples/s':>11}"
 HEAD += f" {'lanes':>6} {'useful':>7} {'compile s':>9}  norm after {ROUNDS} rounds"
 
 
@@ -195,7 +197,7 @@ def _row(side: str, case: str, result: dict[str, Any]) -> str:
 
     norm = result.get("checksum", {}).get("norm")
     return (
-        f"{side:<8} {case:<10} {result['clients_per_second']:>10,.0f} {result['min']:>9,.0f} "
+        f"{side:<11} {case:<10} {result['clients_per_second']:>10,.0f} {result['min']:>9,.0f} "
         f"{result['max']:>9,.0f} {cell('rounds_per_second', 9, '.1f')} {cell('examples_per_second', 11, ',.0f')} "
         f"{cell('lanes', 6, 'd')} {cell('lane_efficiency', 7, '.3f')} {cell('compile_seconds', 9, '.1f')}  "
         f"{'' if norm is None else f'{norm:.6f}'}"

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.benchmarks.task import NEGATIVES, POSITIVES, RATE, Draws, Task, algorithm
 from fedjax_rec.types import Client
 
-CHUNK = 10  # clients at once: each holds the whole table twice
+CHUNK = 100  # a cohort at once: each client holds the whole table twice
 
 
 def measure(task: Task, draws: Draws, clients: int) -> tuple[list[float], np.ndarray]:
@@ -18,7 +18,7 @@ def measure(task: Task, draws: Draws, clients: int) -> tuple[list[float], np.nda
     Args:
         task: the data.
         draws: cohorts and keys.
-        clients: how many of the first cohort, in chunks of 10.
+        clients: how many of the first cohort, in chunks of 100.
 
     Returns:
         clients per second [1], and an empty table (a part of a round has no checksum).

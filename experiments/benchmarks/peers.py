@@ -53,6 +53,8 @@ def measure_peer(peer: str, task: Task, draws: Draws, clients: int, repeats: int
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["it failed"])[-1])
     found = json.loads(done.stdout)
+    if "rows" in found:
+        found["rows"] = {**spread(found["rows"].pop("rates")), **found["rows"], "clients": clients}
     return {**spread(found.pop("rates")), **found, "clients": clients}
 
 
