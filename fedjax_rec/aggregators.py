@@ -113,17 +113,19 @@ def fixed_point(aggregator: Aggregator, *, capacity: int, limit: float = 1.0) ->
 
     Example:
         >>> fixed_point(mean(), capacity=1000).fixed
-        FixedPoint(bits=21, limit=1.0)
+        FixedPoint(bits=21, limit=1.0, capacity=1000)
     """
     if aggregator.stacked:
         raise ValueError("fixed-point sums are for aggregators that sum; a stacked one has no order to hide")
     if capacity < 1 or not 0 < limit < math.inf:
         raise ValueError(f"capacity={capacity} and limit={limit} must both be above 0")
-    bits = math.floor(math.log2((2**31 - 1) / (capacity * limit) - 0.5))
+    bits = math.floor(math.log2((2**31 - 1) / (capacity * limit)))
+    while bits > 0 and capacity * (math.floor(limit * 2**bits) + 1) > 2**31 - 1:
+        bits -= 1  # a delta is rounded after it was cut off
     if not 8 <= bits <= 30:
         hint = "lower the capacity or the limit" if bits < 8 else "raise the limit"
         raise ValueError(f"capacity={capacity} and limit={limit} leave {bits} bits behind the point; {hint}")
-    return aggregator._replace(fixed=FixedPoint(bits, limit))
+    return aggregator._replace(fixed=FixedPoint(bits, limit, capacity))
 
 
 NAMES = {"sum": total, "mean": mean, "examples": by_examples, "touchers": mean_of_touchers}

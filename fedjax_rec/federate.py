@@ -104,7 +104,7 @@ def federate(
 
     Raises:
         ValueError: if `lanes` is below 1 or `row_update` unknown; in the first round, on keys that are not jax's
-            default kind, or if a stack of updates cannot fit into memory.
+            default kind, if a stack of updates cannot fit into memory, or if fixed-point sums could wrap.
 
     Example:
         see `fedjax_rec.algorithms.fedmf`.
@@ -135,6 +135,11 @@ def federate(
         clients = name_clients(jax.random.fold_in(stream(key, "client"), state.round), ids, population)
         chosen = plan(population)
         check_fits(chosen)
+        if aggregator.fixed and chosen.cohort > aggregator.fixed.capacity:
+            raise ValueError(
+                f"a cohort of {chosen.cohort:,} could wrap fixed-point sums made for "
+                f"{aggregator.fixed.capacity:,}; raise their capacity"
+            )
         noise = None
         if transform is not None:
             noise = _client_keys(jax.random.fold_in(stream(key, "noise"), state.round), ids)
@@ -218,7 +223,8 @@ def client_update(
 ) -> Update:
     """What one client would send in the coming round: its update, unweighted.
 
-    Runs the round's engine on a cohort of that client alone, so it is what the server would receive.
+    Runs the round's engine on a cohort of that client alone, so it is what the server would receive; a `transform`
+    acts after that and is not applied here.
 
     Args:
         algorithm: as `federate` returns it.

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from fedjax_rec.engine import Uplink, schedule_of
 from fedjax_rec.population import Population
 from fedjax_rec.row_updates import choose
-from fedjax_rec.tables import read_rows
+from fedjax_rec.tables import num_rows, read_rows
 from fedjax_rec.types import Client, ClientWork, Plan, PyTree, Sampler, State
 
 CPU_LANES, ACCELERATOR_LANES = 32, 1024
@@ -108,7 +108,7 @@ def make_plan(
     state: State = jax.eval_shape(lambda k: init(k, population), key)
     batch = _batch_bytes(work, population, state)
     most = max(1, int(work.batches.num_batches(population.max_examples)))
-    model = _bytes(state.server)
+    model, items = _bytes(state.server), num_rows(state.server.tables)
     memory = {
         "data": devices * _bytes(population),
         "private": devices * _bytes(state.private),
@@ -116,7 +116,8 @@ def make_plan(
         "sums": devices * 3 * model,  # the totals, their sum over devices, and the step made of it
         "lanes": 4 * width * batch,  # rows, gradients and deltas of one step
         "room": 0 if schedule == "lanes" else width * most * batch * (3 if uplink.later else 1),
-        "stack": 4 * cohort * model if uplink.aggregator.stacked else 0,  # and what sorts or compares it
+        # the updates and what sorts or compares them, who touched what, distances between clients
+        "stack": cohort * (4 * model + items + 12 * cohort) if uplink.aggregator.stacked else 0,
     }
     return Plan(cohort, devices, width, schedule, uplink.row_update, memory)
 

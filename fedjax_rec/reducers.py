@@ -81,7 +81,7 @@ def krum(faulty: int) -> Aggregator:
         faulty: clients that may send anything, f.
 
     Returns:
-        an aggregator.
+        an aggregator; its update is 0 if nobody's has a finite distance to enough others.
 
     Raises:
         ValueError: if `faulty` is negative.
@@ -101,12 +101,14 @@ def krum(faulty: int) -> Aggregator:
         size, sent = stack.sent.shape[0], stack.sent
         distance = sum((_distances(leaf) for leaf in jax.tree.leaves(stack.server)), jnp.zeros((size, size)))
         others = sent[None, :] & ~jnp.eye(size, dtype=bool)
-        ranked = jnp.sort(jnp.where(others, distance, jnp.inf), axis=1)
-        near = jnp.maximum(sent.sum() - faulty - 2, 1)
-        counted = (jnp.arange(size) < near)[None, :] & jnp.isfinite(ranked)
-        score = jnp.where(sent, jnp.where(counted, ranked, 0.0).sum(1), jnp.inf)
+        # what is no number is as far as can be: from all others, and they from it
+        ranked = jnp.sort(jnp.where(others & jnp.isfinite(distance), distance, jnp.inf), axis=1)
+        near = jnp.clip(sent.sum() - faulty - 2, 1, jnp.maximum(sent.sum() - 1, 0))
+        score = jnp.where((jnp.arange(size) < near)[None, :], ranked, 0.0).sum(1)
+        score = jnp.where(sent, score, jnp.inf)
         best = jnp.argmin(score)
-        return jax.tree.map(lambda x: jnp.where(sent.any(), x[best], 0.0), stack.server)
+        sound = jnp.isfinite(score[best])
+        return jax.tree.map(lambda x: jnp.where(sound, x[best], 0.0), stack.server)
 
     return Aggregator(_one, finish, stacked=True)
 
@@ -116,12 +118,12 @@ def _one(num_examples: jax.Array) -> jax.Array:
 
 
 def _distances(leaf: jax.Array) -> jax.Array:
-    """Squared distances between the clients' values of one leaf [C, ...], float32[C, C]."""
+    """Squared distances between the clients' values of one leaf [C, ...], float32[C, C].
+
+    Of the differences themselves: by norms and products one huge update would drown all others' distances.
+    """
     flat = leaf.reshape(leaf.shape[0], -1)
-    flat = flat - flat.mean(0, keepdims=True)  # distances stay, cancellation shrinks
-    norms = jnp.sum(jnp.square(flat), axis=1)
-    product = jnp.matmul(flat, flat.T, precision=jax.lax.Precision.HIGHEST)
-    return jnp.maximum(norms[:, None] + norms[None, :] - 2 * product, 0.0)
+    return jax.lax.map(lambda row: jnp.sum(jnp.square(flat - row[None, :]), axis=1), flat)
 
 
 def _per_number(reduce: Callable[[jax.Array, jax.Array], jax.Array]) -> Aggregator:

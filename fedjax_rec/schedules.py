@@ -158,8 +158,10 @@ def leave(
 
 
 def row_deltas(job: Job, ids: jax.Array, values: PyTree) -> PyTree:
-    """Trained rows minus global rows; 0 in an empty slot, whose row reads 0 and does not train."""
-    return jax.tree.map(jnp.subtract, values, read_rows(job.server.tables, ids))
+    """Trained rows minus global rows; 0 in an empty slot, whatever a loss made of a batch without examples."""
+    own = ids < num_rows(job.server.tables)
+    old = read_rows(job.server.tables, ids)
+    return jax.tree.map(lambda new, old: jnp.where(expand(own, new), new - old, 0.0), values, old)
 
 
 def add_row_deltas(

@@ -149,7 +149,8 @@ def quantise(bits: int) -> Transform:
         low = x.min(initial=0.0)
         unit = (x.max(initial=0.0) - low) / steps
         safe = jnp.where(unit > 0, unit, 1.0)
-        return jnp.floor((x - low) / safe + _draw(jax.random.uniform, key, x.shape)) * unit + low
+        level = jnp.floor((x - low) / safe + _draw(jax.random.uniform, key, x.shape))
+        return jnp.minimum(level, steps) * unit + low  # with 16 bits the sum itself may round up
 
     return Transform(f"quantise({bits})", _each(rounded))
 

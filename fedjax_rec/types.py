@@ -149,6 +149,7 @@ class FixedPoint(NamedTuple):
 
     bits: int
     limit: float  # a client's weighted delta is cut off at +-limit, so that no sum can wrap
+    capacity: int  # the most clients of a round for which that holds
 
 
 class Aggregator(NamedTuple):

@@ -209,8 +209,10 @@ def _send_whole(
     if job.stacked:
         return outcome._replace(totals=_stack(outcome.totals, place, done, update))
     outcome = add_dense_deltas(job, outcome, weight, done, update.shared)
-    present = jnp.where(done[:, None], update.ids, num_rows(job.server.tables))
-    return add_row_deltas(job, outcome, weight, present, update.rows)
+    items = num_rows(job.server.tables)
+    present = jnp.where(done[:, None], update.ids, items)  # a transform may make anything of an empty update
+    sent = jax.tree.map(lambda x: jnp.where(expand(present < items, x), x, 0.0), update.rows)
+    return add_row_deltas(job, outcome, weight, present, sent)
 
 
 def _stack(stack: Stack, place: jax.Array, done: jax.Array, update: Update) -> Stack:

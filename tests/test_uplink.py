@@ -5,13 +5,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import fedjax_rec as fr
 from fedjax_rec import aggregators, reducers, transforms
+from fedjax_rec.algorithms.fedmf import matrix_factorisation
 from fedjax_rec.federate import client_update
 from fedjax_rec.testing import KEY, assert_close, fixed, run, tiny_population
-from fedjax_rec.types import Server, Transform, Update
+from fedjax_rec.types import Server, Stack, Transform, Update
 
 SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10, "learning_rate": 0.3}
 IDS = np.array([0, 1, 2, 3, 4, 5, 9])  # client 3 has no data
@@ -133,6 +135,63 @@ def test_krum(population):
     expected = jax.tree.map(lambda x: x[present][best], tables)
     after = _step(population, aggregator=reducers.krum(1), lanes=2)
     assert_close(tuple(after.server), _expected(state, ({}, expected)), "krum")
+
+
+@pytest.mark.parametrize("size", [1e4, 1e19, np.inf, np.nan])
+@pytest.mark.parametrize("place", [0, 9])
+def test_krum_is_not_fooled(size, place):
+    """However far one update lies, or if it is no number, Krum takes none of the outliers."""
+    rng = np.random.default_rng(0)
+    honest = rng.normal(size=(10, 20)).astype(np.float32) * 0.1
+    updates = np.insert(honest, place, np.float32(size), axis=0)
+    updates = np.insert(updates, 0, honest.mean(0) + 10, axis=0)
+    stack = Stack(
+        Server(jnp.asarray(updates), {}), jnp.ones(12, bool), jnp.zeros((12, 0), bool), jnp.ones(12)
+    )
+    chosen = np.asarray(reducers.krum(2).finish(stack).shared)
+    assert (honest == chosen).all(1).any()
+
+
+def test_a_loss_undefined_without_examples_harms_nobody(population):
+    """A lane without examples may compute anything: clients beside it are clipped as if alone."""
+
+    def loss(params, batch):
+        mask = batch.data["mask"]
+        score = params.tables["vector"] @ params.private["vector"]
+        return (mask * jnp.square(score - 1)).sum() / mask.sum(), mask.sum()
+
+    work = fr.local_training(loss, optax.sgd(0.3), fr.batches.with_negatives(10), epochs=2)
+    model = matrix_factorisation(3, 0.5, item_bias=False, ratings=False)
+
+    def after(lanes, transform):
+        algorithm = fr.federate(
+            model, work, sampler=fixed(IDS), aggregator=aggregators.total(), lanes=lanes, transform=transform
+        )
+        return run(algorithm, population, rounds=1)
+
+    expected = after(1, transforms.clip(0.01))
+    assert np.isfinite(expected.server.tables["vector"]).all()
+    assert_close(after(4, transforms.clip(0.01)), expected, "beside others")
+    assert_close(after(4, transforms.clip(0.01)._replace(scale=None)), expected, "whole")
+
+
+def test_more_clients_than_fixed_point_was_made_for(population):
+    """Sums that could wrap are refused when the cohort is known."""
+    with pytest.raises(ValueError, match="raise their capacity"):
+        _step(population, aggregator=aggregators.fixed_point(aggregators.total(), capacity=2))
+
+
+@pytest.mark.parametrize("capacity", [1, 7, 1000, 10**6])
+@pytest.mark.parametrize("limit", [0.256, 1.0, 3.7])
+def test_fixed_point_cannot_wrap(capacity, limit):
+    """The largest possible sum fits into 31 bits, and one bit more would not be safe."""
+    try:
+        found = aggregators.fixed_point(aggregators.total(), capacity=capacity, limit=limit).fixed
+    except ValueError:
+        return
+    assert found is not None
+    assert capacity * (np.floor(limit * 2.0**found.bits) + 1) <= 2**31 - 1
+    assert capacity * (np.floor(limit * 2.0 ** (found.bits + 1)) + 1) > 2**31 - 1
 
 
 def test_stack_on_a_mesh(population):

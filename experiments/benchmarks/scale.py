@@ -41,14 +41,14 @@ def catalogue(data_dir: str | None, repeats: int) -> dict[str, Any]:
     idle = engine_side(algorithm(1000, 1, mesh=mesh, sampler=nobody(1000)), population, 1000, rounds)
     peak = _peak()
     draws = share_draws(task, 1000, rounds)
-    kernel, rates, work, passes = floor.Floor(task, 1), [], [], []
+    kernel, wholes, work, passes = floor.Floor(task, 1), [], [], []
     for _ in range(repeats):
-        whole, server = busy.run() / rounds, idle.run() / rounds
-        passes.append(server)
-        rates.append(1000 / (whole - server))
+        wholes.append(busy.run() / rounds)
+        passes.append(idle.run() / rounds)
         table, vectors = draws.table.copy(), draws.vectors.copy()
         spent = [kernel.round(table, vectors, c, k) for c, k in zip(draws.cohorts, draws.keys, strict=True)]
         work.append(1000 * len(spent) / sum(s.clients for s in spent))
+    rates = [1000 / (whole - median(passes)) for whole in wholes]
     table_bytes = MILLION * 64 * 4
     return {
         "engine": spread(rates),
