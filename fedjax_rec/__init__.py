@@ -8,6 +8,7 @@ passed to `federate`. The quick start of the README shows the main path:
 
 from fedjax_rec import aggregators, batches, reducers, samplers, servers, transforms
 from fedjax_rec.algorithms.fedmf import fedmf
+from fedjax_rec.blocks import train, train_seeds
 from fedjax_rec.data.readers import from_frame, read_table
 from fedjax_rec.data.registry import load_dataset
 from fedjax_rec.data.splits import leave_one_out, merge_validation
@@ -23,7 +24,7 @@ from fedjax_rec.local import local_training, proximal
 from fedjax_rec.population import Population
 from fedjax_rec.report import progress_bar
 from fedjax_rec.run_folder import load, top_k
-from fedjax_rec.simulate import History, Stop, frame, population_of, simulate, train, train_seeds
+from fedjax_rec.simulate import History, Stop, frame, population_of, simulate
 from fedjax_rec.types import (
     Algorithm,
     Batch,

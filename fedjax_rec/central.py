@@ -21,9 +21,8 @@ from fedjax_rec.evaluation.baselines import truth_ranks
 from fedjax_rec.evaluation.central import NAMES, Baseline, run_baselines
 from fedjax_rec.evaluation.measure import Metrics, measure
 from fedjax_rec.evaluation.protocol import Protocol, protocol_id
-from fedjax_rec.evaluation.ranking import Ranks, count_rivals
 from fedjax_rec.experiment import load_split, protocol_of, versions
-from fedjax_rec.folders import dump_json, external_ids, plain, write_folder
+from fedjax_rec.folders import dump_json, dump_protocol, plain, rank_arrays, user_arrays, write_folder
 from fedjax_rec.settings import Settings
 
 
@@ -161,12 +160,9 @@ def arrays_of(baselines: Mapping[str, Baseline]) -> dict[str, np.ndarray]:
         >>> sorted(arrays_of(run_central(Settings(), names=["ease"]).baselines))[0]
         'ease_rank_full'
     """
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, found in baselines.items():
-        for part in Ranks._fields:
-            places = getattr(found.ranks, part)
-            arrays[f"{name}_rank_{part}"] = np.asarray(places.mid)
-            arrays[f"{name}_tied_{part}"] = np.asarray(places.tied)
+        arrays |= rank_arrays(found.ranks, f"{name}_")
     return arrays
 
 
@@ -197,15 +193,7 @@ def save_central(central: Central, folder: str | Path, *, renumber: bool = False
 def _write(central: Central, folder: Path) -> None:
     given = {"given": central.given, "baselines": ",".join(central.baselines)}
     dump_json(folder / "config.json", dataclasses.asdict(central.settings) | given)
-    protocol = {"protocol_id": protocol_id(central.protocol)} | central.protocol.to_json()
-    dump_json(folder / "protocol.json", protocol)
+    dump_protocol(folder / "protocol.json", central.protocol)
     dump_json(folder / "result.json", result_of_central(central))
-    split, rivals = central.split, count_rivals(central.split)
-    users = {
-        "user_ids": split.user_ids,
-        "test_item_ids": external_ids(split.item_ids, split.test),
-        "train_events": np.diff(split.offsets),
-        **{f"rivals_{part}": getattr(rivals, part) for part in Ranks._fields},
-    }
-    arrays = users | arrays_of(central.baselines)
+    arrays = user_arrays(central.split) | arrays_of(central.baselines)
     np.savez_compressed(folder / "per_user.npz", allow_pickle=False, **arrays)

@@ -29,7 +29,13 @@ class _Parser(argparse.ArgumentParser):
         fail(message)
 
     def known(self) -> list[str]:
-        return [flag for action in self._actions for flag in action.option_strings]
+        """The flags of this command, each by its first name."""
+        flags = [action.option_strings[0] for action in self._actions if action.option_strings]
+        return [flag for flag in flags if flag != "-h"]
+
+    def command(self, name: str) -> "_Parser":
+        """The parser of one command."""
+        return next(action.choices[name] for action in self._actions if isinstance(action.choices, dict))
 
 
 def fail(message: str) -> NoReturn:
@@ -51,7 +57,7 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> _Parser:
     """The parser of all commands.
 
     Returns:
@@ -191,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
-        fail(f"unknown setting {unknown[0]!r}; {_suggest(unknown[0], given.command)}")
+        fail(f"unknown setting {unknown[0]!r}; {_suggest(unknown[0], parser.command(given.command))}")
     try:
         commands = {
             "run": _run,
@@ -208,36 +214,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _central_flags() -> list[str]:
-    return [
-        "--" + field.name.replace("_", "-")
-        for field in dataclasses.fields(Settings)
-        if field.metadata["group"] in CENTRAL_GROUPS or field.name in CENTRAL_FIELDS
-    ]
-
-
-def _suggest(flag: str, command: str) -> str:
-    known = {
-        "run": ["--" + field.name.replace("_", "-") for field in dataclasses.fields(Settings)],
-        "compare": ["--metric", "--ranking", "--format", "--group-seeds"],
-        "baselines": ["--only", "--set", *_central_flags()],
-        "doctor": ["--json"],
-    }.get(command, [])
-    near = difflib.get_close_matches(flag.split("=", maxsplit=1)[0], known, n=1, cutoff=0.0)
+def _suggest(flag: str, parser: _Parser) -> str:
+    near = difflib.get_close_matches(flag.split("=", maxsplit=1)[0], parser.known(), n=1, cutoff=0.0)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"{hint}see {PROGRAM} {command} --help"
+    return f"{hint}see {parser.prog} --help"
+
+
+def _settings(given: argparse.Namespace) -> Settings:
+    """The settings among the arguments of a command; those that it has no flag for are left at their defaults."""
+    known = {field.name for field in dataclasses.fields(Settings)}
+    return Settings(**{name: value for name, value in vars(given).items() if name in known})
 
 
 def _run(given: argparse.Namespace) -> int:
-    settings = Settings(**{field.name: getattr(given, field.name) for field in dataclasses.fields(Settings)})
+    settings = _settings(given)
     from fedjax_rec import report, run_folder
     from fedjax_rec.devices import use_cores
     from fedjax_rec.experiment import ADVICE, run_experiment
 
     folder = run_folder.choose_folder(settings)
-    with contextlib.suppress(
-        RuntimeError
-    ):  # started by someone else: `devices` is checked against what there is
+    with contextlib.suppress(RuntimeError):  # jax has started: `devices` is checked against what there is
         use_cores()
     show = report.progress_bar(file=sys.stderr)
     outcome = run_experiment(settings, on_stage=lambda text: print(text, file=sys.stderr), on_block=show)
@@ -266,8 +262,7 @@ def _compare(given: argparse.Namespace) -> int:
 
 
 def _baselines(given: argparse.Namespace) -> int:
-    known = {field.name for field in dataclasses.fields(Settings)}
-    settings = Settings(**{name: value for name, value in vars(given).items() if name in known})
+    settings = _settings(given)
     from fedjax_rec import central, report
     from fedjax_rec.evaluation.central import parse_names, parse_settings
     from fedjax_rec.folders import choose_place

@@ -17,9 +17,8 @@ from jax.sharding import Mesh, PartitionSpec
 from fedjax_rec.devices import AXIS
 from fedjax_rec.lanes import run_lanes
 from fedjax_rec.population import Population
-from fedjax_rec.row_updates import STRATEGIES
-from fedjax_rec.schedules import Job, Outcome, Queue, Report
-from fedjax_rec.tables import num_rows, read_rows
+from fedjax_rec.schedules import Job, Outcome, Queue, Report, Uplink, batch_shapes
+from fedjax_rec.tables import num_rows
 from fedjax_rec.types import (
     Aggregator,
     Client,
@@ -29,22 +28,8 @@ from fedjax_rec.types import (
     Server,
     Stack,
     Totals,
-    Transform,
 )
 from fedjax_rec.waves import run_waves
-
-
-class Uplink(NamedTuple):
-    """How updates travel from the clients to the sums."""
-
-    aggregator: Aggregator
-    transform: Transform | None = None  # of each client's whole update
-    row_update: str = "scatter"  # a strategy of `row_updates`
-
-    @property
-    def later(self) -> bool:
-        """Whether updates are sent after a client's last step instead of with it."""
-        return self.aggregator.stacked or self.transform is not None
 
 
 class Result(NamedTuple):
@@ -204,20 +189,7 @@ def _run_sorted(
     report = Report(jnp.float32(0), jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.int32(0))
     start = Outcome(_empty(uplink.aggregator, server, queue), old, report)
     schedule = {"lanes": run_lanes, "waves": run_waves}[schedule_of(work, uplink)]
-    aggregator = uplink.aggregator
-    add_rows = STRATEGIES[uplink.row_update]
-    job = Job(
-        work,
-        population,
-        server,
-        queue,
-        old,
-        lanes,
-        add_rows,
-        uplink.transform,
-        aggregator.stacked,
-        aggregator.fixed,
-    )
+    job = Job(work, population, server, queue, old, lanes, uplink)
     totals, private, report = schedule(job, start)
     return Result(totals, private, report, report.steps * lanes, num_batches.sum() * work.epochs)
 
@@ -241,21 +213,11 @@ def _make_queue(clients: Client, noise: jax.Array, num_batches: jax.Array, weigh
     return Queue(jax.tree.map(pad, clients), pad(noise), pad(num_batches), pad(weight), waiting)
 
 
-def _row_shapes(work: ClientWork, population: Population, server: Server) -> PyTree:
-    """Shapes of the rows of one local batch."""
-
-    def example(key: jax.Array) -> PyTree:
-        zero = jnp.int32(0)
-        batch = work.batches.batch(Client(zero, zero, zero, key), population, zero)
-        return read_rows(server.tables, batch.ids)
-
-    return jax.eval_shape(example, jnp.zeros(2, jnp.uint32))
-
-
 def _settle(work: ClientWork, population: Population, server: Server, old: PyTree) -> ClientWork:
     """Drop `idle` where it would do nothing to rows of this structure."""
     if work.idle is None or work.rests is None:
         return work
     one = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), old)
-    rests = work.rests(Params(one, server.shared, _row_shapes(work, population, server)))
+    _, rows = batch_shapes(work, population, server)
+    rests = work.rests(Params(one, server.shared, rows))
     return work._replace(idle=None) if rests else work

@@ -18,7 +18,7 @@ client id)` and nothing else, so its place in the cohort, its lane and its devic
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import cast
 
 import jax
@@ -29,10 +29,11 @@ from jax.sharding import Mesh
 
 from fedjax_rec.aggregators import total
 from fedjax_rec.devices import keep_replicated
-from fedjax_rec.engine import Result, Uplink, run_cohort
+from fedjax_rec.engine import Result, run_cohort
 from fedjax_rec.plan import check_fits, make_plan, row_update_of
 from fedjax_rec.population import Population
 from fedjax_rec.row_updates import STRATEGIES
+from fedjax_rec.schedules import Uplink
 from fedjax_rec.tables import read_rows
 from fedjax_rec.types import (
     Aggregator,
@@ -46,6 +47,7 @@ from fedjax_rec.types import (
     RoundInfo,
     Sampler,
     Server,
+    Stack,
     State,
     Totals,
     Transform,
@@ -124,9 +126,7 @@ def federate(
 
     def init(key: Key, population: Population) -> State:
         server = model.init_server(stream(key, "init"), population)
-        start = stream(key, "private")
-        ids = jnp.arange(population.num_clients)
-        private = jax.vmap(lambda i: model.init_private(jax.random.fold_in(start, i)))(ids)
+        private = init_private(model, key, population.num_clients)
         return keep_replicated(State(jnp.int32(0), server, optimizer.init(server), private), mesh)
 
     def run_round(key: Key, state: State, population: Population) -> tuple[State, RoundInfo]:
@@ -134,12 +134,7 @@ def federate(
         ids, alive = sampler(cohort_key, population.num_clients)
         clients = name_clients(jax.random.fold_in(stream(key, "client"), state.round), ids, population)
         chosen = plan(population)
-        check_fits(chosen)
-        if aggregator.fixed and chosen.cohort > aggregator.fixed.capacity:
-            raise ValueError(
-                f"a cohort of {chosen.cohort:,} could wrap fixed-point sums made for "
-                f"{aggregator.fixed.capacity:,}; raise their capacity"
-            )
+        check_fits(chosen, aggregator.fixed)
         noise = None
         if transform is not None:
             noise = _client_keys(jax.random.fold_in(stream(key, "noise"), state.round), ids)
@@ -155,11 +150,7 @@ def federate(
             mesh=mesh,
             noise=noise,
         )
-        call = partial(_apart, state.round >= 0) if aggregator.fixed else _together
-        update = call(aggregator.finish, result.totals)
-        descent = jax.tree.map(jnp.negative, update)
-        steps, opt_state = call(optimizer.update, descent, state.opt_state, state.server)
-        server: Server = optax.apply_updates(state.server, steps)
+        server, opt_state, update = _step_server(aggregator, optimizer, state, result.totals)
         place = jnp.where(alive, ids, population.num_clients)  # an empty slot of the cohort stores nothing
         private = jax.tree.map(
             lambda p, new: p.at[place].set(new, mode="drop"), state.private, result.private
@@ -170,8 +161,41 @@ def federate(
     return Algorithm(init, run_round, model.score, model, work, plan, mesh)
 
 
-def _together(function: Callable, *arguments: PyTree) -> PyTree:
-    return function(*arguments)
+def init_private(model: Model, key: Key, num_clients: int) -> PyTree:
+    """Every client's private leaves at the start, each from its own key.
+
+    Args:
+        model: how parameters start.
+        key: the run's key.
+        num_clients: N.
+
+    Returns:
+        leaves [N, ...].
+
+    Example:
+        >>> from fedjax_rec.algorithms.fedmf import matrix_factorisation
+        >>> model = matrix_factorisation(4, 0.1, item_bias=True, ratings=False)
+        >>> init_private(model, jax.random.key(0), 3)["vector"].shape
+        (3, 4)
+    """
+    start = stream(key, "private")
+    return jax.vmap(lambda i: model.init_private(jax.random.fold_in(start, i)))(jnp.arange(num_clients))
+
+
+def _step_server(
+    aggregator: Aggregator, optimizer: optax.GradientTransformation, state: State, totals: Totals | Stack
+) -> tuple[Server, optax.OptState, Server]:
+    """The server's part of a round: its new parameters and optimizer state, and the aggregated update."""
+
+    def call(function: Callable, *arguments: PyTree) -> PyTree:
+        if aggregator.fixed is None:
+            return function(*arguments)
+        return _apart(state.round >= 0, function, *arguments)
+
+    update = call(aggregator.finish, totals)
+    descent = jax.tree.map(jnp.negative, update)
+    steps, opt_state = call(optimizer.update, descent, state.opt_state, state.server)
+    return cast("Server", optax.apply_updates(state.server, steps)), opt_state, update
 
 
 def _apart(always: jax.Array, function: Callable, *arguments: PyTree) -> PyTree:

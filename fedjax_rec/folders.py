@@ -11,6 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_rec.data.splits import Split
+from fedjax_rec.evaluation.protocol import Protocol, protocol_id
+from fedjax_rec.evaluation.ranking import Ranks, count_rivals
+
 
 def choose_place(out: str | None, name: str) -> Path:
     """Choose a folder: the one asked for, or the first free runs/NAME-NUMBER.
@@ -136,6 +140,68 @@ def dump_json(path: Path, value: dict[str, Any]) -> None:
         see `write_folder`.
     """
     path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def dump_protocol(path: Path, protocol: Protocol) -> None:
+    """Write `protocol.json`: the protocol's id and all its fields.
+
+    Args:
+        path: of the file.
+        protocol: how results were evaluated.
+
+    Example:
+        see `write_folder`.
+    """
+    dump_json(path, {"protocol_id": protocol_id(protocol)} | protocol.to_json())
+
+
+def user_arrays(split: Split) -> dict[str, np.ndarray]:
+    """What `per_user.npz` says of the users, whatever ranked their items.
+
+    Args:
+        split: with N users.
+
+    Returns:
+        by name, [N] each: `user_ids`, `test_item_ids` (external, as text), `train_events`, `rivals_full`,
+        `rivals_sampled`.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> sorted(user_arrays(fr.leave_one_out(fr.load_dataset("synthetic"))))[:2]
+        ['rivals_full', 'rivals_sampled']
+    """
+    rivals = count_rivals(split)
+    return {
+        "user_ids": split.user_ids,
+        "test_item_ids": external_ids(split.item_ids, split.test),
+        "train_events": np.diff(split.offsets),
+        **{f"rivals_{part}": getattr(rivals, part) for part in Ranks._fields},
+    }
+
+
+def rank_arrays(ranks: Ranks, prefix: str = "") -> dict[str, np.ndarray]:
+    """What `per_user.npz` says of one ranking of the test items.
+
+    Args:
+        ranks: of N users.
+        prefix: of the names.
+
+    Returns:
+        by name, [N] each, for both rankings: `rank_*` (mid-ranks, NaN without a positive) and `tied_*` (rivals of
+        equal score).
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> split = fr.leave_one_out(fr.load_dataset("synthetic"))
+        >>> sorted(rank_arrays(fr.popularity_ranks(split), "popularity_"))[0]
+        'popularity_rank_full'
+    """
+    arrays = {}
+    for part in Ranks._fields:
+        places = getattr(ranks, part)
+        arrays[f"{prefix}rank_{part}"] = np.asarray(places.mid)
+        arrays[f"{prefix}tied_{part}"] = np.asarray(places.tied)
+    return arrays
 
 
 def external_ids(ids: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import jaxlib
 from jax.sharding import Mesh
 
-from fedjax_rec.engine import Uplink, schedule_of
+from fedjax_rec.engine import schedule_of
 from fedjax_rec.population import Population
 from fedjax_rec.row_updates import choose
-from fedjax_rec.tables import num_rows, read_rows
-from fedjax_rec.types import Client, ClientWork, Plan, PyTree, Sampler, State
+from fedjax_rec.schedules import Uplink, batch_shapes, most_batches
+from fedjax_rec.tables import num_rows
+from fedjax_rec.types import ClientWork, FixedPoint, Plan, PyTree, Sampler, Server, State
 
 CPU_LANES, ACCELERATOR_LANES = 32, 1024
 
@@ -106,8 +107,7 @@ def make_plan(
     schedule = schedule_of(work, uplink)
     width = lanes or choose_lanes(cohort, devices=devices, schedule=schedule, platform=jax.default_backend())
     state: State = jax.eval_shape(lambda k: init(k, population), key)
-    batch = _batch_bytes(work, population, state)
-    most = max(1, int(work.batches.num_batches(population.max_examples)))
+    batch = _batch_bytes(work, population, state.server)
     model, items = _bytes(state.server), num_rows(state.server.tables)
     memory = {
         "data": devices * _bytes(population),
@@ -115,7 +115,9 @@ def make_plan(
         "model": devices * (model + _bytes(state.opt_state)),
         "sums": devices * 3 * model,  # the totals, their sum over devices, and the step made of it
         "lanes": 4 * width * batch,  # rows, gradients and deltas of one step
-        "room": 0 if schedule == "lanes" else width * most * batch * (3 if uplink.later else 1),
+        "room": 0
+        if schedule == "lanes"
+        else width * most_batches(work, population) * batch * (3 if uplink.later else 1),
         # the updates and what sorts or compares them, who touched what, distances between clients
         "stack": cohort * (4 * model + items + 12 * cohort) if uplink.aggregator.stacked else 0,
     }
@@ -130,32 +132,30 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _batch_bytes(work: ClientWork, population: Population, state: State) -> int:
+def _batch_bytes(work: ClientWork, population: Population, server: Server) -> int:
     """Bytes of one local batch: its ids, data, rows and their optimizer memory."""
-
-    def example(words: jax.Array) -> PyTree:
-        zero = jnp.int32(0)
-        batch = work.batches.batch(Client(zero, zero, zero, words), population, zero)
-        values = read_rows(
-            jax.tree.map(lambda t: jnp.zeros((1, *t.shape[1:]), t.dtype), state.server.tables), batch.ids
-        )
-        return batch, work.touch(values)
-
-    return _bytes(jax.eval_shape(example, jnp.zeros(2, jnp.uint32)))
+    batch, values = batch_shapes(work, population, server)
+    return _bytes((batch, jax.eval_shape(work.touch, values)))
 
 
-def check_fits(plan: Plan) -> None:
-    """Refuse a stack of updates that cannot fit, with the numbers.
+def check_fits(plan: Plan, fixed: FixedPoint | None = None) -> None:
+    """Refuse a stack of updates that cannot fit, or integer sums that could wrap, with the numbers.
 
     Args:
         plan: of `make_plan`.
+        fixed: how integers are summed; None for floats.
 
     Raises:
-        ValueError: if the stack needs more than the device holds.
+        ValueError: if the stack needs more than the device holds, or the cohort exceeds the sums' capacity.
 
     Example:
         >>> check_fits(Plan(1, 1, 1, "waves", "scatter", {"stack": 0}))
     """
+    if fixed is not None and plan.cohort > fixed.capacity:
+        raise ValueError(
+            f"a cohort of {plan.cohort:,} could wrap fixed-point sums made for {fixed.capacity:,}; raise their "
+            "capacity"
+        )
     room = device_bytes()
     if plan.memory["stack"] > room:
         need, held = plan.memory["stack"] / 2**30, room / 2**30

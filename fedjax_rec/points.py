@@ -12,7 +12,6 @@ what a device does that downloads the model for the first time (Singhal et al. 2
 arXiv:2102.03448).
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -21,12 +20,13 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rec.aggregators import total
-from fedjax_rec.engine import Uplink, run_cohort
+from fedjax_rec.engine import run_cohort
 from fedjax_rec.evaluation.evaluator import Point, server_parameters
-from fedjax_rec.federate import name_clients, stream
+from fedjax_rec.federate import init_private, name_clients, stream
 from fedjax_rec.local import local_training
 from fedjax_rec.population import Population
-from fedjax_rec.types import Algorithm, ClientWork, Key, Params, PyTree, Score, State, Totals
+from fedjax_rec.schedules import Uplink
+from fedjax_rec.types import Algorithm, ClientWork, Key, Model, Params, PyTree, Score, State, Totals
 
 _LANES = 64
 
@@ -105,13 +105,13 @@ def after_fold_in(algorithm: Algorithm, population: Population, key: Key, *, epo
     if epochs < 0:
         raise ValueError(f"epochs must be at least 0, not {epochs}")
     scorer, work, uplink = server_parameters(algorithm).score, _frozen(algorithm.work), Uplink(total())
-    fold_in = jax.jit(partial(_fold_in, algorithm.model.init_private, work, uplink, epochs))
+    fold_in = jax.jit(partial(_fold_in, algorithm.model, work, uplink, epochs))
     words = jax.random.key_data(key)
     return Point(lambda state: (fold_in(words, state, population), state.server), scorer)
 
 
 def _fold_in(
-    init_private: Callable[[Key], PyTree],
+    model: Model,
     work: ClientWork,
     uplink: Uplink,
     epochs: int,
@@ -122,7 +122,6 @@ def _fold_in(
     """Private leaves [N, ...], all clients of the population as one cohort."""
     key = jax.random.wrap_key_data(words)
     ids = jnp.arange(population.num_clients)
-    start = stream(key, "private")
     alive = jnp.ones(population.num_clients, bool)
 
     def train(epoch: jax.Array, private: PyTree) -> PyTree:
@@ -132,7 +131,7 @@ def _fold_in(
             work, uplink, population, state.server, private, clients, alive, lanes=lanes
         ).private
 
-    private = jax.vmap(lambda i: init_private(jax.random.fold_in(start, i)))(ids)
+    private = init_private(model, key, population.num_clients)
     return jax.lax.fori_loop(0, epochs, train, private)
 
 

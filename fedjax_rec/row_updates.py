@@ -2,7 +2,7 @@
 
 | strategy | does | pays off |
 |---|---|---|
-| `scatter` | one atomic addition for each number of each row | nearly everywhere |
+| `scatter` (`tables.add_rows`) | one atomic addition for each number of each row | nearly everywhere |
 | `sorted` | sorts the ids, sums each run of equal ids, then writes every table row at most once | slow atomics |
 | `matmul` | table += one_hot(ids)^T rows, in chunks of rows | few items on a matrix unit |
 
@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rec.tables import expand
+from fedjax_rec.tables import add_rows, expand
 
 CAS_LOOP = ((0, 10, 2), (0, 11, 0))  # the first and the last such jaxlib: see `choose`
 PATTERNS = ("popular", "distinct")  # of the ids that are timed
@@ -31,24 +31,6 @@ _CELLS = 1 << 22  # of a one-hot chunk: 16 MiB of float32
 _TURNS = 4  # updates in a timed loop
 
 RowUpdate = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-
-
-def scatter(table: jax.Array, ids: jax.Array, rows: jax.Array) -> jax.Array:
-    """Add each row where it belongs: table[ids[j]] += rows[j] for all j.
-
-    Args:
-        table: [I, ...].
-        ids: int32[n], row ids, `I` for an empty slot.
-        rows: [n, ...], what to add.
-
-    Returns:
-        [I, ...], the new table.
-
-    Example:
-        >>> scatter(jnp.zeros(2), jnp.array([1, 1, 2]), jnp.array([1.0, 2.0, 4.0])).tolist()
-        [0.0, 3.0]
-    """
-    return table.at[ids].add(rows, mode="drop")
 
 
 def sort_and_sum(table: jax.Array, ids: jax.Array, rows: jax.Array) -> jax.Array:
@@ -130,7 +112,7 @@ def _slots(ids: jax.Array, size: int) -> jax.Array:
     return jnp.where((ids >= 0) & (ids < size), ids, size)
 
 
-STRATEGIES: dict[str, RowUpdate] = {"scatter": scatter, "sorted": sort_and_sum, "matmul": matmul}
+STRATEGIES: dict[str, RowUpdate] = {"scatter": add_rows, "sorted": sort_and_sum, "matmul": matmul}
 
 
 def choose(platform: str, jaxlib_version: str) -> str:

@@ -22,9 +22,16 @@ import numpy as np
 
 from fedjax_rec.central import arrays_of, details_of
 from fedjax_rec.evaluation.protocol import protocol_id
-from fedjax_rec.evaluation.ranking import Ranks, count_rivals
 from fedjax_rec.experiment import Outcome, make_algorithm, versions
-from fedjax_rec.folders import choose_place, dump_json, external_ids, plain, write_folder
+from fedjax_rec.folders import (
+    choose_place,
+    dump_json,
+    dump_protocol,
+    plain,
+    rank_arrays,
+    user_arrays,
+    write_folder,
+)
 from fedjax_rec.settings import Settings
 from fedjax_rec.simulate import frame
 from fedjax_rec.types import Algorithm, PyTree, Server
@@ -144,8 +151,7 @@ def _write(outcome: Outcome, folder: Path) -> None:
     from fedjax_rec.report import draw_curves
 
     dump_json(folder / "config.json", dataclasses.asdict(outcome.settings))
-    protocol = {"protocol_id": protocol_id(outcome.protocol)} | outcome.protocol.to_json()
-    dump_json(folder / "protocol.json", protocol)
+    dump_protocol(folder / "protocol.json", outcome.protocol)
     dump_json(folder / "result.json", result_of(outcome))
     frame(outcome.history).to_csv(folder / "history.csv", index=False)
     np.savez_compressed(folder / "per_user.npz", allow_pickle=False, **per_user_arrays(outcome))
@@ -172,20 +178,8 @@ def per_user_arrays(outcome: Outcome) -> dict[str, np.ndarray]:
         >>> sorted(per_user_arrays(run_experiment(Settings(rounds=1, dim=2))))[-4:]
         ['tied_full', 'tied_sampled', 'train_events', 'user_ids']
     """
-    split = outcome.split
-    arrays = {
-        "user_ids": split.user_ids,
-        "test_item_ids": external_ids(split.item_ids, split.test),
-        "train_events": np.diff(split.offsets),
-    }
-    rivals = count_rivals(split)
-    for part in Ranks._fields:
-        arrays[f"rivals_{part}"] = getattr(rivals, part)
-        for prefix, ranks in (("", outcome.test), ("popularity_", outcome.popularity)):
-            places = getattr(ranks, part)
-            arrays[f"{prefix}rank_{part}"] = np.asarray(places.mid)
-            arrays[f"{prefix}tied_{part}"] = np.asarray(places.tied)
-    return arrays | arrays_of(outcome.centrals)
+    ranks = rank_arrays(outcome.test) | rank_arrays(outcome.popularity, "popularity_")
+    return user_arrays(outcome.split) | ranks | arrays_of(outcome.centrals)
 
 
 def _model_arrays(outcome: Outcome) -> dict[str, np.ndarray]:

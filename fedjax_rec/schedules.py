@@ -6,7 +6,7 @@ once, so nothing is copied: rows are read from the global table and their update
 
 **Waves** (`waves.run_waves`, any number of epochs): the queue, longest first, is cut into waves of L alike
 clients, who step together. The step number is one scalar, so a batch and its rows are kept between epochs in plain
-slices of `[T, L, B, ...]`, named once and read in order, instead of by gather and scatter. What is lost is what a
+slices of `[L, T, B, ...]`, named once and read in order, instead of by gather and scatter. What is lost is what a
 wave's clients differ in length. At a wave's end whole updates lie side by side, for those who must see them whole:
 transforms (clip, quantise, noise) and stacked aggregators (median, Krum).
 
@@ -23,13 +23,13 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rec.population import Population
-from fedjax_rec.row_updates import RowUpdate
+from fedjax_rec.row_updates import STRATEGIES
 from fedjax_rec.tables import expand, num_rows, read_rows, select
 from fedjax_rec.types import (
+    Aggregator,
     Batch,
     Client,
     ClientWork,
-    FixedPoint,
     PyTree,
     Rows,
     Server,
@@ -66,6 +66,25 @@ class Outcome(NamedTuple):
     report: Report
 
 
+class Uplink(NamedTuple):
+    """How updates travel from the clients to the sums."""
+
+    aggregator: Aggregator
+    transform: Transform | None = None  # of each client's whole update
+    row_update: str = "scatter"  # a strategy of `row_updates`
+
+    @property
+    def later(self) -> bool:
+        """Whether updates are sent after a client's last step instead of with it."""
+        return self.aggregator.stacked or self.transform is not None
+
+    @property
+    def whole(self) -> bool:
+        """Whether a client's update is put together before it is sent."""
+        scaled = self.transform is not None and self.transform.scale is not None
+        return self.later and (self.aggregator.stacked or not scaled)
+
+
 class Job(NamedTuple):
     """What a schedule runs: constant through the round."""
 
@@ -75,20 +94,23 @@ class Job(NamedTuple):
     queue: Queue
     old: PyTree  # private leaves at the start, [C, ...]
     lanes: int
-    add_rows: RowUpdate
-    transform: Transform | None
-    stacked: bool
-    fixed: FixedPoint | None
+    uplink: Uplink
 
-    @property
-    def later(self) -> bool:
-        """Whether updates are sent after the last step instead of with it."""
-        return self.stacked or self.transform is not None
 
-    @property
-    def whole(self) -> bool:
-        """Whether a client's update is put together before it is sent."""
-        return self.stacked or (self.transform is not None and self.transform.scale is None)
+def batch_shapes(work: ClientWork, population: Population, server: Server) -> tuple[Batch, PyTree]:
+    """Shapes of one client's local batch and of its rows, leaves [B, ...]; `server` may be shapes itself."""
+
+    def example(words: jax.Array, tables: PyTree) -> tuple[Batch, PyTree]:
+        zero = jnp.int32(0)
+        batch = work.batches.batch(Client(zero, zero, zero, words), population, zero)
+        return batch, read_rows(tables, batch.ids)
+
+    return jax.eval_shape(example, jax.ShapeDtypeStruct((2,), jnp.uint32), server.tables)
+
+
+def most_batches(work: ClientWork, population: Population) -> int:
+    """Local batches of the longest client, T; at least 1."""
+    return max(1, int(work.batches.num_batches(population.max_examples)))
 
 
 def enter(job: Job, place: jax.Array) -> PyTree:
@@ -173,17 +195,17 @@ def add_row_deltas(
     scale: jax.Array | None = None,
 ) -> Outcome:
     """Add weight x scale (float32[L]) x deltas [L, R, ...] of rows `ids` int32[L, R] to the totals."""
-    totals, flat = outcome.totals, ids.reshape(-1)
+    totals, flat, add_rows = outcome.totals, ids.reshape(-1), STRATEGIES[job.uplink.row_update]
     factor = weight if scale is None else weight * scale
     weighted, saturated = _encode(job, jax.tree.map(lambda d: expand(factor, d) * d, deltas))
     tables = jax.tree.map(
-        lambda table, d: job.add_rows(table, flat, d.reshape(-1, *d.shape[2:])),
+        lambda table, d: add_rows(table, flat, d.reshape(-1, *d.shape[2:])),
         totals.server.tables,
         weighted,
     )
     if totals.row_weight is not None:
         each = jnp.broadcast_to(weight[:, None], ids.shape).reshape(-1)
-        totals = totals._replace(row_weight=job.add_rows(totals.row_weight, flat, each))
+        totals = totals._replace(row_weight=add_rows(totals.row_weight, flat, each))
     report = outcome.report._replace(saturated=outcome.report.saturated + saturated)
     totals = totals._replace(server=totals.server._replace(tables=tables))
     return outcome._replace(totals=totals, report=report)
@@ -204,9 +226,10 @@ def add_dense_deltas(
 
 def _encode(job: Job, deltas: PyTree) -> tuple[PyTree, jax.Array | int]:
     """Fixed-point integers, if that is how they are summed, and how many numbers were cut off."""
-    if job.fixed is None:
+    fixed = job.uplink.aggregator.fixed
+    if fixed is None:
         return deltas, 0
-    scale, limit = 2.0**job.fixed.bits, job.fixed.limit
+    scale, limit = 2.0**fixed.bits, fixed.limit
     outside = [(~(jnp.abs(d) <= limit)).sum(dtype=jnp.int32) for d in jax.tree.leaves(deltas)]
     whole = jax.tree.map(
         lambda d: jnp.round(jnp.clip(jnp.nan_to_num(d), -limit, limit) * scale).astype(jnp.int32), deltas

@@ -1,25 +1,24 @@
 """Simulation: rounds in compiled blocks, validation between blocks, stopping, history.
 
-One compiled program runs a whole block of rounds on device; its number of rounds is an argument, so one
-compilation serves every block of a run. A run is a pure function of its key: `train` is that function, fit for
-`jax.lax.map` over seeds; `simulate` adds what needs the host (validation, stopping, progress).
+One compiled program runs a whole block of rounds on device (`blocks.run_block`); `simulate` adds what needs the
+host: validation, stopping, progress.
 """
 
 import math
 import re
 import time
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jax.sharding import PartitionSpec
 
+from fedjax_rec.blocks import Compilations, run_block
 from fedjax_rec.data.splits import NEGATIVES, Split
-from fedjax_rec.devices import AXIS, LEAST_SHARE, choose_devices, client_mesh, replicate
+from fedjax_rec.devices import replicate
 from fedjax_rec.evaluation.evaluator import make_evaluator
 from fedjax_rec.evaluation.metrics import KS, metrics_from_ranks
 from fedjax_rec.population import Population, Vocabulary, build
@@ -59,7 +58,7 @@ class History(NamedTuple):
     seconds: float  # wall clock, everything included
     train_seconds: float  # in compiled blocks of rounds
     compile_seconds: float
-    num_compilations: int  # programs that jax holds for the block of rounds
+    num_compilations: int  # programs that jax compiled for the blocks of rounds
     plan: Plan  # the engine's choices: lanes, devices, ... and the memory they need
     first_round: int = 1  # more than 1 where the run was resumed
 
@@ -99,116 +98,6 @@ def population_of(split: Split) -> Population:
     leak = np.stack([split.validation, split.test], axis=1) if split.negatives == "paper-leaky" else None
     vocabulary = Vocabulary(split.user_ids, split.item_ids)
     return build(split.offsets, split.items, split.ratings, split.num_items, vocabulary, also=leak)
-
-
-def run_block(
-    algorithm: Algorithm, size: int, key: Key, state: State, population: Population, count: jax.Array
-) -> tuple[State, RoundInfo]:
-    """Run up to `size` rounds in one compiled loop.
-
-    Args:
-        algorithm: the algorithm (static).
-        size: the most rounds that a block can hold (static).
-        key: the run's key.
-        state: where to start.
-        population: the clients.
-        count: int32[], how many rounds to run; a run-time value, so that any count shares one program.
-
-    Returns:
-        the state after `count` rounds, and leaves [size] of which the first `count` are filled.
-
-    Example:
-        see `simulate`.
-    """
-    shapes = jax.eval_shape(algorithm.round, key, state, population)[1]
-    if size == 0:
-        return state, jax.tree.map(lambda s: jnp.zeros((0, *s.shape), s.dtype), shapes)
-    empty = jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shapes)
-
-    def body(turn: jax.Array, carry: tuple[State, RoundInfo]) -> tuple[State, RoundInfo]:
-        state, infos = carry
-        state, info = algorithm.round(key, state, population)
-        return state, jax.tree.map(lambda all_, one: all_.at[turn].set(one), infos, info)
-
-    return jax.lax.fori_loop(0, count, body, (state, empty))
-
-
-def train(key: Key, algorithm: Algorithm, population: Population, rounds: int) -> tuple[State, RoundInfo]:
-    """A whole run as one pure function of its key: initialise, then so many rounds.
-
-    Several seeds run with `train_seeds`, which maps this function over keys.
-
-    Args:
-        key: the run's key.
-        algorithm: as `federate` returns it.
-        population: the clients.
-        rounds: T.
-
-    Returns:
-        the final state, and leaves [T].
-
-    Example:
-        >>> import fedjax_rec as fr
-        >>> frame = pd.DataFrame({"user": [0, 0, 1], "item": [0, 1, 1]})
-        >>> algorithm, population = fr.fedmf(dim=2, cohort=2), fr.Population.from_frame(frame)
-        >>> state, infos = train(jax.random.key(0), algorithm, population, 5)
-        >>> infos.loss.shape
-        (5,)
-    """
-    return run_block(algorithm, rounds, key, algorithm.init(key, population), population, jnp.int32(rounds))
-
-
-def train_seeds(
-    keys: Key, algorithm: Algorithm, population: Population, rounds: int
-) -> tuple[State, RoundInfo]:
-    """Several runs as one compiled program: the seeds are split over the devices, and take turns on each.
-
-    `jax.vmap` over `train` gives the same but is slower than a loop: the loop over clients then runs as long as
-    the longest of the batch and selects its whole state in every step.
-
-    Args:
-        keys: [S], one for each run.
-        algorithm: as `federate` returns it, without a mesh: here devices are for seeds, not for clients.
-        population: the clients.
-        rounds: T.
-
-    Returns:
-        the final states, leaves [S, ...], and leaves [S, T].
-
-    Raises:
-        ValueError: if the algorithm splits its cohorts over devices.
-
-    Example:
-        >>> import fedjax_rec as fr
-        >>> frame = pd.DataFrame({"user": [0, 0, 1], "item": [0, 1, 1]})
-        >>> algorithm, population = fr.fedmf(dim=2, cohort=2), fr.Population.from_frame(frame)
-        >>> states, infos = train_seeds(jax.random.split(jax.random.key(0), 3), algorithm, population, 5)
-        >>> infos.loss.shape
-        (3, 5)
-    """
-    if algorithm.mesh is not None:
-        raise ValueError("seeds are split over the devices here; make the algorithm without a mesh")
-    return _seeds_program(algorithm, rounds, len(keys))(keys, population)
-
-
-@lru_cache(maxsize=16)
-def _seeds_program(algorithm: Algorithm, rounds: int, count: int) -> Callable:
-    mesh = client_mesh(choose_devices(LEAST_SHARE * count))
-
-    def batch(keys: Key, population: Population) -> tuple[State, RoundInfo]:
-        return jax.lax.map(lambda key: train(key, algorithm, population, rounds), keys)
-
-    if mesh is None:
-        return jax.jit(batch)
-    split, replicated = PartitionSpec(AXIS), PartitionSpec()
-    spread = jax.shard_map(batch, mesh=mesh, in_specs=(split, replicated), out_specs=split, check_vma=False)
-
-    @jax.jit
-    def padded(keys: Key, population: Population) -> tuple[State, RoundInfo]:
-        every = keys[jnp.arange(count + -count % mesh.size) % count]  # devices left over repeat a seed
-        return jax.tree.map(lambda x: x[:count], spread(every, population))
-
-    return padded
 
 
 def simulate(
@@ -309,7 +198,7 @@ class _Run:
         began: float,
         plan: Plan,
     ) -> None:
-        self.plan = plan
+        self.plan, self.compilations = plan, Compilations(run_block.__name__)
         self.block, self.evaluate, self.stop, self.on_block = block, evaluate, stop, on_block
         self.keep_best = keep == "best" and evaluate is not None
         self.began, self.compile_seconds, self.train_seconds, self.first_round = began, 0.0, 0.0, 1
@@ -338,14 +227,16 @@ class _Run:
 
     def _compile(self, key: Key, state: State, population: Population) -> State:
         """Compile by running a block of no rounds."""
-        tick = time.perf_counter()
-        state, _ = jax.block_until_ready(self.block(key, state, population, jnp.int32(0)))
+        tick, none = time.perf_counter(), jnp.int32(0)
+        with self.compilations:
+            state, _ = jax.block_until_ready(self.block(key, state, population, none))
         self.compile_seconds = time.perf_counter() - tick
         return state
 
     def _train(self, key: Key, state: State, population: Population, count: int) -> State:
-        tick = time.perf_counter()
-        state, infos = jax.block_until_ready(self.block(key, state, population, jnp.int32(count)))
+        tick, turns = time.perf_counter(), jnp.int32(count)
+        with self.compilations:
+            state, infos = jax.block_until_ready(self.block(key, state, population, turns))
         self.train_seconds += time.perf_counter() - tick
         self.infos.append(jax.tree.map(lambda x: np.asarray(x)[:count], infos))
         return state
@@ -394,7 +285,7 @@ class _Run:
             seconds=time.perf_counter() - self.began,
             train_seconds=self.train_seconds,
             compile_seconds=self.compile_seconds,
-            num_compilations=self.block._cache_size(),  # noqa: SLF001 - the only way to count what jax compiled
+            num_compilations=self.compilations.count,
             plan=self.plan,
             first_round=self.first_round,
         )

@@ -20,10 +20,11 @@ import numpy as np
 import optax
 
 from fedjax_rec.aggregators import mean, total
-from fedjax_rec.engine import Uplink, run_cohort
+from fedjax_rec.blocks import train, train_seeds
+from fedjax_rec.engine import run_cohort
 from fedjax_rec.federate import client_update, name_clients, stream
 from fedjax_rec.population import Population, build
-from fedjax_rec.simulate import train, train_seeds
+from fedjax_rec.schedules import Uplink
 from fedjax_rec.tables import read_rows
 from fedjax_rec.types import Algorithm, Key, Params, PyTree, Sampler, State
 

@@ -18,6 +18,7 @@ from fedjax_rec.schedules import (
     add_row_deltas,
     enter,
     leave,
+    most_batches,
     name_batch,
     note,
     row_deltas,
@@ -88,8 +89,8 @@ def _visit(
         outcome = note(job, outcome, info, active, batch.ids if first else None)
         if last:
             rows = rows._replace(values=row_deltas(job, batch.ids, rows.values))
-            norms = norms + _squared(rows.values) if job.later else norms
-        if last and not job.later:
+            norms = norms + _squared(rows.values) if job.uplink.later else norms
+        if last and not job.uplink.later:
             outcome = add_row_deltas(job, outcome, weight, batch.ids, rows.values)
         elif first:
             room = jax.tree.map(lambda x, new: x.at[:, t].set(new), room, (batch, rows))
@@ -100,14 +101,9 @@ def _visit(
     return body
 
 
-def _most(job: Job) -> int:
-    """Local batches of the longest client, T."""
-    return max(1, int(job.work.batches.num_batches(job.population.max_examples)))
-
-
 def _room(job: Job) -> Room:
     """Room for each lane's batches and rows, leaves [L, T, B, ...]; in the last epoch deltas replace the rows."""
-    if job.work.epochs == 1 and not job.later:
+    if job.work.epochs == 1 and not job.uplink.later:
         return ()
 
     def example(place: jax.Array) -> tuple[Batch, Rows]:
@@ -115,8 +111,9 @@ def _room(job: Job) -> Room:
         return batch, touch_rows(job, batch)
 
     shapes = jax.eval_shape(example, jnp.zeros(job.lanes, jnp.int32))
+    most = most_batches(job.work, job.population)
     # what a wave reads it has written before: zeros would be written for nothing
-    return jax.tree.map(lambda s: jax.lax.empty((job.lanes, _most(job), *s.shape[1:]), s.dtype), shapes)
+    return jax.tree.map(lambda s: jax.lax.empty((job.lanes, most, *s.shape[1:]), s.dtype), shapes)
 
 
 def _squared(deltas: PyTree) -> jax.Array:
@@ -130,12 +127,12 @@ def _send(job: Job, place: jax.Array, steps: jax.Array, state: WaveState) -> tup
     local, outcome, room, norms = state
     done, weight = place < job.queue.waiting, job.queue.weight[place]
     outcome, dense = leave(job, outcome, place, done, local)
-    if not job.later:
+    if not job.uplink.later:
         return add_dense_deltas(job, outcome, weight, done, dense), room
     batch, rows = room
-    if not job.whole:
+    if not job.uplink.whole:
         return _send_scaled(job, steps, done, weight, norms, dense, outcome, room), room
-    sizes = room_sizes(_most(job))
+    sizes = room_sizes(most_batches(job.work, job.population))
     which = (steps > jnp.array(sizes[:-1], jnp.int32)).sum() if len(sizes) > 1 else 0
     branches = [partial(_send_whole, job, size) for size in sizes]
     return jax.lax.switch(which, branches, place, done, dense, batch.ids, rows.values, outcome), room
@@ -152,8 +149,9 @@ def _send_scaled(
     room: Room,
 ) -> Outcome:
     """Scale each lane's update by what its norm asks for, and add it batch by batch."""
-    assert job.transform is not None and job.transform.scale is not None  # noqa: S101, PT018 - why this is called
-    factor = jax.vmap(job.transform.scale)(norms + _squared(dense))
+    transform = job.uplink.transform
+    assert transform is not None and transform.scale is not None  # noqa: S101, PT018 - why this is called
+    factor = jax.vmap(transform.scale)(norms + _squared(dense))
     outcome = add_dense_deltas(job, outcome, weight * factor, done, dense)
     batch, rows = room
 
@@ -195,18 +193,17 @@ def _send_whole(
     outcome: Outcome,
 ) -> Outcome:
     """Make each lane's whole update of the first `size` batches of the room, transform it and send it."""
-    trained = (
-        jnp.arange(size)[None, :] < job.queue.batches[place][:, None]
-    )  # the room beyond is of an earlier wave
+    # the room beyond is of an earlier wave
+    trained = jnp.arange(size)[None, :] < job.queue.batches[place][:, None]
     ids = jnp.where(trained[..., None], ids[:, :size], num_rows(job.server.tables))
     deltas = jax.tree.map(lambda x: jnp.where(expand(trained, x[:, :size]), x[:, :size], 0), deltas)
     ids, deltas = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), (ids, deltas))
     weight = job.queue.weight[place]
     update = Update(dense, ids, deltas, weight)
-    if job.transform is not None:
+    if job.uplink.transform is not None:
         keys = jax.random.wrap_key_data(job.queue.noise[place])
-        update = jax.vmap(job.transform.update, in_axes=(0, 0, None))(keys, update, job.server)
-    if job.stacked:
+        update = jax.vmap(job.uplink.transform.update, in_axes=(0, 0, None))(keys, update, job.server)
+    if job.uplink.aggregator.stacked:
         return outcome._replace(totals=_stack(outcome.totals, place, done, update))
     outcome = add_dense_deltas(job, outcome, weight, done, update.shared)
     items = num_rows(job.server.tables)

@@ -17,7 +17,7 @@ FLOORS = {
     "devices": 1, "plan": 1, "samplers": 1, "aggregators": 1, "transforms": 1, "reducers": 1, "servers": 1,
     "evaluation": 1,
     "federate": 2, "traffic": 2,
-    "simulate": 3, "algorithms": 3, "points": 3,
+    "blocks": 3, "simulate": 3, "algorithms": 3, "points": 3,
     "settings": 4, "experiment": 4, "report": 4, "run_folder": 4, "doctor": 4, "compare": 4, "formats": 4,
     "testing": 4, "central": 4, "folders": 4,
     "cli": 5, "__init__": 5,

@@ -14,12 +14,12 @@ import pytest
 
 import fedjax_rec as fr
 from fedjax_rec.batches import positives_per_batch, with_negatives
+from fedjax_rec.blocks import run_block
 from fedjax_rec.data import splits
 from fedjax_rec.data.interactions import Dataset, Heldout, Interactions
 from fedjax_rec.evaluation import metrics, ranking
 from fedjax_rec.evaluation.ranking import Places, count_rivals, make_ranker, rank_split
 from fedjax_rec.population import build, contains
-from fedjax_rec.simulate import run_block
 
 K = 10
 

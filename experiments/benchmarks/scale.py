@@ -23,9 +23,9 @@ from experiments.benchmarks import floor
 from experiments.benchmarks.side import engine_side, race, spread
 from experiments.benchmarks.task import SEED, Task, algorithm, draw, load, share_draws
 from fedjax_rec.aggregators import fixed_point, mean
+from fedjax_rec.blocks import train
 from fedjax_rec.devices import client_mesh, use_cores
 from fedjax_rec.membership import Membership
-from fedjax_rec.simulate import train
 
 MILLION = 1_000_000
 

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,8 @@ import numpy as np
 
 import fedjax_rec as fr
 from experiments.benchmarks.task import SEED, checksum
+from fedjax_rec.blocks import Compilations, run_block
 from fedjax_rec.devices import replicate
-from fedjax_rec.simulate import run_block
 from fedjax_rec.types import Algorithm, RoundInfo, State
 
 
@@ -43,13 +44,15 @@ def engine_side(
     """
     key = jax.random.key(SEED)
     population = replicate(population, algorithm.mesh)
-    block = jax.jit(
-        lambda key, state, population, count: run_block(algorithm, rounds, key, state, population, count),
-        donate_argnums=1,
+    block = jax.jit(partial(run_block, algorithm, rounds), donate_argnums=1)
+    state, none, counted = (
+        jax.jit(algorithm.init)(key, population),
+        jnp.int32(0),
+        Compilations(run_block.__name__),
     )
-    state = jax.jit(algorithm.init)(key, population)
     tick = time.perf_counter()
-    state, _ = jax.block_until_ready(block(key, state, population, jnp.int32(0)))
+    with counted:
+        state, _ = jax.block_until_ready(block(key, state, population, none))
     seconds = time.perf_counter() - tick
     state, infos = jax.block_until_ready(block(key, state, population, jnp.int32(min(after, rounds))))
     held: dict[str, Any] = {"state": state, "infos": infos}
@@ -64,14 +67,13 @@ def engine_side(
     }
 
     def run() -> float:
-        tick = time.perf_counter()
-        held["state"], held["infos"] = jax.block_until_ready(
-            block(key, held["state"], population, jnp.int32(rounds))
-        )
+        tick, turns = time.perf_counter(), jnp.int32(rounds)
+        with counted:
+            held["state"], held["infos"] = jax.block_until_ready(block(key, held["state"], population, turns))
         return time.perf_counter() - tick
 
     def compilations() -> int:
-        return cast("Any", block)._cache_size()  # noqa: SLF001 - the only way to count what jax compiled
+        return counted.count
 
     return Side(run, cohort * rounds, facts, lambda: held["infos"], compilations)
 
