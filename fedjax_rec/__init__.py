@@ -21,10 +21,10 @@ from fedjax_rec.evaluation.metrics import metrics_from_ranks
 from fedjax_rec.evaluation.protocol import Protocol, protocol_id
 from fedjax_rec.federate import client_update, federate
 from fedjax_rec.local import local_training, proximal
-from fedjax_rec.population import Population
+from fedjax_rec.population import Population, population_of
 from fedjax_rec.report import progress_bar
 from fedjax_rec.run_folder import load, top_k
-from fedjax_rec.simulate import History, Stop, frame, population_of, simulate
+from fedjax_rec.simulate import History, Stop, frame, simulate
 from fedjax_rec.types import (
     Algorithm,
     Batch,

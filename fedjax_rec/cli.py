@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from fedjax_rec.settings import Settings
+from fedjax_rec.algorithms.registry import accepted
+from fedjax_rec.settings import BY_ALGORITHM, Settings
 
 PROGRAM = "fedjax-rec"
 CENTRAL_GROUPS, CENTRAL_FIELDS = ("data", "protocol"), ("seed", "out")  # the settings of `baselines`
+DEFAULT_ALGORITHM = Settings.algorithm
 FORMATS = ("table", "csv", "json", "latex", "markdown")  # of `compare`
 
 
@@ -161,7 +163,7 @@ def _add_settings(
             else groups[title]
         )
         flag = "--" + field.name.replace("_", "-")
-        text = f"{field.metadata['help']} (default: {'none' if field.default is None else field.default})"
+        text = f"{field.metadata['help']} {_default_of(field)}"
         kind = _kind(hints[field.name])
         if kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default, help=text)
@@ -169,6 +171,14 @@ def _add_settings(
             choices = field.metadata["choices"]
             shown = "{" + ",".join(choices) + "}" if choices else kind.__name__.upper()
             group.add_argument(flag, type=kind, default=field.default, help=text, metavar=shown)
+
+
+def _default_of(field: dataclasses.Field) -> str:
+    if field.default is not None:
+        return f"(default: {field.default})"
+    known = accepted(DEFAULT_ALGORITHM) if field.metadata["group"] in BY_ALGORITHM else {}
+    value = known.get(field.name)
+    return "(default: none)" if value is None else f"(default: by algorithm; {DEFAULT_ALGORITHM} {value})"
 
 
 def _kind(hint: Any) -> type:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from fedjax_rec.devices import AXIS
 from fedjax_rec.lanes import run_lanes
 from fedjax_rec.population import Population
-from fedjax_rec.schedules import Job, Outcome, Queue, Report, Uplink, batch_shapes
+from fedjax_rec.schedules import Job, Outcome, Queue, Report, Uplink, batch_shapes, upload_shapes
 from fedjax_rec.tables import num_rows
 from fedjax_rec.types import (
     Aggregator,
@@ -113,7 +113,10 @@ def run_cohort(
         result = _on_mesh(run, lanes, mesh, uplink.aggregator, population, server, old, *cohort)
     result = result._replace(totals=_decode(uplink.aggregator, result.totals))
     place = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]), unique_indices=True)
-    return result._replace(private=jax.tree.map(lambda p: p[place], result.private))
+    result = result._replace(private=jax.tree.map(lambda p: p[place], result.private))
+    if uplink.aggregator.stacked:
+        result = result._replace(totals=jax.tree.map(lambda x: x[place], result.totals))
+    return result
 
 
 def _decode(aggregator: Aggregator, totals: Any) -> Any:
@@ -159,7 +162,11 @@ def _on_mesh(
         check_vma=False,
     )
     result = mapped(population, server, *hands)
-    return result._replace(private=jax.tree.map(lambda p: _gather_hands(p, size, devices), result.private))
+    result = result._replace(private=jax.tree.map(lambda p: _gather_hands(p, size, devices), result.private))
+    if aggregator.stacked:
+        stack = jax.tree.map(lambda x: _gather_hands(x, size, devices), result.totals)
+        result = result._replace(totals=stack)
+    return result
 
 
 def _deal(x: jax.Array, extra: int, devices: int) -> jax.Array:
@@ -187,22 +194,30 @@ def _run_sorted(
     work = _settle(work, population, server, old)
     queue = _make_queue(clients, noise, num_batches, weight)
     report = Report(jnp.float32(0), jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.int32(0))
-    start = Outcome(_empty(uplink.aggregator, server, queue), old, report)
+    one = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), old)
+    shapes = upload_shapes(work, population, server, one)
+    start = Outcome(_empty(uplink.aggregator, shapes, num_rows(server.tables), queue), old, report)
     schedule = {"lanes": run_lanes, "waves": run_waves}[schedule_of(work, uplink)]
     job = Job(work, population, server, queue, old, lanes, uplink)
     totals, private, report = schedule(job, start)
     return Result(totals, private, report, report.steps * lanes, num_batches.sum() * work.epochs)
 
 
-def _empty(aggregator: Aggregator, server: Server, queue: Queue) -> Totals | Stack:
-    """Where the sums, or the stack, start."""
-    items, cohort = num_rows(server.tables), queue.batches.shape[0] - 1
+def _empty(aggregator: Aggregator, shapes: Server, items: int, queue: Queue) -> Totals | Stack:
+    """Where the sums, or the stack, start; `shapes` are of a sum of updates."""
+    cohort = queue.batches.shape[0] - 1
     if aggregator.stacked:
-        apart = jax.tree.map(lambda x: jnp.zeros((cohort, *x.shape), x.dtype), server)
+        apart = jax.tree.map(lambda x: jnp.zeros((cohort, *x.shape), x.dtype), shapes)
         return Stack(apart, jnp.zeros(cohort, bool), jnp.zeros((cohort, items), bool), queue.weight[:cohort])
     kind = jnp.int32 if aggregator.fixed else None
-    sums = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=kind), server)
-    return Totals(sums, queue.weight.sum(), jnp.zeros(items) if aggregator.per_row else None)
+    sums = jax.tree.map(lambda x: jnp.zeros(x.shape, kind or x.dtype), shapes)
+    facts: PyTree = ()
+    if aggregator.facts is not None:
+        present = queue.batches > 0
+        facts = jax.tree.map(
+            lambda x: jnp.where(present, x, 0.0).sum(), aggregator.facts(queue.clients.num_examples)
+        )
+    return Totals(sums, queue.weight.sum(), jnp.zeros(items) if aggregator.per_row else None, facts)
 
 
 def _make_queue(clients: Client, noise: jax.Array, num_batches: jax.Array, weight: jax.Array) -> Queue:

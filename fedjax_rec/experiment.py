@@ -4,17 +4,16 @@ Nothing here touches the file system besides reading the data; `run_folder` writ
 """
 
 import dataclasses
-import inspect
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 
-from fedjax_rec.algorithms.fedmf import fedmf
+from fedjax_rec.algorithms.registry import ENTRIES, accepted, factory_of
 from fedjax_rec.data.attributes import find_user_attributes, read_user_attributes
 from fedjax_rec.data.interactions import Dataset
 from fedjax_rec.data.registry import load_dataset
@@ -31,10 +30,11 @@ from fedjax_rec.evaluation.protocol import Protocol, protocol_id
 from fedjax_rec.evaluation.ranking import Ranks
 from fedjax_rec.evaluation.ratings import rating_errors
 from fedjax_rec.evaluation.summary import K, summarise
+from fedjax_rec.population import population_of
 from fedjax_rec.samplers import LEAST_COHORT, default_cohort
 from fedjax_rec.servers import LOCALS, SERVERS
-from fedjax_rec.settings import Settings
-from fedjax_rec.simulate import History, Progress, Stop, population_of, simulate
+from fedjax_rec.settings import Settings, complete, parse_options
+from fedjax_rec.simulate import History, Progress, Stop, simulate
 from fedjax_rec.traffic import Traffic, count_traffic
 from fedjax_rec.types import Algorithm, State
 
@@ -43,7 +43,6 @@ SPLITS: dict[str, Callable[..., Split]] = {
     "global-time": global_time,
     "ratio": ratio,
 }
-FACTORIES: dict[str, Callable[..., Algorithm]] = {"fedmf": fedmf}
 ADVICE = "lower --learning-rate or --cohort, or use --aggregator mean"
 
 
@@ -93,7 +92,7 @@ def run_experiment(
         >>> sorted(outcome.metrics)
         ['test', 'validation']
     """
-    began = time.perf_counter()
+    began, settings = time.perf_counter(), complete(settings)
     on_stage(f"reading {settings.dataset}")
     dataset, split = load_split(settings)
     _check(settings, split)
@@ -101,8 +100,9 @@ def run_experiment(
     protocol = protocol_of(settings, dataset, split)
     algorithm = make_algorithm(clip_batch_size(settings, split))
     centrals = _run_centrals(settings, protocol, split, on_stage)
+    rounds = cast("int", settings.rounds)
     on_stage(f"compiling {settings.algorithm} for {split.num_users:,} clients and {split.num_items:,} items")
-    state, history = _train(settings, algorithm, split, settings.rounds, "best", on_block)
+    state, history = _train(settings, algorithm, split, rounds, "best", on_block)
     if history.stopped == "diverged" and not history.evaluations:
         raise ValueError(f"training diverged within {len(history.rounds.loss)} rounds; {ADVICE}")
     validation = make_evaluator(algorithm, split, which="validation")(state)
@@ -119,7 +119,7 @@ def run_experiment(
     lists = np.asarray(make_lister(algorithm, split, K)(state).items)
     summary = summarise(test, split, lists, sampled=sampled, attributes=attributes)
     metrics: dict[str, dict[str, Any]] = {
-        "test": {**measure(test, split, sampled), **summary, **measure_ratings(settings, split, state)},
+        "test": {**measure(test, split, sampled), **summary, **measure_ratings(algorithm, split, state)},
         "validation": measure(validation, split, sampled, "validation"),
     }
     baselines = {"popularity": measure(popularity, split, sampled)}
@@ -271,18 +271,18 @@ def make_algorithm(settings: Settings) -> Algorithm:
         >>> make_algorithm(Settings()).work.epochs
         1
     """
-    s = settings
-    rule = SERVERS[s.server]
-    rate = rule.learning_rate if s.server_learning_rate is None else s.server_learning_rate
+    s, known = complete(settings), accepted(settings.algorithm)
     offered: dict[str, Any] = {name: getattr(s, name) for name in s.__dataclass_fields__} | {
-        "local_optimizer": LOCALS[s.local_optimizer](s.learning_rate),
-        "server_optimizer": rule.make(rate),
         "mesh": client_mesh(s.devices or choose_devices(s.cohort or LEAST_COHORT, s.lanes)),
     }
-    factory = FACTORIES[s.algorithm]
-    return factory(
-        **{name: offered[name] for name in inspect.signature(factory).parameters if name in offered}
-    )
+    if s.local_optimizer is not None:
+        offered["local_optimizer"] = LOCALS[s.local_optimizer](cast("float", s.learning_rate))
+    if s.server is not None or s.server_learning_rate is not None:
+        rule = SERVERS[s.server or "fedavg"]
+        rate = rule.learning_rate if s.server_learning_rate is None else s.server_learning_rate
+        offered["server_optimizer"] = rule.make(rate)
+    given = {name: value for name, value in offered.items() if name in known}
+    return factory_of(s.algorithm)(**given | parse_options(s))
 
 
 def clip_batch_size(settings: Settings, split: Split) -> Settings:
@@ -296,12 +296,14 @@ def clip_batch_size(settings: Settings, split: Split) -> Settings:
         the settings, their batch size at most that of the longest client's whole history.
 
     Example:
-        >>> settings = Settings(batch_size=10**9)
+        >>> settings = complete(Settings(batch_size=10**9))
         >>> clip_batch_size(settings, load_split(settings)[1]).batch_size
         1990
     """
+    if settings.batch_size is None:
+        return settings
     longest = int(np.diff(split.offsets).max(initial=1)) + int(settings.refit)
-    width = 1 if settings.loss == "mse" else 1 + settings.num_negatives
+    width = 1 if settings.loss == "mse" else 1 + (settings.num_negatives or 0)
     return dataclasses.replace(settings, batch_size=min(settings.batch_size, longest * width))
 
 
@@ -311,10 +313,14 @@ def _check(settings: Settings, split: Split) -> None:
         raise ValueError(
             f"cohort={cohort} exceeds the population of {split.num_users} clients; lower --cohort"
         )
-    if settings.loss != "mse" and settings.num_negatives > split.num_items:
+    if settings.loss != "mse" and (settings.num_negatives or 0) > split.num_items:
         raise ValueError(
             f"num_negatives={settings.num_negatives} exceeds the catalogue of {split.num_items} items; lower "
             "--num-negatives"
+        )
+    if ENTRIES[settings.algorithm].ratings and split.ratings is None:
+        raise ValueError(
+            f"{settings.algorithm} fits ratings, but {split.name} has none; choose another data set"
         )
     if settings.loss == "mse" and split.ratings is None:
         raise ValueError(f"loss='mse' fits ratings, but {split.name} has none; use --loss bce or bpr")
@@ -334,7 +340,7 @@ def _train(
         split if keep == "best" else population_of(split),
         rounds=rounds,
         seed=settings.seed,
-        eval_every=settings.eval_every,
+        eval_every=cast("int", settings.eval_every),
         stop=stop if keep == "best" else None,
         keep=keep,
         on_block=on_block,
@@ -362,11 +368,11 @@ def _price(protocol: Protocol, metrics: dict[str, Any], baselines: dict[str, Any
     return price_of_federation(known | {"metrics": metrics}, known | {"baselines": baselines})
 
 
-def measure_ratings(settings: Settings, split: Split, state: State) -> dict[str, Metrics]:
-    """Errors of the predicted ratings of the test items, where the loss fits ratings.
+def measure_ratings(algorithm: Algorithm, split: Split, state: State) -> dict[str, Metrics]:
+    """Errors of the predicted ratings of the test items, where the model's scores are ratings.
 
     Args:
-        settings: the experiment.
+        algorithm: of the run.
         split: holds the ratings.
         state: the tested model.
 
@@ -374,12 +380,12 @@ def measure_ratings(settings: Settings, split: Split, state: State) -> dict[str,
         {"rating": {"rmse": ..., "mae": ...}} in units of the ratings, predictions not clipped; else empty.
 
     Example:
-        >>> measure_ratings(Settings(), load_split(Settings())[1], None)
+        >>> measure_ratings(make_algorithm(Settings()), load_split(Settings())[1], None)
         {}
     """
-    if settings.loss != "mse" or split.test_ratings is None:
+    if not algorithm.model.rates or split.test_ratings is None:
         return {}
-    predictions = np.asarray(make_rater(make_algorithm(settings), split)(state))
+    predictions = np.asarray(make_rater(algorithm, split)(state))
     return {"rating": rating_errors(predictions, split.test_ratings)}
 
 

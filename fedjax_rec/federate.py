@@ -19,7 +19,7 @@ client id)` and nothing else, so its place in the cohort, its lane and its devic
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import cast
+from typing import Any, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fedjax_rec.aggregators import total
+from fedjax_rec.aggregators import add_heat, named, total
+from fedjax_rec.clients import client_keys, name_clients, stream
 from fedjax_rec.devices import keep_replicated
 from fedjax_rec.engine import Result, run_cohort
 from fedjax_rec.plan import check_fits, make_plan, row_update_of
 from fedjax_rec.population import Population
 from fedjax_rec.row_updates import STRATEGIES
+from fedjax_rec.samplers import uniform
 from fedjax_rec.schedules import Uplink
 from fedjax_rec.tables import read_rows
 from fedjax_rec.types import (
@@ -54,34 +56,37 @@ from fedjax_rec.types import (
     Update,
 )
 
-PURPOSES = ("init", "private", "cohort", "client", "noise", "faults", "evaluation")
+# (totals or stack in cohort order, the model before the round, private leaves [C, ...]) -> private leaves [C, ...]
+Exchange = Callable[[Any, Server, PyTree], PyTree]
 
 
-def stream(key: Key, purpose: str) -> Key:
-    """The run's key for one purpose; streams of different purposes never meet.
+class Cohorts(TypedDict, total=False):
+    """What an algorithm with a server rule of its own hands on to `federate`, which says what each means."""
 
-    Args:
-        key: the run's key.
-        purpose: one of `PURPOSES`.
+    sampler: Sampler | None
+    cohort: int | None
+    transform: Transform | None
+    lanes: int | None
+    mesh: Mesh | None
+    row_update: str | None
 
-    Returns:
-        a key.
 
-    Example:
-        >>> bool(stream(jax.random.key(0), "init") == stream(jax.random.key(0), "client"))
-        False
-    """
-    return jax.random.fold_in(key, PURPOSES.index(purpose))
+class Federation(Cohorts, total=False):
+    """What every other algorithm's factory hands on to `federate`."""
+
+    server_optimizer: optax.GradientTransformation | None
 
 
 def federate(
     model: Model,
     work: ClientWork,
     *,
-    sampler: Sampler,
-    aggregator: Aggregator,
+    sampler: Sampler | None = None,
+    cohort: int | None = None,
+    aggregator: Aggregator | str = "sum",
     server_optimizer: optax.GradientTransformation | None = None,
     transform: Transform | None = None,
+    exchange: Exchange | None = None,
     lanes: int | None = None,
     mesh: Mesh | None = None,
     row_update: str | None = None,
@@ -93,10 +98,12 @@ def federate(
     Args:
         model: how parameters start and score.
         work: one client's local training.
-        sampler: who takes part in a round.
-        aggregator: how updates are summed.
+        sampler: who takes part in a round; by default `cohort` clients drawn uniformly.
+        cohort: C; by default a tenth of all clients, between 200 and 1,000.
+        aggregator: how updates are summed, or its name in `aggregators.NAMES`.
         server_optimizer: any optax transformation; `optax.sgd(1.0)` (FedAvg) by default.
         transform: what a client does to its whole update before it sends it (`fedjax_rec.transforms`).
+        exchange: what the server sends back to each client of the cohort, besides the global model.
         lanes: L; by default by the rule of 8.
         mesh: devices to split each cohort over, of `fedjax_rec.devices.client_mesh`; None for one.
         row_update: how rows are added to a table, a name in `row_updates.STRATEGIES`; by default by back end.
@@ -105,8 +112,8 @@ def federate(
         `init`, `round`, `score` and `plan` as pure functions.
 
     Raises:
-        ValueError: if `lanes` is below 1 or `row_update` unknown; in the first round, on keys that are not jax's
-            default kind, if a stack of updates cannot fit into memory, or if fixed-point sums could wrap.
+        ValueError: if `lanes` is below 1, or `row_update` or `aggregator` unknown; in the first round, on keys
+            that are not jax's default kind, if a stack of updates cannot fit, or if fixed-point sums could wrap.
 
     Example:
         see `fedjax_rec.algorithms.fedmf`.
@@ -116,6 +123,8 @@ def federate(
     strategy = row_update_of(jax.default_backend()) if row_update is None else row_update
     if strategy not in STRATEGIES:
         raise ValueError(f"unknown row update {strategy!r}; choose one of {', '.join(STRATEGIES)}")
+    sampler = uniform(cohort) if sampler is None else sampler
+    aggregator = named(aggregator) if isinstance(aggregator, str) else aggregator
     if aggregator.fixed and strategy == "matmul":
         raise ValueError("row update 'matmul' sums floats; with fixed-point sums use 'scatter' or 'sorted'")
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
@@ -137,7 +146,7 @@ def federate(
         check_fits(chosen, aggregator.fixed)
         noise = None
         if transform is not None:
-            noise = _client_keys(jax.random.fold_in(stream(key, "noise"), state.round), ids)
+            noise = client_keys(jax.random.fold_in(stream(key, "noise"), state.round), ids)
         result = run_cohort(
             work,
             uplink,
@@ -150,11 +159,11 @@ def federate(
             mesh=mesh,
             noise=noise,
         )
-        server, opt_state, update = _step_server(aggregator, optimizer, state, result.totals)
+        totals = add_heat(cast("Totals", result.totals), population) if aggregator.heated else result.totals
+        server, opt_state, update = _step_server(aggregator, optimizer, state, totals)
+        sent = result.private if exchange is None else exchange(totals, state.server, result.private)
         place = jnp.where(alive, ids, population.num_clients)  # an empty slot of the cohort stores nothing
-        private = jax.tree.map(
-            lambda p, new: p.at[place].set(new, mode="drop"), state.private, result.private
-        )
+        private = jax.tree.map(lambda p, new: p.at[place].set(new, mode="drop"), state.private, sent)
         state = State(state.round + 1, server, opt_state, private)
         return keep_replicated(state, mesh), _report(result, clients, alive, update)
 
@@ -210,36 +219,6 @@ def _apart(always: jax.Array, function: Callable, *arguments: PyTree) -> PyTree:
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     return jax.lax.cond(always, function, never, *arguments)
-
-
-def _client_keys(key: Key, ids: jax.Array) -> jax.Array:
-    """Words of the clients' keys in one round's stream, uint32[C, 2]."""
-    keys = jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(key, i)))(ids)
-    if keys.shape[1:] != (2,):
-        raise ValueError("clients draw from keys of two words; use jax.random.key(seed) without another impl")
-    return keys
-
-
-def name_clients(key: Key, ids: jax.Array, population: Population) -> Client:
-    """Who the clients of a cohort are: their data's place and their keys.
-
-    Args:
-        key: the round's client stream.
-        ids: int32[C].
-        population: N clients.
-
-    Returns:
-        leaves [C, ...].
-
-    Example:
-        >>> import numpy as np
-        >>> from fedjax_rec.population import build
-        >>> population = build(np.array([0, 2, 3]), np.array([0, 1, 1]), None, 2)
-        >>> name_clients(jax.random.key(0), jnp.array([1]), population).num_examples.tolist()
-        [1]
-    """
-    offset = population.offsets[ids]
-    return Client(ids, offset, population.offsets[ids + 1] - offset, _client_keys(key, ids))
 
 
 def client_update(

@@ -18,7 +18,7 @@ from fedjax_rec.schedules import (
     leave,
     name_batch,
     note,
-    row_deltas,
+    sent_rows,
     step_lanes,
     touch_rows,
 )
@@ -59,7 +59,7 @@ def run_lanes(job: Job, outcome: Outcome) -> Outcome:
         rows = touch_rows(job, batch)
         local, rows, info = step_lanes(job, lane.local, rows, batch, active, lane.t, count - 1 - lane.t)
         weight = queue.weight[lane.place]
-        outcome = add_row_deltas(job, outcome, weight, batch.ids, row_deltas(job, batch.ids, rows.values))
+        outcome = add_row_deltas(job, outcome, weight, batch.ids, sent_rows(job, local, rows, batch))
         outcome = note(job, outcome, info, active, batch.ids)
         done = active & (lane.t + 1 >= count)
         outcome, deltas = leave(job, outcome, lane.place, done, local)

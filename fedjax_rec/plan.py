@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from fedjax_rec.engine import schedule_of
 from fedjax_rec.population import Population
 from fedjax_rec.row_updates import choose
-from fedjax_rec.schedules import Uplink, batch_shapes, most_batches
+from fedjax_rec.schedules import Uplink, batch_shapes, most_batches, upload_shapes
 from fedjax_rec.tables import num_rows
 from fedjax_rec.types import ClientWork, FixedPoint, Plan, PyTree, Sampler, Server, State
 
@@ -109,17 +109,19 @@ def make_plan(
     state: State = jax.eval_shape(lambda k: init(k, population), key)
     batch = _batch_bytes(work, population, state.server)
     model, items = _bytes(state.server), num_rows(state.server.tables)
+    one = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), state.private)
+    upload = _bytes(upload_shapes(work, population, state.server, one))
     memory = {
         "data": devices * _bytes(population),
         "private": devices * _bytes(state.private),
         "model": devices * (model + _bytes(state.opt_state)),
-        "sums": devices * 3 * model,  # the totals, their sum over devices, and the step made of it
+        "sums": devices * 3 * upload,  # the totals, their sum over devices, and the step made of it
         "lanes": 4 * width * batch,  # rows, gradients and deltas of one step
         "room": 0
         if schedule == "lanes"
         else width * most_batches(work, population) * batch * (3 if uplink.later else 1),
         # the updates and what sorts or compares them, who touched what, distances between clients
-        "stack": cohort * (4 * model + items + 12 * cohort) if uplink.aggregator.stacked else 0,
+        "stack": cohort * (4 * upload + items + 12 * cohort) if uplink.aggregator.stacked else 0,
     }
     return Plan(cohort, devices, width, schedule, uplink.row_update, memory)
 

@@ -20,15 +20,14 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rec.aggregators import total
+from fedjax_rec.clients import name_clients, stream
 from fedjax_rec.engine import run_cohort
-from fedjax_rec.evaluation.evaluator import Point, server_parameters
-from fedjax_rec.federate import init_private, name_clients, stream
+from fedjax_rec.evaluation.evaluator import LANES, Point, server_parameters
+from fedjax_rec.federate import init_private
 from fedjax_rec.local import local_training
 from fedjax_rec.population import Population
 from fedjax_rec.schedules import Uplink
 from fedjax_rec.types import Algorithm, ClientWork, Key, Model, Params, PyTree, Score, State, Totals
-
-_LANES = 64
 
 
 def after_local_training(algorithm: Algorithm, population: Population, key: Key) -> Point:
@@ -57,6 +56,10 @@ def after_local_training(algorithm: Algorithm, population: Population, key: Key)
         >>> fr.make_evaluator(algorithm, split, point=point)(state).full.shape
         (50,)
     """
+    if algorithm.model.represent is not None or algorithm.work.send is not None:
+        raise ValueError(
+            "clients of this algorithm hold no table of their own after training; leave out the point"
+        )
     server_parameters(algorithm)  # refuses a model that does not score
     score, work, uplink = cast("Score", algorithm.score), algorithm.work, Uplink(total())
     words = jax.random.key_data(key)
@@ -123,10 +126,10 @@ def _fold_in(
     key = jax.random.wrap_key_data(words)
     ids = jnp.arange(population.num_clients)
     alive = jnp.ones(population.num_clients, bool)
+    lanes = min(LANES, population.num_clients)
 
     def train(epoch: jax.Array, private: PyTree) -> PyTree:
         clients = name_clients(jax.random.fold_in(stream(key, "evaluation"), epoch), ids, population)
-        lanes = min(_LANES, population.num_clients)
         return run_cohort(
             work, uplink, population, state.server, private, clients, alive, lanes=lanes
         ).private

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from fedjax_rec.data.interactions import Interactions
+from fedjax_rec.data.splits import NEGATIVES, Split
 from fedjax_rec.membership import Membership, holds, make_membership
 
 
@@ -207,3 +208,30 @@ def contains(population: Population, client_id: jax.Array, ids: jax.Array) -> ja
         [False, True, False, True, False]
     """
     return holds(population.membership, client_id, ids, population.num_items)
+
+
+def population_of(split: Split) -> Population:
+    """Put a split's training data on device.
+
+    Args:
+        split: the split; held-out items are not looked at, except where `split.negatives` is "paper-leaky": a
+            client's own are then never drawn as training negatives, the leak behind some published numbers.
+
+    Returns:
+        the population, client n being the split's user n.
+
+    Raises:
+        ValueError: if the split's negatives are of an unknown kind.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> split = fr.leave_one_out(fr.load_dataset("synthetic"))
+        >>> population_of(split).num_clients == split.num_users
+        True
+    """
+    if split.negatives not in NEGATIVES:
+        known = ", ".join(map(repr, NEGATIVES))
+        raise ValueError(f"negatives={split.negatives!r} is unknown; choose one of {known}")
+    leak = np.stack([split.validation, split.test], axis=1) if split.negatives == "paper-leaky" else None
+    vocabulary = Vocabulary(split.user_ids, split.item_ids)
+    return build(split.offsets, split.items, split.ratings, split.num_items, vocabulary, also=leak)

@@ -108,6 +108,23 @@ def batch_shapes(work: ClientWork, population: Population, server: Server) -> tu
     return jax.eval_shape(example, jax.ShapeDtypeStruct((2,), jnp.uint32), server.tables)
 
 
+def upload_shapes(work: ClientWork, population: Population, server: Server, private: PyTree) -> Server:
+    """Shapes of a sum of updates, tables [I, ...]; `private` is one client's leaves, all may be shapes."""
+
+    def example(words: jax.Array, private: PyTree, server: Server) -> tuple[PyTree, PyTree]:
+        zero = jnp.int32(0)
+        batch = work.batches.batch(Client(zero, zero, zero, words), population, zero)
+        local = work.start(jax.random.wrap_key_data(words), private, server.shared)
+        values = read_rows(server.tables, batch.ids)
+        sent = values if work.send is None else work.send(local, work.touch(values), batch, values)
+        return work.finish(local, server.shared)[1], sent
+
+    words = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    shared, sent = jax.eval_shape(example, words, private, server)
+    items = num_rows(server.tables)
+    return Server(shared, jax.tree.map(lambda s: jax.ShapeDtypeStruct((items, *s.shape[1:]), s.dtype), sent))
+
+
 def most_batches(work: ClientWork, population: Population) -> int:
     """Local batches of the longest client, T; at least 1."""
     return max(1, int(work.batches.num_batches(population.max_examples)))
@@ -179,11 +196,14 @@ def leave(
     return outcome._replace(private=private), deltas
 
 
-def row_deltas(job: Job, ids: jax.Array, values: PyTree) -> PyTree:
-    """Trained rows minus global rows; 0 in an empty slot, whatever a loss made of a batch without examples."""
-    own = ids < num_rows(job.server.tables)
-    old = read_rows(job.server.tables, ids)
-    return jax.tree.map(lambda new, old: jnp.where(expand(own, new), new - old, 0.0), values, old)
+def sent_rows(job: Job, local: PyTree, rows: Rows, batch: Batch) -> PyTree:
+    """What is sent for each row, by default its change; 0 in an empty slot, whatever a loss made of it."""
+    own = batch.ids < num_rows(job.server.tables)
+    old = read_rows(job.server.tables, batch.ids)
+    if job.work.send is None:
+        return jax.tree.map(lambda new, old: jnp.where(expand(own, new), new - old, 0.0), rows.values, old)
+    sent = jax.vmap(job.work.send)(local, rows, batch, old)
+    return jax.tree.map(lambda x: jnp.where(expand(own, x), x, 0.0), sent)
 
 
 def add_row_deltas(
@@ -197,6 +217,12 @@ def add_row_deltas(
     """Add weight x scale (float32[L]) x deltas [L, R, ...] of rows `ids` int32[L, R] to the totals."""
     totals, flat, add_rows = outcome.totals, ids.reshape(-1), STRATEGIES[job.uplink.row_update]
     factor = weight if scale is None else weight * scale
+    if job.uplink.aggregator.row_factor is not None:
+        each = jax.vmap(job.uplink.aggregator.row_factor)(deltas)
+        deltas = jax.tree.map(lambda d: expand(each, d) * d, deltas)
+        heavy = (each * weight[:, None]).reshape(-1)
+    else:
+        heavy = jnp.broadcast_to(weight[:, None], ids.shape).reshape(-1)
     weighted, saturated = _encode(job, jax.tree.map(lambda d: expand(factor, d) * d, deltas))
     tables = jax.tree.map(
         lambda table, d: add_rows(table, flat, d.reshape(-1, *d.shape[2:])),
@@ -204,8 +230,7 @@ def add_row_deltas(
         weighted,
     )
     if totals.row_weight is not None:
-        each = jnp.broadcast_to(weight[:, None], ids.shape).reshape(-1)
-        totals = totals._replace(row_weight=add_rows(totals.row_weight, flat, each))
+        totals = totals._replace(row_weight=add_rows(totals.row_weight, flat, heavy))
     report = outcome.report._replace(saturated=outcome.report.saturated + saturated)
     totals = totals._replace(server=totals.server._replace(tables=tables))
     return outcome._replace(totals=totals, report=report)

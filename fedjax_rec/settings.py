@@ -1,10 +1,13 @@
 """Settings of one run: every knob of the command line, with its default and its meaning, as one frozen value."""
 
+import ast
 import dataclasses
 import math
 from typing import Any
 
 from fedjax_rec.aggregators import NAMES as AGGREGATORS
+from fedjax_rec.algorithms.registry import ENTRIES, accepted
+from fedjax_rec.algorithms.registry import NAMES as ALGORITHMS
 from fedjax_rec.data.errors import nearest
 from fedjax_rec.data.splits import NEGATIVES
 from fedjax_rec.data.splitters import SPLITTERS
@@ -12,7 +15,7 @@ from fedjax_rec.evaluation.central.methods import parse_names
 from fedjax_rec.row_updates import STRATEGIES
 from fedjax_rec.servers import LOCALS, SERVERS
 
-ALGORITHMS = ("fedmf",)  # their factories are looked up in `experiment`
+BY_ALGORITHM = ("model", "client", "server")  # groups whose settings are the algorithm's own unless given
 
 
 def _setting(default: Any, text: str, group: str, choices: tuple[str, ...] = ()) -> Any:
@@ -30,9 +33,9 @@ class Settings:
         ValueError: on an unknown choice (with the nearest known one) or a number out of range.
 
     Example:
-        >>> Settings(algorithm="fedfm")
+        >>> Settings(algorithm="fedfm")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: unknown algorithm 'fedfm'; did you mean 'fedmf'? known: fedmf
+        ValueError: unknown algorithm 'fedfm'; did you mean 'fedmf'? known: fedmf...
     """
 
     dataset: str = _setting(
@@ -60,9 +63,9 @@ class Settings:
     protocol_seed: int = _setting(0, "fixes splits and candidates", "protocol")
     refit: bool = _setting(False, "then retrain on train + validation for the selected round", "protocol")
     algorithm: str = _setting("fedmf", "the algorithm", "model", ALGORITHMS)
-    dim: int = _setting(64, "embedding width D", "model")
-    loss: str = _setting("bce", "local loss; mse fits ratings", "model", ("bce", "bpr", "mse"))
-    num_negatives: int = _setting(4, "sampled negatives per positive", "model")
+    dim: int | None = _setting(None, "embedding width D", "model")
+    loss: str | None = _setting(None, "local loss; mse fits ratings", "model", ("bce", "bpr", "mse"))
+    num_negatives: int | None = _setting(None, "sampled negatives per positive", "model")
     negatives: str = _setting(
         "train",
         "items that are never negatives: the user's train ones; paper-leaky spares held-out ones too, an error "
@@ -70,25 +73,26 @@ class Settings:
         "model",
         NEGATIVES,
     )
-    regularisation: float = _setting(0.0075, "L2 on the rows of each local batch", "model")
-    item_bias: bool = _setting(True, "whether items have a bias", "model")
-    init_scale: float = _setting(0.1, "vectors start as normal(0, init_scale / sqrt(D))", "model")
-    batch_size: int = _setting(64, "examples in a local batch, positives and negatives", "client")
-    local_epochs: int = _setting(1, "local epochs E", "client")
-    local_optimizer: str = _setting("sgd", "the client's optimizer", "client", tuple(LOCALS))
-    learning_rate: float = _setting(0.012, "the client's learning rate", "client")
-    prox: float = _setting(0.0, "FedProx's mu; 0 is FedAvg", "client")
-    cohort: int | None = _setting(None, "clients in a round; a tenth of all, between 200 and 1,000", "server")
-    aggregator: str | None = _setting(
-        None, "how updates are summed; by default sum, for mse touchers", "server", tuple(AGGREGATORS)
+    regularisation: float | None = _setting(None, "L2 on the rows of each local batch", "model")
+    item_bias: bool | None = _setting(None, "whether items have a bias", "model")
+    init_scale: float | None = _setting(None, "vectors start as normal(0, init_scale / sqrt(D))", "model")
+    options: str | None = _setting(
+        None, "settings of the algorithm without a flag of their own: NAME=VALUE,NAME=VALUE", "model"
     )
-    server: str = _setting("fedavg", "server rule", "server", tuple(SERVERS))
+    batch_size: int | None = _setting(None, "examples in a local batch, positives and negatives", "client")
+    local_epochs: int | None = _setting(None, "local epochs E", "client")
+    local_optimizer: str | None = _setting(None, "the client's optimizer", "client", tuple(LOCALS))
+    learning_rate: float | None = _setting(None, "the client's learning rate", "client")
+    prox: float | None = _setting(None, "FedProx's mu; 0 is FedAvg", "client")
+    cohort: int | None = _setting(None, "clients in a round; a tenth of all, between 200 and 1,000", "server")
+    aggregator: str | None = _setting(None, "how updates are summed", "server", tuple(AGGREGATORS))
+    server: str | None = _setting(None, "server rule", "server", tuple(SERVERS))
     server_learning_rate: float | None = _setting(
         None, "its learning rate; by rule: fedavg 1.0, ...", "server"
     )
-    rounds: int = _setting(400, "rounds", "run")
+    rounds: int | None = _setting(None, "rounds; by default by algorithm", "run")
     seed: int = _setting(0, "seed of the run", "run")
-    eval_every: int = _setting(20, "rounds between validations", "run")
+    eval_every: int | None = _setting(None, "rounds between validations; by default by algorithm", "run")
     target: float | None = _setting(None, "stop at this validation ndcg@10", "run")
     patience: int | None = _setting(None, "stop after so many rounds without a better one", "run")
     max_seconds: float | None = _setting(None, "stop after so much wall-clock time", "run")
@@ -129,7 +133,7 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         raise ValueError(f"unknown {name} {value!r}; {hint} known: {', '.join(choices)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, not {value}")
-    if name in _MOST and value > _MOST[name]:
+    if name in _MOST and value is not None and value > _MOST[name]:
         raise ValueError(f"{name} must be at most {_MOST[name]:,}, not {value:,}")
     if name in _LEAST and value is not None and not value >= _LEAST[name]:
         raise ValueError(f"{name} must be at least {_LEAST[name]}, not {value}")
@@ -154,3 +158,78 @@ def _check_together(settings: Settings) -> None:
         raise ValueError(
             "negatives='paper-leaky' inflates the run, not the central baselines; leave one of them out"
         )
+
+
+def complete(settings: Settings) -> Settings:
+    """Fill in what was not given with the algorithm's own defaults, and refuse what it does not know.
+
+    Args:
+        settings: None where nothing was given.
+
+    Returns:
+        the settings that a run has.
+
+    Raises:
+        ValueError: if a setting was given that the algorithm does not have.
+
+    Example:
+        >>> complete(Settings(dim=8)).num_negatives
+        4
+    """
+    entry, known = ENTRIES[settings.algorithm], accepted(settings.algorithm)
+    if "local_optimizer" in known:
+        known["local_optimizer"] = "sgd"
+    mine = [f.name for f in dataclasses.fields(Settings) if f.metadata["group"] in BY_ALGORITHM]
+    own = {name: known[name] for name in mine if name in known}
+    for name in (
+        set(mine) - set(known) - {"algorithm", "negatives", "options", "server", "server_learning_rate"}
+    ):
+        if getattr(settings, name) is not None:
+            raise ValueError(f"{settings.algorithm} has no {name}; leave out --{name.replace('_', '-')}")
+    if (settings.server or settings.server_learning_rate) and "server_optimizer" not in known:
+        raise ValueError(f"{settings.algorithm} has a server rule of its own; leave out --server")
+    parse_options(settings)
+    own |= {"rounds": entry.rounds, "eval_every": entry.eval_every}
+    missing = {name: value for name, value in own.items() if getattr(settings, name) is None}
+    return dataclasses.replace(settings, **missing)
+
+
+def parse_options(settings: Settings) -> dict[str, Any]:
+    """The algorithm's settings that have no flag of their own.
+
+    Args:
+        settings: of which `options` is read.
+
+    Returns:
+        value by name: numbers, booleans, None, or strings.
+
+    Raises:
+        ValueError: if one is malformed, or the algorithm does not have it.
+
+    Example:
+        >>> parse_options(Settings(options="item_bias=False,init_scale=0.2"))
+        {'item_bias': False, 'init_scale': 0.2}
+    """
+    known, found = accepted(settings.algorithm), {}
+    for part in (settings.options or "").split(",") if settings.options else []:
+        name, equals, text = (piece.strip() for piece in part.partition("="))
+        if not equals or not text:
+            raise ValueError(f"option {part!r} is no NAME=VALUE; write --options {name or 'NAME'}=VALUE")
+        if name not in known:
+            plain = [
+                other
+                for other, value in known.items()
+                if value is None or isinstance(value, int | float | str)
+            ]
+            raise ValueError(
+                f"{settings.algorithm} has no setting {name!r}; did you mean {nearest(name, plain)!r}?"
+            )
+        found[name] = _literal(text)
+    return found
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)

@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 
 from fedjax_rec.blocks import Compilations, run_block
-from fedjax_rec.data.splits import NEGATIVES, Split
+from fedjax_rec.data.splits import Split
 from fedjax_rec.devices import replicate
 from fedjax_rec.evaluation.evaluator import make_evaluator
 from fedjax_rec.evaluation.metrics import KS, metrics_from_ranks
-from fedjax_rec.population import Population, Vocabulary, build
+from fedjax_rec.population import Population, population_of
 from fedjax_rec.types import Algorithm, Key, Plan, RoundInfo, State
 
 Metrics = dict[str, float]
@@ -71,33 +71,6 @@ class History(NamedTuple):
     def lane_efficiency(self) -> float:
         """Local batches that the clients needed / (lanes x loop steps)."""
         return float(np.sum(self.rounds.batches)) / max(float(np.sum(self.rounds.lane_steps)), 1.0)
-
-
-def population_of(split: Split) -> Population:
-    """Put a split's training data on device.
-
-    Args:
-        split: the split; held-out items are not looked at, except where `split.negatives` is "paper-leaky": a
-            client's own are then never drawn as training negatives, the leak behind some published numbers.
-
-    Returns:
-        the population, client n being the split's user n.
-
-    Raises:
-        ValueError: if the split's negatives are of an unknown kind.
-
-    Example:
-        >>> import fedjax_rec as fr
-        >>> split = fr.leave_one_out(fr.load_dataset("synthetic"))
-        >>> population_of(split).num_clients == split.num_users
-        True
-    """
-    if split.negatives not in NEGATIVES:
-        known = ", ".join(map(repr, NEGATIVES))
-        raise ValueError(f"negatives={split.negatives!r} is unknown; choose one of {known}")
-    leak = np.stack([split.validation, split.test], axis=1) if split.negatives == "paper-leaky" else None
-    vocabulary = Vocabulary(split.user_ids, split.item_ids)
-    return build(split.offsets, split.items, split.ratings, split.num_items, vocabulary, also=leak)
 
 
 def simulate(

@@ -114,6 +114,9 @@ class ClientWork(NamedTuple):
     made_of: tuple[Callable, optax.GradientTransformation] | None = (
         None  # loss and optimizer, if it descends one
     )
+    # (local, rows after training, batch, global rows) -> what is sent for each row, leaves [B, ...], of any
+    # structure; None: trained rows minus global rows
+    send: Callable[[PyTree, Rows, Batch, PyTree], PyTree] | None = None
 
 
 Score = Callable[[PyTree, Server], jax.Array]
@@ -125,14 +128,20 @@ class Model(NamedTuple):
     init_private: Callable[[Key], PyTree]  # one client's private leaves
     init_server: Callable[[Key, Any], Server]  # (key, population) -> global parameters
     score: Score | None = None  # (private, server) -> float32[I], for one client; None: not a recommender
+    # what a client does before it is scored: `finish` gives the private leaves that `score` reads, nothing is sent
+    represent: ClientWork | None = None
+    rates: bool = False  # whether scores are predicted ratings
 
 
 class Totals(NamedTuple):
     """Weighted sums over a cohort: all that the server learns from a round."""
 
-    server: Server  # sum of weight * delta, the shape of the global model
+    server: Server  # sum of weight * delta, the shape of what the clients send
     weight: jax.Array  # float32[], sum of the weights
     row_weight: jax.Array | None  # float32[I], sum of the weights of the clients that touched a row
+    facts: PyTree = ()  # sums of `Aggregator.facts`
+    heat: jax.Array | None = None  # float32[I], clients of the whole population that have a row in their data
+    clients: jax.Array | None = None  # float32[], N: clients of the whole population that have data
 
 
 class Stack(NamedTuple):
@@ -160,6 +169,13 @@ class Aggregator(NamedTuple):
     per_row: bool = False  # whether `finish` needs `Totals.row_weight`
     stacked: bool = False  # whether `finish` takes a `Stack`
     fixed: FixedPoint | None = None  # sum integers instead of floats
+    facts: Callable[[jax.Array], PyTree] | None = (
+        None  # number of examples -> leaves [], summed over the cohort
+    )
+    row_factor: Callable[[PyTree], jax.Array] | None = (
+        None  # rows [R, ...] -> float32[R], weighs rows and counts
+    )
+    heated: bool = False  # whether `finish` needs `Totals.heat` and `Totals.clients`
 
 
 class Transform(NamedTuple):

@@ -6,7 +6,7 @@ of a few static sizes (T halved again and again) by a `lax.switch`: short client
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,22 @@ from fedjax_rec.schedules import (
     most_batches,
     name_batch,
     note,
-    row_deltas,
+    sent_rows,
     step_lanes,
     touch_rows,
 )
 from fedjax_rec.tables import expand, num_rows
-from fedjax_rec.types import Batch, PyTree, Rows, Stack, Update
+from fedjax_rec.types import Batch, PyTree, Stack, Update
 
-Room = Any  # (Batch, Rows) with leaves [L, T, B, ...]; () where nothing is kept
+
+class Room(NamedTuple):
+    """Each lane's batches, leaves [L, T, B, ...]; all `()` where nothing need be kept."""
+
+    batch: Any  # Batch
+    rows: Any  # Rows; in the last epoch what is sent takes the place of the values
+    sent: Any  # only where what is sent has a shape of its own
+
+
 WaveState = tuple[PyTree, Outcome, Room, jax.Array]  # local states, sums so far, room, squared norms [L]
 
 
@@ -82,33 +90,45 @@ def _visit(
             batch = name_batch(job, place, jnp.broadcast_to(t, place.shape), active)
             rows, missed = touch_rows(job, batch), jnp.broadcast_to(t, place.shape)
         else:
-            batch, rows = jax.tree.map(lambda x: x[:, t], room)
+            batch, rows = jax.tree.map(lambda x: x[:, t], (room.batch, room.rows))
             missed = count - 1
         left = count - 1 - t if last else jnp.zeros_like(count)
         local, rows, info = step_lanes(job, local, rows, batch, active, missed, left)
         outcome = note(job, outcome, info, active, batch.ids if first else None)
-        if last:
-            rows = rows._replace(values=row_deltas(job, batch.ids, rows.values))
-            norms = norms + _squared(rows.values) if job.uplink.later else norms
-        if last and not job.uplink.later:
-            outcome = add_row_deltas(job, outcome, weight, batch.ids, rows.values)
-        elif first:
-            room = jax.tree.map(lambda x, new: x.at[:, t].set(new), room, (batch, rows))
-        else:  # the batch is there already, and writing it again would copy all of them
-            room = room[0], jax.tree.map(lambda x, new: x.at[:, t].set(new), room[1], rows)
-        return local, outcome, room, norms
+        if not last:
+            return local, outcome, _keep(room, t, batch if first else None, rows, ()), norms
+        sent = sent_rows(job, local, rows, batch)
+        if not job.uplink.later:
+            return local, add_row_deltas(job, outcome, weight, batch.ids, sent), room, norms
+        kept = (rows._replace(values=sent), ()) if job.work.send is None else (room.rows, sent)
+        return local, outcome, _keep(room, t, batch if first else None, *kept), norms + _squared(sent)
 
     return body
 
 
-def _room(job: Job) -> Room:
-    """Room for each lane's batches and rows, leaves [L, T, B, ...]; in the last epoch deltas replace the rows."""
-    if job.work.epochs == 1 and not job.uplink.later:
-        return ()
+def _keep(room: Room, t: jax.Array, batch: Batch | None, rows: PyTree, sent: PyTree) -> Room:
+    """Write what is new of batch `t`: a batch that is there already is not written again, which would copy all."""
 
-    def example(place: jax.Array) -> tuple[Batch, Rows]:
+    def put(kept: PyTree, new: PyTree) -> PyTree:
+        return kept if new is kept else jax.tree.map(lambda x, new: x.at[:, t].set(new), kept, new)
+
+    return Room(
+        room.batch if batch is None else put(room.batch, batch), put(room.rows, rows), put(room.sent, sent)
+    )
+
+
+def _room(job: Job) -> Room:
+    """Room for each lane's batches, their rows, and what is sent for them."""
+    if job.work.epochs == 1 and not job.uplink.later:
+        return Room((), (), ())
+
+    def example(place: jax.Array) -> Room:
         batch = name_batch(job, place, place, place >= 0)
-        return batch, touch_rows(job, batch)
+        rows = touch_rows(job, batch)
+        if job.work.send is None or not job.uplink.later:
+            return Room(batch, rows, ())
+        sent = sent_rows(job, enter(job, place), rows, batch)
+        return Room(batch, rows if job.work.epochs > 1 else (), sent)
 
     shapes = jax.eval_shape(example, jnp.zeros(job.lanes, jnp.int32))
     most = most_batches(job.work, job.population)
@@ -129,13 +149,17 @@ def _send(job: Job, place: jax.Array, steps: jax.Array, state: WaveState) -> tup
     outcome, dense = leave(job, outcome, place, done, local)
     if not job.uplink.later:
         return add_dense_deltas(job, outcome, weight, done, dense), room
-    batch, rows = room
     if not job.uplink.whole:
         return _send_scaled(job, steps, done, weight, norms, dense, outcome, room), room
     sizes = room_sizes(most_batches(job.work, job.population))
     which = (steps > jnp.array(sizes[:-1], jnp.int32)).sum() if len(sizes) > 1 else 0
     branches = [partial(_send_whole, job, size) for size in sizes]
-    return jax.lax.switch(which, branches, place, done, dense, batch.ids, rows.values, outcome), room
+    return jax.lax.switch(which, branches, place, done, dense, room.batch.ids, _sent(room), outcome), room
+
+
+def _sent(room: Room) -> PyTree:
+    """What is sent for each row, leaves [L, T, B, ...]."""
+    return room.rows.values if isinstance(room.sent, tuple) and room.sent == () else room.sent
 
 
 def _send_scaled(
@@ -153,10 +177,9 @@ def _send_scaled(
     assert transform is not None and transform.scale is not None  # noqa: S101, PT018 - why this is called
     factor = jax.vmap(transform.scale)(norms + _squared(dense))
     outcome = add_dense_deltas(job, outcome, weight * factor, done, dense)
-    batch, rows = room
 
     def add(t: jax.Array, outcome: Outcome) -> Outcome:
-        ids, deltas = jax.tree.map(lambda x: x[:, t], (batch.ids, rows.values))
+        ids, deltas = jax.tree.map(lambda x: x[:, t], (room.batch.ids, _sent(room)))
         return add_row_deltas(job, outcome, weight, ids, deltas, scale=factor)
 
     return jax.lax.fori_loop(0, steps, add, outcome)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedjax_rec.batches import rated, with_negatives
-from fedjax_rec.federate import name_clients
+from fedjax_rec.clients import name_clients
 from fedjax_rec.population import build, contains
 from fedjax_rec.testing import tiny_population
 

@@ -24,7 +24,7 @@ import pytest
 from fedjax_rec import servers
 from fedjax_rec.algorithms.fedmf import fedmf
 from fedjax_rec.batches import positives_per_batch
-from fedjax_rec.federate import name_clients, stream
+from fedjax_rec.clients import name_clients, stream
 from fedjax_rec.population import Population, build
 from fedjax_rec.samplers import uniform
 from fedjax_rec.types import Algorithm

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import fedjax_rec as fr
+from fedjax_rec.clients import name_clients, stream
 from fedjax_rec.data.splitters import strong_generalisation
 from fedjax_rec.evaluation.ranking import rank_split
-from fedjax_rec.federate import name_clients, stream
 from fedjax_rec.points import after_fold_in, after_local_training, server_parameters
 from fedjax_rec.tables import read_rows
 from fedjax_rec.types import Params

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fedjax_rec as fr
-from fedjax_rec.federate import name_clients, stream
+from fedjax_rec.clients import name_clients, stream
 from fedjax_rec.population import build
 
 DIM, NEGATIVES, POSITIVES, RATE, SEED = 64, 4, 13, 0.05, 0

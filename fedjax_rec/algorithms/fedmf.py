@@ -16,16 +16,16 @@ Departures from algorithm 1, each a setting or a consequence of row sparsity:
 Not to be confused with the gradient-upload FedMF of Chai et al. 2020, which is `fedsgd_mf`.
 """
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_rec.aggregators import NAMES as AGGREGATORS
 from fedjax_rec.batches import positives_per_batch, rated, with_negatives
-from fedjax_rec.federate import federate
+from fedjax_rec.federate import Federation, federate
 from fedjax_rec.local import Loss, local_training, proximal
 from fedjax_rec.population import Population
-from fedjax_rec.samplers import uniform
 from fedjax_rec.types import (
     Aggregator,
     Algorithm,
@@ -34,9 +34,7 @@ from fedjax_rec.types import (
     Model,
     Params,
     PyTree,
-    Sampler,
     Server,
-    Transform,
 )
 
 LOSSES = ("bce", "bpr", "mse")
@@ -55,14 +53,8 @@ def fedmf(
     init_scale: float = 0.1,
     prox: float = 0.0,
     local_optimizer: optax.GradientTransformation | None = None,
-    cohort: int | None = None,
-    sampler: Sampler | None = None,
     aggregator: Aggregator | str | None = None,
-    server_optimizer: optax.GradientTransformation | None = None,
-    transform: Transform | None = None,
-    lanes: int | None = None,
-    mesh: jax.sharding.Mesh | None = None,
-    row_update: str | None = None,
+    **federation: Unpack[Federation],
 ) -> Algorithm:
     """FedAvg on matrix factorisation, with score s = p_u . q_i + b_i.
 
@@ -85,15 +77,9 @@ def fedmf(
         init_scale: vectors start as normal(0, init_scale / sqrt(D)); biases start at 0.
         prox: FedProx's mu; 0 is FedAvg.
         local_optimizer: any optax transformation that treats item rows apart, instead of SGD.
-        cohort: C, clients in a round; by default a tenth of all, between 200 and 1,000.
-        sampler: who takes part, instead of `cohort` clients drawn uniformly.
-        aggregator: "sum", "mean", "examples", "touchers", or an `Aggregator`; by default "sum", and "touchers"
-            for "mse", whose dense intercept every client moves.
-        server_optimizer: any optax transformation; `optax.sgd(1.0)` by default.
-        transform: what a client does to its whole update before it sends it.
-        lanes: L; by default by the rule of 8.
-        mesh: devices to split each cohort over.
-        row_update: how rows are added to a table; by default by back end.
+        aggregator: a name of `aggregators.NAMES` or an `Aggregator`; by default "sum", and "touchers" for "mse",
+            whose dense intercept every client moves.
+        federation: who takes part, what travels, what the server does with it: as in `federate`.
 
     Returns:
         the algorithm.
@@ -113,7 +99,7 @@ def fedmf(
     """
     if aggregator is None:
         aggregator = "touchers" if loss == "mse" else "sum"
-    _check(loss, aggregator, dim=dim, num_negatives=num_negatives, batch_size=batch_size)
+    _check(loss, dim=dim, num_negatives=num_negatives, batch_size=batch_size)
     _check_rates(learning_rate=learning_rate, regularisation=regularisation, init_scale=init_scale)
     rule = optax.sgd(learning_rate) if local_optimizer is None else local_optimizer
     optimizer = optax.chain(proximal(prox), rule) if prox else rule
@@ -127,21 +113,14 @@ def fedmf(
     return federate(
         matrix_factorisation(dim, init_scale, item_bias=item_bias, ratings=loss == "mse"),
         local_training(_regularised(objective, regularisation), optimizer, batches, epochs=local_epochs),
-        sampler=sampler or uniform(cohort),
-        aggregator=AGGREGATORS[aggregator]() if isinstance(aggregator, str) else aggregator,
-        server_optimizer=server_optimizer,
-        transform=transform,
-        lanes=lanes,
-        mesh=mesh,
-        row_update=row_update,
+        aggregator=aggregator,
+        **federation,
     )
 
 
-def _check(loss: str, aggregator: Aggregator | str, **sizes: int) -> None:
+def _check(loss: str, **sizes: int) -> None:
     if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}; choose one of {', '.join(LOSSES)}")
-    if isinstance(aggregator, str) and aggregator not in AGGREGATORS:
-        raise ValueError(f"unknown aggregator {aggregator!r}; choose one of {', '.join(AGGREGATORS)}")
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
@@ -190,7 +169,7 @@ def matrix_factorisation(dim: int, init_scale: float, *, item_bias: bool, rating
     def score(private: PyTree, server: Server) -> jax.Array:
         return _score(Params(private, server.shared, server.tables))
 
-    return Model(init_private, init_server, score)
+    return Model(init_private, init_server, score, rates=ratings)
 
 
 def _score(params: Params) -> jax.Array:

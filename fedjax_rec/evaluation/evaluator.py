@@ -1,16 +1,23 @@
 """Evaluation of a federated algorithm: every client scores all items with its own and the server's leaves."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_rec.aggregators import total
+from fedjax_rec.clients import name_clients, stream
 from fedjax_rec.data.splits import Split
+from fedjax_rec.engine import run_cohort
 from fedjax_rec.evaluation.ranking import Ranks, make_ranker
 from fedjax_rec.evaluation.recommend import TopK, make_recommender
-from fedjax_rec.types import Algorithm, PyTree, Server, State
+from fedjax_rec.population import Population, population_of
+from fedjax_rec.schedules import Uplink
+from fedjax_rec.types import Algorithm, ClientWork, PyTree, Server, State
 
+LANES = 64  # on which all clients train for an evaluation
 _BATCH = 256  # users scored at once for their ratings
 
 
@@ -21,11 +28,14 @@ class Point(NamedTuple):
     score: Callable[[PyTree, jax.Array], jax.Array]  # (prepared, int32[U] users) -> float32[U, I]
 
 
-def server_parameters(algorithm: Algorithm) -> Point:
+def server_parameters(algorithm: Algorithm, population: Population | None = None) -> Point:
     """Rank with the server's parameters and each client's private leaves as they are: the default.
+
+    Where the model says what a client does before it is scored (`Model.represent`), every client does that first.
 
     Args:
         algorithm: gives `score` for one client; it is vmapped over blocks of clients.
+        population: the clients' training data; only needed where clients represent themselves by it.
 
     Returns:
         the evaluation point.
@@ -38,7 +48,33 @@ def server_parameters(algorithm: Algorithm) -> Point:
         >>> server_parameters(fr.fedmf(dim=4)).score is not None
         True
     """
-    return Point(lambda state: (state.private, state.server), _block_scorer(algorithm))
+    work = algorithm.model.represent
+    if work is None or population is None:
+        return Point(lambda state: (state.private, state.server), _block_scorer(algorithm))
+    represent = jax.jit(partial(_represent, work))
+    return Point(lambda state: (represent(state, population), state.server), _block_scorer(algorithm))
+
+
+def _represent(work: ClientWork, state: State, population: Population) -> PyTree:
+    """The private leaves with which clients are scored, [N, ...]."""
+    ids = jnp.arange(population.num_clients)
+    clients = name_clients(stream(jax.random.key(0), "evaluation"), ids, population)
+    result = run_cohort(
+        work,
+        Uplink(total()),
+        population,
+        state.server,
+        state.private,
+        clients,
+        jnp.ones(population.num_clients, bool),
+        lanes=min(LANES, population.num_clients),
+    )
+    return result.private
+
+
+def _default_point(algorithm: Algorithm, split: Split) -> Point:
+    population = population_of(split) if algorithm.model.represent is not None else None
+    return server_parameters(algorithm, population)
 
 
 def make_evaluator(
@@ -66,7 +102,7 @@ def make_evaluator(
         >>> make_evaluator(algorithm, split)(state).full.shape == (split.num_users,)
         True
     """
-    point = server_parameters(algorithm) if point is None else point
+    point = _default_point(algorithm, split) if point is None else point
     rank = make_ranker(split, point.score, which=which)
     return lambda state: rank(point.prepare(state))
 
@@ -96,8 +132,9 @@ def make_lister(
         >>> make_lister(algorithm, split, 5)(state).items.shape == (split.num_users, 5)
         True
     """
-    recommend = make_recommender(split, _block_scorer(algorithm), k, which=which)
-    return lambda state: recommend((state.private, state.server))
+    point = _default_point(algorithm, split)
+    recommend = make_recommender(split, point.score, k, which=which)
+    return lambda state: recommend(point.prepare(state))
 
 
 def make_rater(algorithm: Algorithm, split: Split) -> Callable[[State], jax.Array]:
@@ -121,17 +158,17 @@ def make_rater(algorithm: Algorithm, split: Split) -> Callable[[State], jax.Arra
         >>> make_rater(algorithm, split)(state).shape == (split.num_users,)
         True
     """
-    score_block, items = _block_scorer(algorithm), jnp.asarray(split.test)
+    point, items = _default_point(algorithm, split), jnp.asarray(split.test)
 
     @jax.jit
-    def rate(state: State) -> jax.Array:
+    def rate(prepared: PyTree) -> jax.Array:
         def rate_user(user: jax.Array) -> jax.Array:
-            return score_block((state.private, state.server), user[None])[0, items[user]]
+            return point.score(prepared, user[None])[0, items[user]]
 
         scores = jax.lax.map(rate_user, jnp.arange(len(items)), batch_size=_BATCH)
         return jnp.where(items >= 0, scores, jnp.nan)
 
-    return rate
+    return lambda state: rate(point.prepare(state))
 
 
 def _block_scorer(algorithm: Algorithm) -> Callable[[tuple[PyTree, Server], jax.Array], jax.Array]:
