@@ -99,7 +99,9 @@ def fixed_point(aggregator: Aggregator, *, capacity: int, limit: float = 1.0) ->
 
     A weighted delta x becomes round(x 2^b) with the largest b for which capacity x limit x 2^b < 2^31, so that no
     sum can wrap; larger numbers are cut off at +-limit and counted (`RoundInfo.saturated`). Devices must have
-    equally many lanes each.
+    equally many lanes each. XLA compiles for one device otherwise than for several: a client's own arithmetic
+    then agrees but for a last bit in some cases (seen with ratings and several local epochs); from two devices on
+    no case is known.
 
     Args:
         aggregator: `total()`, `mean()`, ...: any that sums.
