@@ -132,7 +132,12 @@ def _add_compare(commands: Any) -> None:
         "paired differences, and tests adjusted over the table. Runs of different protocols are refused.",
         allow_abbrev=False,
     )
-    compare.add_argument("runs", nargs="*", metavar="RUN", help="run folders, 2 or more")
+    compare.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="run folders, 2 or more; FOLDER:METHOD is a central baseline in it, a folder of `baselines` is all",
+    )
     compare.add_argument(
         "--metric",
         default="ndcg@10",

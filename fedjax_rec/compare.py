@@ -36,12 +36,18 @@ _NO_MATTER = ("seed", "out", "data_dir", "devices", "lanes", "baselines")
 
 
 class Run(NamedTuple):
-    """What a comparison needs of a run folder."""
+    """What a comparison needs of a run folder, or of one central baseline in a folder."""
 
     folder: Path
     config: dict[str, Any]
     protocol: dict[str, Any]  # with its id
     users: dict[str, np.ndarray]  # the arrays of per_user.npz
+    method: str = ""  # a central baseline; empty for the federated run
+
+    @property
+    def name(self) -> str:
+        """The folder, with the baseline's name where it is one."""
+        return f"{self.folder}:{self.method}" if self.method else str(self.folder)
 
 
 class Row(NamedTuple):
@@ -108,6 +114,50 @@ def read_run(folder: str | Path) -> Run:
     return Run(folder, config, protocol, users)
 
 
+def read_runs(given: str | Path) -> list[Run]:
+    """Read a run folder, all baselines of a folder of `fedjax-rec baselines`, or one baseline as FOLDER:METHOD.
+
+    Args:
+        given: a folder; with `:METHOD`, a central baseline in it, which a run with `--baselines` has too.
+
+    Returns:
+        one run, or one for each baseline.
+
+    Raises:
+        ValueError: as `read_run`, or if there is no such baseline.
+
+    Example:
+        >>> read_runs("no/such/run:ease")
+        Traceback (most recent call last):
+        ValueError: no/such/run is not a run folder: no such directory
+    """
+    place, colon, method = str(given).rpartition(":")
+    if not colon or Path(given).is_dir():
+        run = read_run(given)
+        return (
+            [run] if "rank_full" in run.users else [_baseline(run, name) for name in _methods(run)] or [run]
+        )
+    run = read_run(place)
+    if method not in _methods(run):
+        known = ", ".join(_methods(run)) or "none"
+        raise ValueError(f"{place} has no baseline {method!r}; it has: {known}")
+    return [_baseline(run, method)]
+
+
+def _methods(run: Run) -> list[str]:
+    """The central baselines of a folder."""
+    ends = "_rank_full"
+    return [name.removesuffix(ends) for name in run.users if name.endswith(ends)]
+
+
+def _baseline(run: Run, method: str) -> Run:
+    """One baseline of a folder, with its ranks where those of a run are."""
+    kinds = ("rank_full", "tied_full", "rank_sampled", "tied_sampled")
+    own = {kind: run.users[f"{method}_{kind}"] for kind in kinds if f"{method}_{kind}" in run.users}
+    config = run.config | {"algorithm": method, "method": method}
+    return run._replace(users=run.users | own, config=config, method=method)
+
+
 def compare_runs(
     folders: Sequence[str | Path],
     *,
@@ -118,7 +168,7 @@ def compare_runs(
     """Compare runs with the first of them.
 
     Args:
-        folders: of 2 runs or more.
+        folders: of 2 runs or more, each as `read_runs` takes it.
         metrics: `hr@k`, `ndcg@k`, `mrr@k` with any k from 1 up, `mrr` or `auc`.
         ranking: `full`, or `sampled99` by the protocol's number of candidates.
         group_seeds: whether runs that differ in their seed alone share a row.
@@ -130,16 +180,16 @@ def compare_runs(
         ValueError: if there are fewer than 2 runs, protocols or users differ, or something is unknown.
 
     Example:
-        >>> compare_runs(["runs/a"])
+        >>> compare_runs([])
         Traceback (most recent call last):
-        ValueError: compare needs 2 runs or more; only runs/a was given
+        ValueError: compare needs 2 runs or more; none was given
     """
-    if len(folders) < 2:
-        given = f"only {folders[0]} was given" if folders else "none was given"
-        raise ValueError(f"compare needs 2 runs or more; {given}")
     for metric in metrics:
         check_metric(metric)
-    runs = [read_run(folder) for folder in folders]
+    runs = [run for folder in folders for run in read_runs(folder)]
+    if len(runs) < 2:
+        given = f"only {folders[0]} was given" if folders else "none was given"
+        raise ValueError(f"compare needs 2 runs or more; {given}")
     _check_alike(runs)
     part = _part(ranking, runs[0].protocol)
     groups = _group(runs) if group_seeds else [[run] for run in runs]
@@ -173,17 +223,18 @@ def _check_alike(runs: Sequence[Run]) -> None:
     """Refuse a run given twice, other protocols, other users."""
     first = runs[0]
     for place, run in enumerate(runs):
-        if any(run.folder.resolve() == other.folder.resolve() for other in runs[:place]):
-            raise ValueError(f"{run.folder} is given twice; name every run once")
+        same = [other for other in runs[:place] if other.folder.resolve() == run.folder.resolve()]
+        if any(other.method == run.method for other in same):
+            raise ValueError(f"{run.name} is given twice; name every run once")
         fields = sorted(name for name in run.protocol.keys() | first.protocol.keys() if name != "protocol_id")
         pairs = [(name, first.protocol.get(name), run.protocol.get(name)) for name in fields]
         differ = [f"{name} {one!r} against {other!r}" for name, one, other in pairs if one != other]
         if differ or run.protocol["protocol_id"] != first.protocol["protocol_id"]:
             found = ", ".join(differ) or "their protocol_id"
-            raise ValueError(f"{first.folder} and {run.folder} have different protocols: {found}")
+            raise ValueError(f"{first.name} and {run.name} have different protocols: {found}")
         for name in ("user_ids", "test_item_ids"):
             if not np.array_equal(_array(run, name), _array(first, name)):
-                raise ValueError(f"{first.folder} and {run.folder} do not rank the same users: {name} differ")
+                raise ValueError(f"{first.name} and {run.name} do not rank the same users: {name} differ")
 
 
 def _array(run: Run, name: str) -> np.ndarray:
@@ -228,7 +279,7 @@ def _rows(groups: Sequence[Sequence[Run]], metric: str, part: str) -> list[Row]:
         gap = gaps[place - 1] if place else None
         row = Row(
             metric=metric,
-            run=f"{group[0].folder}" + (f" ({len(group)} seeds)" if len(group) > 1 else ""),
+            run=group[0].name + (f" ({len(group)} seeds)" if len(group) > 1 else ""),
             algorithm=str(group[0].config.get("algorithm", "")),
             seeds=tuple(int(run.config.get("seed", 0)) for run in group),
             mean=mean.estimate,

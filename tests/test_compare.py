@@ -9,7 +9,7 @@ import pytest
 
 from fedjax_rec.cli import FORMATS as CHOICES
 from fedjax_rec.cli import main
-from fedjax_rec.compare import compare_runs, read_run
+from fedjax_rec.compare import compare_runs, read_run, read_runs
 from fedjax_rec.evaluation.metrics import user_metrics
 from fedjax_rec.evaluation.protocol import Protocol, protocol_id
 from fedjax_rec.evaluation.statistics import bootstrap_interval, holm, paired_interval, permutation_test
@@ -269,3 +269,25 @@ def test_bad_arguments(runs, tmp_path, capsys):
     assert "did you mean --metric?" in refuse([*runs, "--metrik", "hr@10"], capsys)
     old = write_run(tmp_path / "old", np.arange(USERS), without=["tied_full"])
     assert "no per-user data named 'tied_full'" in refuse([runs[0], old], capsys)
+
+
+def test_baselines_stand_beside_runs(runs, tmp_path, capsys):
+    """A folder of baselines is a row for each method; FOLDER:METHOD is one of them, with its own ranks."""
+    folder = tmp_path / "central"
+    write_run(folder, np.arange(USERS), without=("rank_full", "tied_full", "rank_sampled", "tied_sampled"))
+    with np.load(folder / "per_user.npz") as arrays:
+        kept = {name: arrays[name] for name in arrays.files}
+    ranks = {"ease": np.arange(USERS) % 7, "popularity": np.arange(USERS) % 50}
+    for name, places in ranks.items():
+        for part in ("full", "sampled"):
+            kept[f"{name}_rank_{part}"] = places.astype(np.float32)
+            kept[f"{name}_tied_{part}"] = np.zeros(USERS, np.int32)
+    np.savez(folder / "per_user.npz", allow_pickle=False, **kept)
+    every = compare_runs([runs[0], str(folder)], metrics=["hr@10"])
+    assert [row.algorithm for row in every.rows] == ["fedmf", "ease", "popularity"]
+    assert [row.mean for row in every.rows[1:]] == pytest.approx([1.0, 0.2])
+    (one,) = read_runs(f"{folder}:popularity")
+    assert one.name == f"{folder}:popularity"
+    np.testing.assert_array_equal(one.users["rank_full"], ranks["popularity"])
+    assert "has no baseline 'eas'; it has: ease, popularity" in refuse([runs[0], f"{folder}:eas"], capsys)
+    assert "is given twice" in refuse([runs[0], str(folder), f"{folder}:ease"], capsys)
