@@ -96,7 +96,7 @@ def _visit(
         local, rows, info = step_lanes(job, local, rows, batch, active, missed, left)
         outcome = note(job, outcome, info, active, batch.ids if first else None)
         if not last:
-            return local, outcome, _keep(room, t, batch if first else None, rows, ()), norms
+            return local, outcome, _keep(room, t, batch if first else None, rows, room.sent), norms
         sent = sent_rows(job, local, rows, batch)
         if not job.uplink.later:
             return local, add_row_deltas(job, outcome, weight, batch.ids, sent), room, norms
