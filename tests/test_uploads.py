@@ -75,7 +75,7 @@ def test_representation_comes_before_scores():
     def finish(local, shared):
         del shared
         params, _ = local
-        return jax.tree.map(lambda p: jnp.ones_like(p), params.private), {}
+        return jax.tree.map(jnp.ones_like, params.private), {}
 
     ones: ClientWork = plain.work._replace(finish=finish, send=lambda *_: {})
     model = plain.model._replace(represent=ones)
