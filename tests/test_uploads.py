@@ -37,7 +37,7 @@ def halves(epochs: int, **federation: Any) -> Algorithm:
         tables = jax.tree.map(jnp.add, updates.tables["left"], updates.tables["right"]["copy"])
         return jax.tree.map(jnp.negative, updates._replace(tables=tables)), state
 
-    rule = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    rule = optax.GradientTransformation(optax.init_empty_state, update)
     work = plain.work._replace(send=send)
     return federate(plain.model, work, sampler=fixed(EVERYONE), server_optimizer=rule, **federation)
 
