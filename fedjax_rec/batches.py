@@ -107,3 +107,53 @@ def _negatives(client: Client, population: Population, index: jax.Array, wanted:
     drawn = scatter_index(client.key, index, population.num_items)
     free = (index < wanted) & ~contains(population, client.id, drawn)
     return jnp.where(free, drawn, population.num_items)
+
+
+def catalogue(num_negatives: int = 4) -> LocalBatches:
+    """One local batch that is the whole catalogue, for work whose own gradient is dense in the rows.
+
+    Row i stands in slot i. The `data`, over the I items:
+
+    * `label` float32[I]: 1 for the client's training positives;
+    * `mask` float32[I]: 1 for its examples, which are its positives and this round's negatives, the same ones as
+      `with_negatives` draws;
+    * `order` int32[I]: the place of each example in a keyed random order of the client's examples, 0 to their
+      number - 1, and I elsewhere. Mini-batch b of size B holds the examples with `order // B == b`.
+
+    Memory is lanes x I x D, whatever the number of clients.
+
+    Args:
+        num_negatives: negatives drawn per positive.
+
+    Returns:
+        local batches with B = I; one for each client that has data.
+
+    Example:
+        >>> catalogue().num_batches(7), catalogue().num_batches(0)
+        (1, 0)
+    """
+
+    def num_batches(num_examples: jax.Array) -> jax.Array:
+        return (num_examples > 0) * 1
+
+    def batch(client: Client, population: Population, t: jax.Array) -> Batch:
+        del t  # always 0
+        items, longest = population.num_items, population.max_examples
+        own = _own_items(client, population, jnp.arange(longest))
+        draws = jnp.arange(min(domain(items), longest * num_negatives))
+        drawn = _negatives(client, population, draws, client.num_examples * num_negatives)
+        label = jnp.zeros(items).at[own].set(1.0, mode="drop")
+        mask = label.at[drawn].set(1.0, mode="drop")
+        return Batch(jnp.arange(items), {"label": label, "mask": mask, "order": _places(client.key, mask)})
+
+    return LocalBatches(num_batches, batch)
+
+
+def _places(key: jax.Array, mask: jax.Array) -> jax.Array:
+    """Places 0, 1, ... of the items with mask 1 in a keyed random order, int32[I]; I where the mask is 0."""
+    size = mask.shape[0]
+    # another key than the negatives', whose order of drawing would be that of training
+    sequence = scatter_index(key ^ jnp.uint32(0x5BD1E995), jnp.arange(domain(size)), size)
+    held = mask.at[sequence].get(mode="fill", fill_value=0) > 0
+    places = jnp.where(held, jnp.cumsum(held) - 1, size)
+    return jnp.full(size, size).at[sequence].set(places, mode="drop")

@@ -21,8 +21,9 @@ from fedjax_rec.evaluation.baselines import truth_ranks
 from fedjax_rec.evaluation.central import NAMES, Baseline, run_baselines
 from fedjax_rec.evaluation.measure import Metrics, measure
 from fedjax_rec.evaluation.protocol import Protocol, protocol_id
-from fedjax_rec.experiment import load_split, protocol_of, versions
+from fedjax_rec.experiment import versions
 from fedjax_rec.folders import dump_json, dump_protocol, plain, rank_arrays, user_arrays, write_folder
+from fedjax_rec.inputs import load_split, protocol_of
 from fedjax_rec.settings import Settings
 
 
@@ -67,6 +68,10 @@ def run_central(
     if settings.negatives != "train":
         raise ValueError(
             f"negatives={settings.negatives!r} is of federated training; central baselines do not leak"
+        )
+    if settings.splitter == "strong":
+        raise ValueError(
+            "splitter='strong': the central methods rank users that they were trained on; use another splitter"
         )
     on_stage(f"reading {settings.dataset}")
     dataset, split = load_split(settings)

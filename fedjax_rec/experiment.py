@@ -14,35 +14,28 @@ import jax
 import numpy as np
 
 from fedjax_rec.algorithms.registry import ENTRIES, accepted, factory_of
-from fedjax_rec.data.attributes import find_user_attributes, read_user_attributes
-from fedjax_rec.data.interactions import Dataset
-from fedjax_rec.data.registry import load_dataset
-from fedjax_rec.data.splits import Split, leave_one_out, merge_validation
-from fedjax_rec.data.splitters import global_time, ratio
+from fedjax_rec.data.splits import Split, merge_validation
 from fedjax_rec.devices import choose_devices, client_mesh
-from fedjax_rec.evaluation.baselines import popularity_ranks, truth_ranks
+from fedjax_rec.evaluation.baselines import popularity_scores, rank_common_scores, truth_ranks
 from fedjax_rec.evaluation.central.methods import parse_names
 from fedjax_rec.evaluation.central.price import Price, price_of_federation
 from fedjax_rec.evaluation.central.runner import Baseline, run_baselines
-from fedjax_rec.evaluation.evaluator import make_evaluator, make_lister, make_rater
+from fedjax_rec.evaluation.evaluator import Point, make_evaluator, make_lister, make_rater
 from fedjax_rec.evaluation.measure import Metrics, measure
 from fedjax_rec.evaluation.protocol import Protocol, protocol_id
 from fedjax_rec.evaluation.ranking import Ranks
 from fedjax_rec.evaluation.ratings import rating_errors
 from fedjax_rec.evaluation.summary import K, summarise
+from fedjax_rec.inputs import fold_in_epochs_of, load_attributes, load_inputs, protocol_of
+from fedjax_rec.points import after_fold_in, after_local_training
 from fedjax_rec.population import population_of
 from fedjax_rec.samplers import LEAST_COHORT, default_cohort
 from fedjax_rec.servers import LOCALS, SERVERS
 from fedjax_rec.settings import Settings, complete, parse_options
 from fedjax_rec.simulate import History, Progress, Stop, simulate
-from fedjax_rec.traffic import Traffic, count_traffic
+from fedjax_rec.traffic import Traffic, count_traffic, upload_of
 from fedjax_rec.types import Algorithm, State
 
-SPLITS: dict[str, Callable[..., Split]] = {
-    "leave-one-out": leave_one_out,
-    "global-time": global_time,
-    "ratio": ratio,
-}
 ADVICE = "lower --learning-rate or --cohort, or use --aggregator mean"
 
 
@@ -53,6 +46,7 @@ class Outcome(NamedTuple):
     protocol: Protocol
     algorithm: Algorithm
     split: Split  # what the tested model was trained on: with refit, train + validation
+    tested: Split  # holds the test items; another than `split` where the splitter holds out clients
     state: State  # the tested model
     history: History  # of the run that selected the round
     traffic: Traffic
@@ -94,47 +88,60 @@ def run_experiment(
     """
     began, settings = time.perf_counter(), complete(settings)
     on_stage(f"reading {settings.dataset}")
-    dataset, split = load_split(settings)
+    dataset, split, heldout = load_inputs(settings)
     _check(settings, split)
-    attributes = load_attributes(settings, split)
     protocol = protocol_of(settings, dataset, split)
     algorithm = make_algorithm(clip_batch_size(settings, split))
+    point = point_of(settings, algorithm, split)
+    testing = (
+        point if heldout is None else fold_in_of(settings, algorithm, heldout)
+    )  # refuses before training
     centrals = _run_centrals(settings, protocol, split, on_stage)
     rounds = cast("int", settings.rounds)
     on_stage(f"compiling {settings.algorithm} for {split.num_users:,} clients and {split.num_items:,} items")
     state, history = _train(settings, algorithm, split, rounds, "best", on_block)
     if history.stopped == "diverged" and not history.evaluations:
         raise ValueError(f"training diverged within {len(history.rounds.loss)} rounds; {ADVICE}")
-    validation = make_evaluator(algorithm, split, which="validation")(state)
+    validation = make_evaluator(algorithm, split, which="validation", point=point)(state)
     if settings.refit:
         on_stage(f"refitting on train + validation for {history.selected_round} rounds")
         split = merge_validation(split)
         state, refit = _train(settings, algorithm, split, history.selected_round, "last", on_block)
         if refit.stopped == "diverged":
             raise ValueError(f"the refit on train + validation diverged; {ADVICE}")
+        testing = point_of(settings, algorithm, split) if heldout is None else testing
+    tested = split if heldout is None else heldout
     on_stage("ranking every test item")
-    test = make_evaluator(algorithm, split)(state)
-    popularity = popularity_ranks(split)
+    test = make_evaluator(algorithm, tested, point=testing)(state)
+    popularity = rank_common_scores(popularity_scores(split), tested)
     sampled = f"sampled{settings.num_candidates}"
-    lists = np.asarray(make_lister(algorithm, split, K)(state).items)
-    summary = summarise(test, split, lists, sampled=sampled, attributes=attributes)
+    lists = np.asarray(make_lister(algorithm, tested, K, point=testing)(state).items)
+    attributes = load_attributes(settings, tested)
+    summary = summarise(test, tested, lists, sampled=sampled, attributes=attributes)
     metrics: dict[str, dict[str, Any]] = {
-        "test": {**measure(test, split, sampled), **summary, **measure_ratings(algorithm, split, state)},
+        "test": {
+            **measure(test, tested, sampled),
+            **summary,
+            **measure_ratings(algorithm, tested, state, testing),
+        },
         "validation": measure(validation, split, sampled, "validation"),
     }
-    baselines = {"popularity": measure(popularity, split, sampled)}
+    baselines = {"popularity": measure(popularity, tested, sampled)}
     baselines |= {name: found.metrics for name, found in centrals.items()}
     price = _price(protocol, metrics, baselines) if centrals else None
     if dataset.truth is not None:
-        baselines["best_reachable"] = measure(truth_ranks(dataset, split), split, sampled)
+        baselines["best_reachable"] = measure(truth_ranks(dataset, tested), tested, sampled)
     return Outcome(
         settings=settings,
         protocol=protocol,
         algorithm=algorithm,
         split=split,
+        tested=tested,
         state=state,
         history=history,
-        traffic=count_traffic(state.server, history.rounds),
+        traffic=count_traffic(
+            state.server, history.rounds, upload_of(algorithm, population_of(split), state)
+        ),
         test=test,
         validation=validation,
         popularity=popularity,
@@ -143,115 +150,6 @@ def run_experiment(
         centrals=centrals,
         price=price,
         seconds=time.perf_counter() - began,
-    )
-
-
-def load_split(settings: Settings) -> tuple[Dataset, Split]:
-    """Read the data and hold out what the protocol says.
-
-    Args:
-        settings: the experiment.
-
-    Returns:
-        the data set and its split.
-
-    Raises:
-        ValueError: if the data is missing or malformed, or a user has too few events.
-
-    Example:
-        >>> load_split(Settings())[1].name
-        'synthetic'
-    """
-    s = settings
-    columns = {name: getattr(s, name) for name in ("user", "item", "rating", "timestamp")}
-    dataset = load_dataset(s.dataset, data_dir=s.data_dir, duplicates=s.duplicates, progress=True, **columns)
-    split = SPLITS[s.splitter](
-        dataset,
-        **shares_of(s),
-        min_user_events=s.min_user_events,
-        min_rating=s.min_rating,
-        core=s.core,
-        num_candidates=s.num_candidates,
-        seed=s.protocol_seed,
-    )
-    return dataset, split._replace(negatives=s.negatives)
-
-
-def shares_of(settings: Settings) -> dict[str, float]:
-    """The shares that the splitter holds out.
-
-    Args:
-        settings: the experiment.
-
-    Returns:
-        by name; empty for leave-one-out.
-
-    Example:
-        >>> shares_of(Settings(splitter="ratio", test_share=0.2))
-        {'validation_share': 0.1, 'test_share': 0.2}
-    """
-    if settings.splitter == "leave-one-out":
-        return {}
-    given = {"validation_share": settings.validation_share, "test_share": settings.test_share}
-    return {name: 0.1 if share is None else share for name, share in given.items()}
-
-
-def load_attributes(settings: Settings, split: Split) -> dict[str, np.ndarray]:
-    """Read what is known about the users, from the file that lies beside the data, if any.
-
-    Args:
-        settings: the experiment.
-        split: names the users.
-
-    Returns:
-        str[N] by name, empty where unknown; an empty dict where there is no such file.
-
-    Raises:
-        ValueError: if the file is malformed.
-
-    Example:
-        >>> load_attributes(Settings(), load_split(Settings())[1])
-        {}
-    """
-    file = find_user_attributes(settings.dataset, settings.data_dir)
-    return {} if file is None else read_user_attributes(file, split.user_ids)
-
-
-def protocol_of(settings: Settings, dataset: Dataset, split: Split) -> Protocol:
-    """Write down how this experiment is evaluated.
-
-    Args:
-        settings: the experiment.
-        dataset: its data.
-        split: its split.
-
-    Returns:
-        the protocol.
-
-    Raises:
-        ValueError: if another number of candidates is asked for than the official lists hold.
-
-    Example:
-        >>> protocol_of(Settings(), *load_split(Settings())).candidates
-        'sampled'
-    """
-    official = dataset.test is not None and dataset.test.candidates is not None
-    held = split.candidates_test.shape[1]
-    if official and settings.num_candidates != held:
-        raise ValueError(f"{split.name} has official lists of {held} candidates; leave out --num-candidates")
-    return Protocol(
-        data_hash=split.data_hash,
-        splitter=settings.splitter,
-        validation_share=shares_of(settings).get("validation_share"),
-        test_share=shares_of(settings).get("test_share"),
-        negatives=split.negatives,
-        core=settings.core,
-        min_user_events=settings.min_user_events,
-        min_rating=settings.min_rating,
-        candidates="official" if official else "sampled",
-        num_candidates=settings.num_candidates,
-        refit=settings.refit,
-        seed=settings.protocol_seed,
     )
 
 
@@ -285,6 +183,52 @@ def make_algorithm(settings: Settings) -> Algorithm:
     return factory_of(s.algorithm)(**given | parse_options(s))
 
 
+def point_of(settings: Settings, algorithm: Algorithm, split: Split) -> Point | None:
+    """With which parameters the settings rank a split's users.
+
+    Args:
+        settings: the experiment.
+        algorithm: of the run.
+        split: holds what the clients train on.
+
+    Returns:
+        the evaluation point; None for the server's parameters.
+
+    Raises:
+        ValueError: if the algorithm's clients train no table of their own.
+
+    Example:
+        >>> point_of(Settings(), make_algorithm(Settings()), load_inputs(Settings()).split) is None
+        True
+    """
+    if settings.evaluation_point == "server":
+        return None
+    return after_local_training(algorithm, population_of(split), jax.random.key(settings.seed))
+
+
+def fold_in_of(settings: Settings, algorithm: Algorithm, heldout: Split) -> Point:
+    """With which parameters held-out clients are ranked: private leaves of their own, from their histories.
+
+    Args:
+        settings: the experiment.
+        algorithm: of the run.
+        heldout: holds their histories.
+
+    Returns:
+        the evaluation point.
+
+    Raises:
+        ValueError: if the algorithm has no way to learn about a new client.
+
+    Example:
+        >>> settings = Settings(splitter="strong")
+        >>> fold_in_of(settings, make_algorithm(settings), load_inputs(settings).heldout).score is not None
+        True
+    """
+    epochs = fold_in_epochs_of(settings)
+    return after_fold_in(algorithm, population_of(heldout), jax.random.key(settings.seed), epochs=epochs)
+
+
 def clip_batch_size(settings: Settings, split: Split) -> Settings:
     """Lower a batch size that no client can fill: the work is the same, without the empty slots.
 
@@ -297,7 +241,7 @@ def clip_batch_size(settings: Settings, split: Split) -> Settings:
 
     Example:
         >>> settings = complete(Settings(batch_size=10**9))
-        >>> clip_batch_size(settings, load_split(settings)[1]).batch_size
+        >>> clip_batch_size(settings, load_inputs(settings).split).batch_size
         1990
     """
     if settings.batch_size is None:
@@ -343,6 +287,7 @@ def _train(
         eval_every=cast("int", settings.eval_every),
         stop=stop if keep == "best" else None,
         keep=keep,
+        point=point_of(settings, algorithm, split) if keep == "best" else None,
         on_block=on_block,
     )
 
@@ -368,24 +313,27 @@ def _price(protocol: Protocol, metrics: dict[str, Any], baselines: dict[str, Any
     return price_of_federation(known | {"metrics": metrics}, known | {"baselines": baselines})
 
 
-def measure_ratings(algorithm: Algorithm, split: Split, state: State) -> dict[str, Metrics]:
+def measure_ratings(
+    algorithm: Algorithm, split: Split, state: State, point: Point | None = None
+) -> dict[str, Metrics]:
     """Errors of the predicted ratings of the test items, where the model's scores are ratings.
 
     Args:
         algorithm: of the run.
         split: holds the ratings.
         state: the tested model.
+        point: with which parameters; by default the server's.
 
     Returns:
         {"rating": {"rmse": ..., "mae": ...}} in units of the ratings, predictions not clipped; else empty.
 
     Example:
-        >>> measure_ratings(make_algorithm(Settings()), load_split(Settings())[1], None)
+        >>> measure_ratings(make_algorithm(Settings()), load_inputs(Settings()).split, None)
         {}
     """
     if not algorithm.model.rates or split.test_ratings is None:
         return {}
-    predictions = np.asarray(make_rater(algorithm, split)(state))
+    predictions = np.asarray(make_rater(algorithm, split, point=point)(state))
     return {"rating": rating_errors(predictions, split.test_ratings)}
 
 

@@ -135,7 +135,7 @@ def federate(
 
     def init(key: Key, population: Population) -> State:
         server = model.init_server(stream(key, "init"), population)
-        private = init_private(model, key, population.num_clients)
+        private = init_private(model, key, population.num_clients, server)
         return keep_replicated(State(jnp.int32(0), server, optimizer.init(server), private), mesh)
 
     def run_round(key: Key, state: State, population: Population) -> tuple[State, RoundInfo]:
@@ -170,13 +170,14 @@ def federate(
     return Algorithm(init, run_round, model.score, model, work, plan, mesh)
 
 
-def init_private(model: Model, key: Key, num_clients: int) -> PyTree:
-    """Every client's private leaves at the start, each from its own key.
+def init_private(model: Model, key: Key, num_clients: int, server: Server) -> PyTree:
+    """Every client's private leaves at the start: each from its own key, and those with which all start alike.
 
     Args:
         model: how parameters start.
         key: the run's key.
         num_clients: N.
+        server: the global model.
 
     Returns:
         leaves [N, ...].
@@ -184,11 +185,15 @@ def init_private(model: Model, key: Key, num_clients: int) -> PyTree:
     Example:
         >>> from fedjax_rec.algorithms.fedmf import matrix_factorisation
         >>> model = matrix_factorisation(4, 0.1, item_bias=True, ratings=False)
-        >>> init_private(model, jax.random.key(0), 3)["vector"].shape
+        >>> init_private(model, jax.random.key(0), 3, Server({}, {}))["vector"].shape
         (3, 4)
     """
     start = stream(key, "private")
-    return jax.vmap(lambda i: model.init_private(jax.random.fold_in(start, i)))(jnp.arange(num_clients))
+    own = jax.vmap(lambda i: model.init_private(jax.random.fold_in(start, i)))(jnp.arange(num_clients))
+    if model.init_alike is None:
+        return own
+    alike = model.init_alike(start, server)
+    return own | jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), alike)
 
 
 def _step_server(

@@ -13,7 +13,7 @@ arXiv:2102.03448).
 """
 
 from functools import partial
-from typing import Any, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,23 @@ import optax
 from fedjax_rec.aggregators import total
 from fedjax_rec.clients import name_clients, stream
 from fedjax_rec.engine import run_cohort
-from fedjax_rec.evaluation.evaluator import LANES, Point, server_parameters
+from fedjax_rec.evaluation.evaluator import LANES, Point, represent_clients, server_parameters
 from fedjax_rec.federate import init_private
 from fedjax_rec.local import local_training
 from fedjax_rec.population import Population
 from fedjax_rec.schedules import Uplink
-from fedjax_rec.types import Algorithm, ClientWork, Key, Model, Params, PyTree, Score, State, Totals
+from fedjax_rec.types import Algorithm, Client, ClientWork, Key, Model, Params, PyTree, Score, Stack, State
+
+SIDE_BY_SIDE = 16  # clients whose own tables lie in memory at once, [16, I, ...]: few enough for a cache
+_LANES = 4  # of a device, on which they train
+
+
+class _Trainer(NamedTuple):
+    """All that local training needs: an argument of the compiled evaluation, not a constant in it."""
+
+    state: State
+    population: Population
+    words: jax.Array  # uint32[2], of the run's key
 
 
 def after_local_training(algorithm: Algorithm, population: Population, key: Key) -> Point:
@@ -42,10 +53,10 @@ def after_local_training(algorithm: Algorithm, population: Population, key: Key)
         key: the run's key; it draws the negatives.
 
     Returns:
-        the evaluation point; clients train one after the other, so it costs a round of all clients at one lane.
+        the evaluation point; it costs a round of all clients, and memory for the tables of 16 of them.
 
     Raises:
-        ValueError: if the algorithm's model does not score items.
+        ValueError: if the algorithm's model does not score items, or its clients train no table of their own.
 
     Example:
         >>> import fedjax_rec as fr
@@ -61,30 +72,54 @@ def after_local_training(algorithm: Algorithm, population: Population, key: Key)
             "clients of this algorithm hold no table of their own after training; leave out the point"
         )
     server_parameters(algorithm)  # refuses a model that does not score
-    score, work, uplink = cast("Score", algorithm.score), algorithm.work, Uplink(total())
-    words = jax.random.key_data(key)
+    score, words = cast("Score", algorithm.score), jax.random.key_data(key)
 
-    def score_user(prepared: Any, user: jax.Array) -> jax.Array:
-        state, population, words = prepared
-        keys = jax.random.fold_in(stream(jax.random.wrap_key_data(words), "client"), state.round)
-        clients = name_clients(keys, user[None], population)
-        alive = jnp.ones(1, bool)
-        result = run_cohort(work, uplink, population, state.server, state.private, clients, alive, lanes=1)
-        totals = cast("Totals", result.totals)
-        server = jax.tree.map(jnp.add, state.server, totals.server)
-        return score(jax.tree.map(lambda p: p[0], result.private), server)
+    def score_some(trainer: _Trainer, users: jax.Array, alive: jax.Array) -> jax.Array:
+        stack, private = _train_apart(algorithm, trainer, users, alive)
+        server = jax.vmap(partial(jax.tree.map, jnp.add, trainer.state.server))(stack.server)
+        return jax.vmap(score)(private, server)
 
-    def score_block(prepared: Any, users: jax.Array) -> jax.Array:
-        return jax.lax.map(partial(score_user, prepared), users)
+    def score_block(trainer: _Trainer, users: jax.Array) -> jax.Array:
+        size = min(SIDE_BY_SIDE, len(users))
+        padded = jnp.pad(users, (0, -len(users) % size))
+        alive = jnp.arange(len(padded)) < len(users)
+        some = padded.reshape(-1, size), alive.reshape(-1, size)
+        scores = jax.lax.map(lambda block: score_some(trainer, *block), some)
+        return scores.reshape(len(padded), -1)[: len(users)]
 
-    return Point(lambda state: (state, population, words), score_block)
+    return Point(lambda state: _Trainer(state, population, words), score_block)
+
+
+def _train_apart(
+    algorithm: Algorithm, trainer: _Trainer, users: jax.Array, alive: jax.Array
+) -> tuple[Stack, PyTree]:
+    """Each client's own update, side by side, and its new private leaves [U, ...]."""
+    state, population, words = trainer
+    keys = jax.random.fold_in(stream(jax.random.wrap_key_data(words), "client"), state.round)
+    clients: Client = name_clients(keys, users, population)
+    devices = 1 if algorithm.mesh is None else algorithm.mesh.size
+    result = run_cohort(
+        algorithm.work,
+        Uplink(total()._replace(stacked=True)),
+        population,
+        state.server,
+        state.private,
+        clients,
+        alive,
+        lanes=devices * min(_LANES, -(-len(users) // devices)),
+        mesh=algorithm.mesh,
+    )
+    return cast("Stack", result.totals), result.private
 
 
 def after_fold_in(algorithm: Algorithm, population: Population, key: Key, *, epochs: int = 10) -> Point:
     """Rank clients that never took part: their private leaves start afresh and train, the server's stay frozen.
 
+    Where the model says what a client does before it is scored (`Model.represent`), they do that last, and where
+    their work descends no loss, that alone.
+
     Args:
-        algorithm: made by `local_training`, as `fedmf` is.
+        algorithm: made by `local_training`, as `fedmf` is, or one whose clients represent themselves.
         population: the clients' fold-in histories, with the catalogue of the training clients.
         key: draws the private leaves and the negatives.
         epochs: k, passes over each history, with new negatives each; 0 ranks with fresh private leaves.
@@ -93,7 +128,8 @@ def after_fold_in(algorithm: Algorithm, population: Population, key: Key, *, epo
         the evaluation point; of the state it uses the server's parameters alone.
 
     Raises:
-        ValueError: if the model does not score items, `epochs` is negative, or the work has no loss to descend.
+        ValueError: if the model does not score items, `epochs` is negative, or there is neither a loss to descend
+            nor a representation.
 
     Example:
         >>> import fedjax_rec as fr
@@ -107,10 +143,28 @@ def after_fold_in(algorithm: Algorithm, population: Population, key: Key, *, epo
     """
     if epochs < 0:
         raise ValueError(f"epochs must be at least 0, not {epochs}")
-    scorer, work, uplink = server_parameters(algorithm).score, _frozen(algorithm.work), Uplink(total())
-    fold_in = jax.jit(partial(_fold_in, algorithm.model, work, uplink, epochs))
+    scorer, model = server_parameters(algorithm).score, algorithm.model
+    if algorithm.work.made_of is None and model.represent is not None:
+        epochs, work = 0, algorithm.work
+    else:
+        work = _frozen(algorithm.work)
+    fold_in = jax.jit(partial(_fold_in, model, work, Uplink(total()), epochs))
+    represent = (
+        _represent if model.represent is None else jax.jit(partial(represent_clients, model.represent))
+    )
     words = jax.random.key_data(key)
-    return Point(lambda state: (fold_in(words, state, population), state.server), scorer)
+
+    def prepare(state: State) -> PyTree:
+        private = fold_in(words, state, population)
+        return represent(state._replace(private=private), population), state.server
+
+    return Point(prepare, scorer)
+
+
+def _represent(state: State, population: Population) -> PyTree:
+    """Clients that are scored with their private leaves as they are."""
+    del population
+    return state.private
 
 
 def _fold_in(
@@ -134,14 +188,17 @@ def _fold_in(
             work, uplink, population, state.server, private, clients, alive, lanes=lanes
         ).private
 
-    private = init_private(model, key, population.num_clients)
+    private = init_private(model, key, population.num_clients, state.server)
     return jax.lax.fori_loop(0, epochs, train, private)
 
 
 def _frozen(work: ClientWork) -> ClientWork:
     """The same training for one epoch, of the private leaves alone."""
     if work.made_of is None:
-        raise ValueError("this algorithm's work descends no loss, so its private leaves cannot be folded in")
+        raise ValueError(
+            "this algorithm's work descends no loss of its private leaves alone, so held-out clients cannot be "
+            "folded in; choose another algorithm or splitter"
+        )
     loss, optimizer = work.made_of
 
     def still(updates: Params, params: Params | None = None) -> Params:

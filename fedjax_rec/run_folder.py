@@ -179,7 +179,7 @@ def per_user_arrays(outcome: Outcome) -> dict[str, np.ndarray]:
         ['tied_full', 'tied_sampled', 'train_events', 'user_ids']
     """
     ranks = rank_arrays(outcome.test) | rank_arrays(outcome.popularity, "popularity_")
-    return user_arrays(outcome.split) | ranks | arrays_of(outcome.centrals)
+    return user_arrays(outcome.tested) | ranks | arrays_of(outcome.centrals)
 
 
 def _model_arrays(outcome: Outcome) -> dict[str, np.ndarray]:

@@ -15,6 +15,8 @@ from fedjax_rec.evaluation.central.methods import parse_names
 from fedjax_rec.row_updates import STRATEGIES
 from fedjax_rec.servers import LOCALS, SERVERS
 
+POINTS = {"server": "server", "local": "local-training"}  # flag -> `Protocol.point`
+FOLD_IN_EPOCHS = 10
 BY_ALGORITHM = ("model", "client", "server")  # groups whose settings are the algorithm's own unless given
 
 
@@ -50,18 +52,34 @@ class Settings:
     timestamp: str | None = _setting(None, "name of the timestamps' column", "data")
     duplicates: str = _setting("error", "repeated (user, item) pairs", "data", ("error", "first", "last"))
     splitter: str = _setting(
-        "leave-one-out", "how events are held out; strong only from Python", "protocol", SPLITTERS
+        "leave-one-out",
+        "how events are held out; strong holds out clients, which bring a history and never train the server",
+        "protocol",
+        SPLITTERS,
     )
     validation_share: float | None = _setting(
         None, "share that validates, for global-time and ratio; by default 0.1", "protocol"
     )
-    test_share: float | None = _setting(None, "share that tests; by default 0.1", "protocol")
+    test_share: float | None = _setting(
+        None, "share that tests, for strong of the clients; by default 0.1", "protocol"
+    )
     core: int = _setting(0, "drop users and items until all have so many events; 0 drops none", "protocol")
     min_user_events: int = _setting(0, "drop users with fewer events; 0 drops none", "protocol")
     min_rating: float | None = _setting(None, "drop events rated lower", "protocol")
     num_candidates: int = _setting(99, "negatives of the sampled ranking", "protocol")
     protocol_seed: int = _setting(0, "fixes splits and candidates", "protocol")
     refit: bool = _setting(False, "then retrain on train + validation for the selected round", "protocol")
+    evaluation_point: str = _setting(
+        "server",
+        "which item table ranks: the server's, or each client's own after its local training",
+        "protocol",
+        tuple(POINTS),
+    )
+    fold_in_epochs: int | None = _setting(
+        None,
+        f"for strong, passes over a held-out client's history before it is ranked; {FOLD_IN_EPOCHS}",
+        "protocol",
+    )
     algorithm: str = _setting("fedmf", "the algorithm", "model", ALGORITHMS)
     dim: int | None = _setting(None, "embedding width D", "model")
     loss: str | None = _setting(None, "local loss; mse fits ratings", "model", ("bce", "bpr", "mse"))
@@ -119,7 +137,8 @@ class Settings:
 _LEAST = {
     "dim": 1, "num_negatives": 1, "batch_size": 1, "local_epochs": 1, "cohort": 1, "rounds": 1, "eval_every": 1,
     "lanes": 1, "devices": 1, "num_candidates": 1, "min_user_events": 0, "seed": 0, "protocol_seed": 0,
-    "patience": 1, "regularisation": 0, "prox": 0, "init_scale": 0, "learning_rate": 0, "max_seconds": 0,
+    "patience": 1, "fold_in_epochs": 0,
+    "regularisation": 0, "prox": 0, "init_scale": 0, "learning_rate": 0, "max_seconds": 0,
     "server_learning_rate": 0, "core": 0,
 }  # fmt: skip
 _MOST = {"seed": 2**32 - 1, "protocol_seed": 2**32 - 1, "rounds": 10**6, "eval_every": 10**6}
@@ -148,9 +167,10 @@ def _check_together(settings: Settings) -> None:
                 f"{name}={share} has no meaning for leave-one-out; use --splitter global-time or ratio"
             )
     if settings.splitter == "strong":
+        _check_strong(settings)
+    elif settings.fold_in_epochs is not None:
         raise ValueError(
-            "splitter='strong' holds out clients, which a run cannot evaluate yet; use "
-            "fedjax_rec.data.splitters.strong_generalisation from Python, or --splitter global-time or ratio"
+            f"fold_in_epochs={settings.fold_in_epochs} is for held-out clients; use --splitter strong"
         )
     if settings.negatives == "paper-leaky" and settings.loss == "mse":
         raise ValueError("negatives='paper-leaky' has no meaning for --loss mse, which draws no negatives")
@@ -158,6 +178,21 @@ def _check_together(settings: Settings) -> None:
         raise ValueError(
             "negatives='paper-leaky' inflates the run, not the central baselines; leave one of them out"
         )
+
+
+def _check_strong(settings: Settings) -> None:
+    """Refuse what has no meaning for clients that never train the server."""
+    for name, usual, why in (
+        ("validation_share", None, "the training clients' last events validate"),
+        ("evaluation_point", "server", "held-out clients are ranked after folding in"),
+        ("negatives", "train", "the leak is of clients that train"),
+        ("baselines", None, "the central methods here rank users that they were trained on"),
+    ):
+        if (value := getattr(settings, name)) != usual:
+            raise ValueError(
+                f"{name}={value!r} has no meaning for splitter='strong': {why}; "
+                f"leave out --{name.replace('_', '-')}"
+            )
 
 
 def complete(settings: Settings) -> Settings:

@@ -19,7 +19,7 @@ import pandas as pd
 from fedjax_rec.blocks import Compilations, run_block
 from fedjax_rec.data.splits import Split
 from fedjax_rec.devices import replicate
-from fedjax_rec.evaluation.evaluator import make_evaluator
+from fedjax_rec.evaluation.evaluator import Point, make_evaluator
 from fedjax_rec.evaluation.metrics import KS, metrics_from_ranks
 from fedjax_rec.population import Population, population_of
 from fedjax_rec.types import Algorithm, Key, Plan, RoundInfo, State
@@ -83,6 +83,7 @@ def simulate(
     stop: Stop | None = None,
     state: State | None = None,
     keep: str = "best",
+    point: Point | None = None,
     on_block: Callable[[Progress], Any] | None = None,
 ) -> tuple[State, History]:
     """Run a federated algorithm, selecting the round on validation.
@@ -96,6 +97,7 @@ def simulate(
         stop: further stopping rules; none by default.
         state: where to go on from; consumed.
         keep: "best" returns the state of the best validation round, "last" the last one.
+        point: with which parameters validation ranks (`fedjax_rec.points`); by default the server's.
         on_block: called with a `Progress` after each block.
 
     Returns:
@@ -117,7 +119,7 @@ def simulate(
     began = time.perf_counter()
     key = jax.random.key(seed) if isinstance(seed, (int, np.integer)) else seed
     population = population_of(data) if isinstance(data, Split) else data
-    evaluate = _validator(algorithm, data, cutoffs)
+    evaluate = _validator(algorithm, data, cutoffs, point)
     population = replicate(population, algorithm.mesh)
     state = jax.jit(algorithm.init)(key, population) if state is None else replicate(state, algorithm.mesh)
     size = min(eval_every, max(rounds, 1))
@@ -144,11 +146,11 @@ def _cutoffs(stop: Stop) -> list[int]:
 
 
 def _validator(
-    algorithm: Algorithm, data: Split | Population, cutoffs: list[int]
+    algorithm: Algorithm, data: Split | Population, cutoffs: list[int], point: Point | None
 ) -> Callable[[State], Metrics] | None:
     if not isinstance(data, Split) or not (data.validation >= 0).any():
         return None
-    rank = make_evaluator(algorithm, data, which="validation")
+    rank = make_evaluator(algorithm, data, which="validation", point=point)
 
     def evaluate(state: State) -> Metrics:
         ranks = rank(state)

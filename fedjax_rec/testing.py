@@ -171,7 +171,10 @@ def check_absent(make: Make, population: Population) -> None:
     outside = np.setdiff1d(np.arange(population.num_clients), ids[:3])
     for before, after in zip(jax.tree.leaves(start.private), jax.tree.leaves(state.private), strict=True):
         np.testing.assert_array_equal(before[outside], after[outside], "an absent client's private leaves")
-        assert not np.array_equal(before[ids[:3]], after[ids[:3]]), "nobody learnt anything"  # noqa: S101
+        if (
+            algorithm.model.represent is None
+        ):  # else a leaf may be made anew before scoring, and not in training
+            assert not np.array_equal(before[ids[:3]], after[ids[:3]]), "nobody learnt anything"  # noqa: S101
     absent = run(make(sampler=fixed(ids, ids != empty), lanes=2), population)
     assert_close(state, absent, "a client without data against an absent one", 0)
 

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from fedjax_rec.population import Population
+from fedjax_rec.schedules import upload_shapes
 from fedjax_rec.tables import num_rows
-from fedjax_rec.types import RoundInfo, Server
+from fedjax_rec.types import Algorithm, RoundInfo, Server, State
 
 VALUE_BITS = 32
 
@@ -19,7 +21,7 @@ class Traffic(NamedTuple):
     down: float  # the rows asked for, and dense parameters
 
 
-def count_traffic(server: Server, rounds: RoundInfo) -> Traffic:
+def count_traffic(server: Server, rounds: RoundInfo, upload: Server | None = None) -> Traffic:
     """Count what an average participant sends and receives.
 
     A row costs 32 bits a value, and on the way up ceil(log2 I) bits for its id; dense leaves cost 32 bits a value
@@ -28,6 +30,8 @@ def count_traffic(server: Server, rounds: RoundInfo) -> Traffic:
     Args:
         server: the global model, for the sizes of its leaves.
         rounds: leaves [T], of which `rows` and `clients` are used.
+        upload: a sum of updates, tables [I, ...], or its shapes (`upload_of`), where what clients
+            send has a structure of its own; by default that of the model.
 
     Returns:
         bytes up and down.
@@ -36,10 +40,39 @@ def count_traffic(server: Server, rounds: RoundInfo) -> Traffic:
         >>> info = RoundInfo(*[np.zeros(1)] * 8)._replace(rows=np.array([6.0]), clients=np.array([3]))
         >>> count_traffic(Server({}, np.zeros((1024, 4))), info)
         Traffic(up=34.5, down=32.0)
+        >>> count_traffic(Server({}, np.zeros((1024, 4))), info, Server({}, np.zeros((1024, 1))))
+        Traffic(up=10.5, down=32.0)
     """
-    width = sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(server.tables))
-    dense = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(server.shared))
+    sent = server if upload is None else upload
     rows = float(np.sum(rounds.rows)) / max(float(np.sum(rounds.clients)), 1.0)
     id_bits = math.ceil(math.log2(max(num_rows(server.tables), 2)))
-    values = (rows * width + dense) * VALUE_BITS
-    return Traffic((values + rows * id_bits) / 8, values / 8)
+    return Traffic((_bits(sent, rows) + rows * id_bits) / 8, _bits(server, rows) / 8)
+
+
+def upload_of(algorithm: Algorithm, population: Population, state: State) -> Server:
+    """Shapes of a sum of what the clients send.
+
+    Args:
+        algorithm: as `federate` returns it.
+        population: the clients.
+        state: of a run.
+
+    Returns:
+        shapes, tables [I, ...].
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> from fedjax_rec.testing import run, tiny_population
+        >>> algorithm, population = fr.colr(dim=8, rank=2), tiny_population()
+        >>> upload_of(algorithm, population, run(algorithm, population)).tables["factor"].shape
+        (40, 2)
+    """
+    one = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), state.private)
+    return upload_shapes(algorithm.work, population, state.server, one)
+
+
+def _bits(server: Server, rows: float) -> float:
+    """Bits of so many table rows and of all dense leaves."""
+    width = sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(server.tables))
+    dense = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(server.shared))
+    return (rows * width + dense) * VALUE_BITS

@@ -131,6 +131,8 @@ class Model(NamedTuple):
     # what a client does before it is scored: `finish` gives the private leaves that `score` reads, nothing is sent
     represent: ClientWork | None = None
     rates: bool = False  # whether scores are predicted ratings
+    # (key, global model) -> further private leaves, by name, with which all clients start alike
+    init_alike: Callable[[Key, Server], dict[str, PyTree]] | None = None
 
 
 class Totals(NamedTuple):

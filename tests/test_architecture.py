@@ -12,13 +12,15 @@ import fedjax_rec
 ROOT = Path(fedjax_rec.__file__).parent
 FLOORS = {
     "types": 0, "permutation": 0, "tables": 0, "row_updates": 0, "data": 0,
-    "membership": 0, "population": 1, "batches": 1, "local": 1, "exactness": 1, "engine": 1, "schedules": 1,
+    "membership": 0, "spaces": 0,
+    "population": 1, "batches": 1, "cutters": 1, "local": 1, "exactness": 1, "engine": 1, "schedules": 1,
     "lanes": 1, "waves": 1, "clients": 1,
     "devices": 1, "plan": 1, "samplers": 1, "aggregators": 1, "transforms": 1, "reducers": 1, "servers": 1,
     "evaluation": 1,
     "federate": 2, "traffic": 2,
-    "blocks": 3, "simulate": 3, "algorithms": 3, "points": 3,
-    "settings": 4, "experiment": 4, "report": 4, "run_folder": 4, "doctor": 4, "compare": 4, "formats": 4,
+    "blocks": 3, "simulate": 3, "algorithms": 3, "points": 3, "sweep": 3,
+    "settings": 4, "inputs": 4, "experiment": 4,
+    "report": 4, "run_folder": 4, "doctor": 4, "compare": 4, "formats": 4,
     "testing": 4, "central": 4, "folders": 4,
     "cli": 5, "__init__": 5,
 }  # fmt: skip

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rec.batches import rated, with_negatives
+from fedjax_rec.batches import catalogue, rated, with_negatives
 from fedjax_rec.clients import name_clients
 from fedjax_rec.population import build, contains
 from fedjax_rec.testing import tiny_population
@@ -79,3 +79,45 @@ def test_a_client_holds_an_item_once():
     """Duplicate items within one client are refused."""
     with pytest.raises(ValueError, match="same item twice"):
         build(np.array([0, 2]), np.array([1, 1]), None, 3)
+
+
+def test_catalogue_holds_what_the_batches_hold():
+    """The same positives and negatives as `with_negatives` draws, in places 0, 1, ... of an order of their own."""
+    population = tiny_population()
+    orders = []
+    for client in range(population.num_clients):
+        for key in range(3):
+            cut = [np.asarray(b.ids) for b in _all_ids(with_negatives(10, 4), population, client, key)]
+            whole = _all_ids(catalogue(4), population, client, key)
+            assert len(whole) == (len(cut) > 0)
+            if not whole:
+                continue
+            ids, data = np.asarray(whole[0].ids), jax.tree.map(np.asarray, whole[0].data)
+            np.testing.assert_array_equal(ids, np.arange(population.num_items))
+            held = np.unique(np.concatenate(cut))
+            held = held[held < population.num_items]
+            np.testing.assert_array_equal(np.flatnonzero(data["label"]), np.sort(_own(population, client)))
+            np.testing.assert_array_equal(np.flatnonzero(data["mask"]), held)
+            assert sorted(data["order"][held]) == list(range(len(held)))
+            outside = np.setdiff1d(ids, held)
+            assert (data["order"][outside] == population.num_items).all()
+            orders.append(np.corrcoef(held, data["order"][held])[0, 1] if len(held) > 9 else 0)
+    assert abs(np.mean(orders)) < 0.1, "the order follows the items' numbers"
+    assert np.ptp(orders) > 0.3, "the order is not drawn anew"
+
+
+def test_catalogue_spares_held_out_items_only_where_they_leak():
+    """Held-out items are no labels, and drawn unless the population was built with the leak."""
+    also = np.full((24, 1), 5)
+    base = tiny_population()
+    offsets, items = np.asarray(base.offsets), np.asarray(base.examples["items"])
+    leaky = build(offsets, items, None, base.num_items, also=also)
+    drawn = {True: 0, False: 0}
+    for client in range(24):
+        if 5 in _own(base, client):
+            continue
+        for leak, population in ((False, base), (True, leaky)):
+            for batch in _all_ids(catalogue(4), population, client):
+                assert batch.data["label"][5] == 0
+                drawn[leak] += int(batch.data["mask"][5])
+    assert drawn[True] == 0 < drawn[False]

@@ -51,12 +51,29 @@ def server_parameters(algorithm: Algorithm, population: Population | None = None
     work = algorithm.model.represent
     if work is None or population is None:
         return Point(lambda state: (state.private, state.server), _block_scorer(algorithm))
-    represent = jax.jit(partial(_represent, work))
+    represent = jax.jit(partial(represent_clients, work))
     return Point(lambda state: (represent(state, population), state.server), _block_scorer(algorithm))
 
 
-def _represent(work: ClientWork, state: State, population: Population) -> PyTree:
-    """The private leaves with which clients are scored, [N, ...]."""
+def represent_clients(work: ClientWork, state: State, population: Population) -> PyTree:
+    """The private leaves with which clients are scored.
+
+    Args:
+        work: the model's `represent`.
+        state: of a run; of it the server and the private leaves [N, ...] are read.
+        population: N clients.
+
+    Returns:
+        leaves [N, ...].
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> from fedjax_rec.testing import run, tiny_population
+        >>> algorithm, population = fr.fedals(dim=4), tiny_population()
+        >>> state = run(algorithm, population)
+        >>> represent_clients(algorithm.model.represent, state, population)["vector"].shape
+        (24, 4)
+    """
     ids = jnp.arange(population.num_clients)
     clients = name_clients(stream(jax.random.key(0), "evaluation"), ids, population)
     result = run_cohort(
@@ -108,7 +125,7 @@ def make_evaluator(
 
 
 def make_lister(
-    algorithm: Algorithm, split: Split, k: int = 10, *, which: str = "test"
+    algorithm: Algorithm, split: Split, k: int = 10, *, which: str = "test", point: Point | None = None
 ) -> Callable[[State], TopK]:
     """Build a compiled function from a state to each user's best k unseen items.
 
@@ -117,6 +134,7 @@ def make_lister(
         split: names the seen items.
         k: length of the lists.
         which: "test": train and validation items are seen; "validation": train items are.
+        point: with which parameters; by default the server's.
 
     Returns:
         State -> TopK [N, k].
@@ -132,17 +150,20 @@ def make_lister(
         >>> make_lister(algorithm, split, 5)(state).items.shape == (split.num_users, 5)
         True
     """
-    point = _default_point(algorithm, split)
+    point = _default_point(algorithm, split) if point is None else point
     recommend = make_recommender(split, point.score, k, which=which)
     return lambda state: recommend(point.prepare(state))
 
 
-def make_rater(algorithm: Algorithm, split: Split) -> Callable[[State], jax.Array]:
+def make_rater(
+    algorithm: Algorithm, split: Split, *, point: Point | None = None
+) -> Callable[[State], jax.Array]:
     """Build a compiled function from a state to each user's score of the test item: its predicted rating.
 
     Args:
         algorithm: gives `score` for one client; its loss fits ratings.
         split: names the test items.
+        point: with which parameters; by default the server's.
 
     Returns:
         State -> float32[N], NaN for a user without a test item.
@@ -158,7 +179,8 @@ def make_rater(algorithm: Algorithm, split: Split) -> Callable[[State], jax.Arra
         >>> make_rater(algorithm, split)(state).shape == (split.num_users,)
         True
     """
-    point, items = _default_point(algorithm, split), jnp.asarray(split.test)
+    point = _default_point(algorithm, split) if point is None else point
+    items = jnp.asarray(split.test)
 
     @jax.jit
     def rate(prepared: PyTree) -> jax.Array:
