@@ -7,7 +7,23 @@ passed to `federate`. The quick start of the README shows the main path:
 """
 
 from fedjax_rec import aggregators, batches, reducers, samplers, servers, transforms
+from fedjax_rec.algorithms.colr import colr
+from fedjax_rec.algorithms.fcf import fcf
+from fedjax_rec.algorithms.fedals import fedals
+from fedjax_rec.algorithms.fedgnn import fedgnn
 from fedjax_rec.algorithms.fedmf import fedmf
+from fedjax_rec.algorithms.fedncf import fedncf
+from fedjax_rec.algorithms.fednova import fednova
+from fedjax_rec.algorithms.fedper import fedper
+from fedjax_rec.algorithms.fedrap import fedrap
+from fedjax_rec.algorithms.fedrec import fedrec
+from fedjax_rec.algorithms.fedrecon import fedrecon
+from fedjax_rec.algorithms.fedsasrec import fedsasrec
+from fedjax_rec.algorithms.fedsgd_mf import fedsgd_mf
+from fedjax_rec.algorithms.fedtwotower import fedtwotower
+from fedjax_rec.algorithms.gpfedrec import gpfedrec
+from fedjax_rec.algorithms.pfedrec import pfedrec
+from fedjax_rec.algorithms.scaffold import scaffold
 from fedjax_rec.blocks import train, train_seeds
 from fedjax_rec.data.readers import from_frame, read_table
 from fedjax_rec.data.registry import load_dataset
@@ -25,6 +41,8 @@ from fedjax_rec.population import Population, population_of
 from fedjax_rec.report import progress_bar
 from fedjax_rec.run_folder import load, top_k
 from fedjax_rec.simulate import History, Stop, frame, simulate
+from fedjax_rec.spaces import choice, draws, grid, log_uniform
+from fedjax_rec.sweep import Sweep, sweep
 from fedjax_rec.types import (
     Algorithm,
     Batch,
@@ -54,22 +72,42 @@ __all__ = [
     "Server",
     "State",
     "Stop",
+    "Sweep",
     "Update",
     "aggregators",
     "batches",
+    "choice",
     "client_mesh",
     "client_update",
+    "colr",
+    "draws",
+    "fcf",
+    "fedals",
     "federate",
+    "fedgnn",
     "fedmf",
+    "fedncf",
+    "fednova",
+    "fedper",
+    "fedrap",
+    "fedrec",
+    "fedrecon",
+    "fedsasrec",
+    "fedsgd_mf",
+    "fedtwotower",
     "frame",
     "from_frame",
+    "gpfedrec",
+    "grid",
     "leave_one_out",
     "load",
     "load_dataset",
     "local_training",
+    "log_uniform",
     "make_evaluator",
     "merge_validation",
     "metrics_from_ranks",
+    "pfedrec",
     "popularity_ranks",
     "population_of",
     "price_of_federation",
@@ -80,8 +118,10 @@ __all__ = [
     "reducers",
     "run_baselines",
     "samplers",
+    "scaffold",
     "servers",
     "simulate",
+    "sweep",
     "synthetic",
     "top_k",
     "train",

@@ -6,6 +6,9 @@ Most rules do (SGD, momentum, Adam, Adagrad, clipping of gradients, weight decay
 across rows do not (LARS, LAMB, Adafactor, a global norm taken after Adam), and are refused.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import jax
@@ -18,6 +21,7 @@ from fedjax_rec.types import Params, PyTree, Rows
 STEPS = 6  # three visits of each of two batches
 ROWS = 2  # rows of a trial batch
 TOLERANCE = 1e-4
+_RESTS_UNTRIED = ContextVar("rests_untried", default=False)
 
 
 class Trial(NamedTuple):
@@ -30,8 +34,8 @@ def try_optimizer(optimizer: optax.GradientTransformation, example: Params) -> T
     """Train two batches of rows both ways, and see what a zero gradient does.
 
     An optimizer whose settings are being traced (a vmap over learning rates) cannot be tried: it counts as one
-    that moves rows, which is slower but always right. So does one that counts steps, such as any schedule: what
-    it does to a row under a zero gradient may change later.
+    that moves rows, which is slower but always right, unless `assume_rest` says what is known of it. So does one
+    that counts steps, such as any schedule: what it does to a row under a zero gradient may change later.
 
     Args:
         optimizer: any optax transformation.
@@ -58,13 +62,37 @@ def try_optimizer(optimizer: optax.GradientTransformation, example: Params) -> T
             exact = all(map(_close, jax.tree.leaves(apart), jax.tree.leaves(together)))
             rests = exact and _rests(optimizer, start, grads[0])
     except (jax.errors.ConcretizationTypeError, jax.errors.UnexpectedTracerError):
-        return Trial(rests=False)
+        return Trial(rests=_RESTS_UNTRIED.get())
     if not exact:
         raise ValueError(
             "the local optimizer looks across item rows, so training touched rows only would differ from dense "
             "training; use rules that act on each row (sgd, momentum, adam, adagrad, clipping before them)"
         )
     return Trial(rests)
+
+
+@contextmanager
+def assume_rest(rests: bool) -> Iterator[None]:
+    """Say of the optimizers that are traced within what was found by trying them with each of their settings.
+
+    Without it, a batch of learning rates for SGD would replay steps that do nothing.
+
+    Args:
+        rests: whether a zero gradient leaves rows alone, at every step and for every setting of the batch.
+
+    Example:
+        >>> example = Params({}, {}, {"vector": jnp.zeros((5, 3))})
+        >>> def rests(rate):
+        ...     return jnp.array(try_optimizer(optax.sgd(rate), example).rests)
+        >>> with assume_rest(True):
+        ...     bool(jax.jit(rests)(0.1))
+        True
+    """
+    token = _RESTS_UNTRIED.set(rests)
+    try:
+        yield
+    finally:
+        _RESTS_UNTRIED.reset(token)
 
 
 def split_state(state: PyTree) -> tuple[PyTree, PyTree]:

@@ -21,7 +21,23 @@ class Entry(NamedTuple):
 
 
 ENTRIES: dict[str, Entry] = {
+    "colr": Entry(),
+    "fcf": Entry(),
+    "fedals": Entry(rounds=12, eval_every=1),
+    "fedgnn": Entry(),
     "fedmf": Entry(),
+    "fedncf": Entry(),
+    "fednova": Entry(),
+    "fedper": Entry(),
+    "fedrec": Entry(rounds=100, eval_every=10, ratings=True),
+    "fedrecon": Entry(rounds=500),
+    "fedsasrec": Entry(rounds=200, eval_every=10),
+    "fedsgd_mf": Entry(rounds=100, ratings=True),
+    "fedtwotower": Entry(),
+    "fedrap": Entry(rounds=60, eval_every=2),
+    "gpfedrec": Entry(rounds=100, eval_every=5),
+    "pfedrec": Entry(rounds=100, eval_every=5),
+    "scaffold": Entry(),
 }
 NAMES = tuple(ENTRIES)
 

@@ -1,0 +1,272 @@
+"""Graph-guided personalisation (`gpfedrec`): item tables averaged over neighbours in a graph of users.
+
+Zhang et al. 2024, "GPFedRec: graph-guided personalization for federated recommendation" (KDD), algorithm 1, with
+the constants of its official code (github.com/Zhangcx19/GPFedRec). Each client trains a table Q_u from the global
+Q, pulled towards its own table r_u; the server links clients whose tables are alike, sends each the mean of its
+neighbours' tables, r_u, and takes the mean of all r_u as the next Q.
+
+The paper ranks with the table that the client has just trained: `points.after_local_training`.
+
+**Memory**: private leaves (r_u) are N x I x D numbers, and so is the stack of a round's updates. The server
+compares all pairs of clients, in C^2 x I x D operations.
+
+Departures:
+
+* neighbours are those whose cosine *similarity* is above its mean, as the paper says. The code compares the
+  cosine *distance*, so that a client's neighbours are those least like it: `neighbours="dissimilar"`;
+* clients that did not take part have no neighbours and keep their r_u; the code cannot sample clients;
+* the code's other graphs (of user vectors, of the k nearest, of several layers) are left out;
+* negatives are distinct within a client and round, in one random order for all local epochs;
+* items are ranked by logits and not by their 32-bit sigmoids;
+* training spares no held-out item; the code's does (`--negatives paper-leaky`).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Unpack, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_rec.algorithms.losses import at_least
+from fedjax_rec.algorithms.networks import affine, rectified
+from fedjax_rec.algorithms.pfedrec import cross_entropy_of_sigmoid
+from fedjax_rec.batches import catalogue
+from fedjax_rec.federate import Cohorts, federate
+from fedjax_rec.population import Population
+from fedjax_rec.samplers import everyone
+from fedjax_rec.types import (
+    Aggregator,
+    Algorithm,
+    Batch,
+    ClientWork,
+    Key,
+    Model,
+    PyTree,
+    Rows,
+    Server,
+    Stack,
+    StepInfo,
+)
+
+NEIGHBOURS = ("similar", "dissimilar")
+
+
+class Rates(NamedTuple):
+    """How fast each part moves, before the catalogue's size is known."""
+
+    layers: float | jax.Array
+    factor: float | jax.Array  # user vectors move at layers (factor - 1), rows at layers (factor I - 1)
+    pull: float | jax.Array  # gamma
+
+
+def gpfedrec(
+    *,
+    dim: int = 32,
+    num_negatives: int = 4,
+    batch_size: int = 256,
+    local_epochs: int = 1,
+    learning_rate: float | jax.Array = 0.1,
+    item_factor: float | jax.Array = 80.0,
+    pull: float | jax.Array = 1.0,
+    neighbours: str = "similar",
+    threshold: float | jax.Array = 1.0,
+    **federation: Unpack[Cohorts],
+) -> Algorithm:
+    """GPFedRec, with score s_u(i) = MLP_u([p_u; q_i]); p_u and the MLP are private, Q is shared.
+
+    On each mini-batch a client descends mean BCE(sigmoid(s)) + gamma mean (Q - r_u)^2, the second mean over the
+    whole table; the MLP at rate eta, p_u at eta (f - 1), Q at eta (f I - 1). With A_uv = 1 / |N_u| for v among the
+    neighbours N_u of u, and 0 elsewhere, the server then sets
+
+        r_u = sum_v A_uv Q_v,    Q = mean_u r_u
+
+    Args:
+        dim: D, width of user vectors and item rows; the MLP has layers of 2D, D, D / 2, D / 4 and 1.
+        num_negatives: negatives per positive.
+        batch_size: examples in a mini-batch, positives and negatives in a random order.
+        local_epochs: E.
+        learning_rate: eta.
+        item_factor: f.
+        pull: gamma.
+        neighbours: "similar" or "dissimilar": by cosine similarity or distance of the trained tables.
+        threshold: neighbours are above so many times its mean over all pairs.
+        federation: who takes part (by default everyone) and what travels: as in `federate`.
+
+    Returns:
+        the algorithm.
+
+    Raises:
+        ValueError: on an unknown kind of neighbours, or a setting out of range.
+
+    Example:
+        >>> from fedjax_rec.testing import tiny_population
+        >>> algorithm, population = gpfedrec(dim=4), tiny_population()
+        >>> algorithm.init(jax.random.key(0), population).private["near"].shape
+        (24, 40, 4)
+
+    Source: Zhang et al. 2024, eq. 5 to 9 and algorithm 1.
+    """
+    at_least(4, dim=dim)
+    at_least(1, num_negatives=num_negatives, batch_size=batch_size, local_epochs=local_epochs)
+    at_least(1, item_factor=item_factor)
+    at_least(0, learning_rate=learning_rate, pull=pull)
+    if neighbours not in NEIGHBOURS:
+        raise ValueError(f"unknown neighbours {neighbours!r}; choose one of {', '.join(NEIGHBOURS)}")
+    if federation.get("sampler") is None and federation.get("cohort") is None:
+        federation["sampler"] = everyone()
+    graph = partial(_graph, like=neighbours == "similar", threshold=threshold)
+    return federate(
+        _perceptron(dim),
+        _training(Rates(learning_rate, item_factor, pull), num_negatives, batch_size, local_epochs),
+        aggregator=Aggregator(lambda n: jnp.ones(n.shape), _hand_on, stacked=True),
+        server_optimizer=_mean_of_neighbourhoods(graph),
+        exchange=partial(_send_neighbourhoods, graph),
+        **federation,
+    )
+
+
+def _perceptron(dim: int) -> Model:
+    """The model: private user vector, layers and r_u, which all start alike; a shared item table."""
+
+    def init_server(key: Key, population: Population) -> Server:
+        return Server({}, {"vector": jax.random.normal(key, (population.num_items, dim))})
+
+    def init_alike(key: Key, server: Server) -> dict[str, PyTree]:
+        one, *keys = jax.random.split(key, 5)
+        widths = (2 * dim, dim, dim // 2, dim // 4, 1)
+        layers = [_uniform_layer(k, *widths[n : n + 2]) for n, k in enumerate(keys)]
+        return {"user": jax.random.normal(one, (dim,)), "layers": layers, "near": server.tables["vector"]}
+
+    def score(private: PyTree, server: Server) -> jax.Array:
+        return _logits(private["user"], private["layers"], server.tables["vector"])
+
+    return Model(lambda _: {}, init_server, score, init_alike=init_alike)
+
+
+def _uniform_layer(key: Key, inputs: int, outputs: int) -> dict[str, jax.Array]:
+    """Weights and bias uniform(-1, 1) / sqrt(inputs), as the code's library starts them."""
+    one, two = jax.random.split(key)
+    weights = jax.random.uniform(one, (inputs, outputs), minval=-1.0)
+    bias = jax.random.uniform(two, (outputs,), minval=-1.0)
+    return {"weights": weights * inputs**-0.5, "bias": bias * inputs**-0.5}
+
+
+def _logits(user: jax.Array, layers: list, rows: jax.Array) -> jax.Array:
+    pairs = jnp.concatenate([jnp.broadcast_to(user, rows.shape), rows], axis=1)
+    return affine(layers[-1], rectified(layers[:-1], pairs))[:, 0]
+
+
+def _training(rates: Rates, num_negatives: int, batch_size: int, epochs: int) -> ClientWork:
+    """Mini-batches of one client's examples; the pull moves every row in each, hence the whole catalogue."""
+
+    def start(key: Key, private: PyTree, shared: PyTree) -> PyTree:
+        del key, shared
+        return private
+
+    def step(local: PyTree, rows: Rows, batch: Batch) -> tuple[PyTree, Rows, StepInfo]:
+        near, data, table = local["near"], batch.data, rows.values["vector"]
+        count = data["mask"].sum()
+        batches = jnp.ceil(count / batch_size).astype(jnp.int32)
+
+        def visit(number: jax.Array, carry: PyTree) -> PyTree:
+            user, layers, table, loss = carry
+            slots = _slots(data["order"], number % batches, batch_size)
+            return _descend(rates, near, data["label"], slots, user, layers, table, loss)
+
+        first = (local["user"], local["layers"], table, jnp.float32(0))
+        user, layers, table, loss = jax.lax.fori_loop(0, epochs * batches, visit, first)
+        local = {"user": user, "layers": layers, "near": near}
+        return local, rows._replace(values={"vector": table}), StepInfo(loss, epochs * count)
+
+    def finish(local: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
+        return local, shared
+
+    return ClientWork(catalogue(num_negatives), 1, start, lambda values: Rows(values, ()), step, None, finish)
+
+
+def _slots(order: jax.Array, number: jax.Array, size: int) -> jax.Array:
+    """Items int32[size] of mini-batch `number`, I in its empty slots."""
+    items = order.shape[0]
+    inside = (order // size == number) & (
+        order < items
+    )  # what is no example has order I, which has a place too
+    place = jnp.where(inside, order - number * size, size)
+    return jnp.full(size, items).at[place].set(jnp.arange(items), mode="drop")
+
+
+def _descend(
+    rates: Rates,
+    near: jax.Array,
+    labels: jax.Array,
+    slots: jax.Array,
+    user: jax.Array,
+    layers: list,
+    table: jax.Array,
+    loss: jax.Array,
+) -> PyTree:
+    """One step on the items of a mini-batch, and of the pull on all rows; (user, layers, table, loss so far)."""
+    items, dim = table.shape
+    rows = table.at[slots].get(mode="fill", fill_value=0)
+    logits, pull_back = jax.vjp(_logits, user, layers, rows)
+    held = (slots < items).astype(jnp.float32)
+    losses, slope = cross_entropy_of_sigmoid(logits, labels.at[slots].get(mode="fill", fill_value=0))
+    user_grad, layer_grads, row_grads = pull_back(held * slope / jnp.maximum(held.sum(), 1.0))
+    apart = table - near
+    rate = rates.layers * (rates.factor * items - 1)
+    moved = table - rate * (2 * rates.pull / (items * dim)) * apart
+    return (
+        user - rates.layers * (rates.factor - 1) * user_grad,
+        jax.tree.map(lambda p, g: p - rates.layers * g, layers, layer_grads),
+        moved.at[slots].add(-rate * row_grads, mode="drop"),
+        loss + (held * (losses + rates.pull * jnp.square(apart).mean())).sum(),
+    )
+
+
+def _hand_on(stack: Stack) -> Server:
+    """All that the server's rule needs of a stack: who took part, and each client's change."""
+    return Server({"sent": stack.sent.astype(jnp.float32)}, stack.server.tables)
+
+
+def _graph(
+    server: Server, changes: jax.Array, sent: jax.Array, *, like: bool, threshold: float | jax.Array
+) -> jax.Array:
+    """A of the tables Q + changes [C, I, D] of the clients that took part, bool[C]."""
+    tables = server.tables["vector"][None] + changes
+    return _neighbours(tables.reshape(len(sent), -1), sent, like, threshold)
+
+
+def _neighbours(tables: jax.Array, sent: jax.Array, like: bool, threshold: float | jax.Array) -> jax.Array:
+    """A, float32[C, C]: 1 / |N_u| for the neighbours of u, itself where it has none."""
+    unit = tables / jnp.maximum(jnp.linalg.norm(tables, axis=1, keepdims=True), 1e-12)
+    pairs, same = sent[:, None] & sent[None, :], jnp.eye(len(sent), dtype=bool)
+    # tables are nearly parallel: 1 - cosine, of their differences from the mean, keeps its digits
+    centre = (sent / jnp.maximum(sent.sum(), 1)) @ unit
+    apart = unit - centre[None, :]
+    norms = jnp.square(apart).sum(1)
+    distance = jnp.where(same, 0.0, 0.5 * (norms[:, None] + norms[None, :]) - apart @ apart.T)
+    mean = jnp.where(pairs, distance, 0.0).sum() / jnp.maximum(pairs.sum(), 1)
+    # a similarity of 1 - distance above threshold (1 - mean)
+    close = distance < 1 - threshold * (1 - mean) if like else distance > threshold * mean
+    near = pairs & close
+    near = near | (same & ~near.any(axis=1, keepdims=True))
+    return near / near.sum(axis=1, keepdims=True)
+
+
+def _mean_of_neighbourhoods(graph: Callable) -> optax.GradientTransformation:
+    """The server's rule: Q <- mean_u r_u over the clients that took part, a weighted mean of all Q_u."""
+
+    def update(updates: Server, state: PyTree, params: Server | None = None) -> tuple[Server, PyTree]:
+        changes, sent = -updates.tables["vector"], updates.shared["sent"] < 0  # updates are negated
+        share = (sent / jnp.maximum(sent.sum(), 1)) @ graph(params, changes, sent)
+        return Server({}, {"vector": jnp.tensordot(share, changes, 1)}), state
+
+    return optax.GradientTransformation(lambda _: (), cast("Any", update))
+
+
+def _send_neighbourhoods(graph: Callable, stack: Stack, server: Server, private: PyTree) -> PyTree:
+    """Send r_u = Q + sum_v A_uv (Q_v - Q) to each client that took part: the rows of A add up to 1."""
+    changes, sent = stack.server.tables["vector"], stack.sent
+    near = server.tables["vector"][None] + jnp.tensordot(graph(server, changes, sent), changes, 1)
+    return {**private, "near": jnp.where(sent[:, None, None], near, private["near"])}

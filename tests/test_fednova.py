@@ -1,0 +1,97 @@
+"""FedNova: identities, and rounds against a numpy reference."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedjax_rec as fr
+from fedjax_rec.algorithms.fednova import accumulated
+from fedjax_rec.population import build
+from fedjax_rec.testing import fixed, tiny_population
+from tests import reference_fednova as nova
+from tests import reference_rounds as ref
+
+KEY, ROUNDS = jax.random.key(5), 2
+COHORT = (0, 5, 3, 7, 11, 2)  # client 3 has no data
+SMALL: dict[str, Any] = {
+    "dim": 4,
+    "num_negatives": 2,
+    "batch_size": 9,
+    "local_epochs": 2,
+    "init_scale": 1.0,
+    "lanes": 3,
+}
+SETTING = ref.Setting(ref.factorisation, rate=0.05, epochs=2, regularisation=0.02)
+SOLVERS: dict[str, dict[str, Any]] = {"sgd": {}, "momentum": {"momentum": 0.7}, "proximal": {"prox": 0.5}}
+
+
+def _worst(solver, rows, setting, aggregate):
+    population, changes = tiny_population(), SOLVERS[solver]
+    algorithm = fr.fednova(
+        learning_rate=0.05, regularisation=0.02, per_row=rows, sampler=fixed(COHORT), **SMALL, **changes
+    )
+    first, *states = ref.run_engine(algorithm, population, KEY, ROUNDS)
+    start = values = ref.read(first)
+    apart = []
+    for turn, state in enumerate(states):
+        cohort = ref.draw(algorithm, population, KEY, turn, COHORT, positives=3)
+        values = ref.run_round(setting, *values, cohort, partial(aggregate, setting))
+        apart.append(ref.deviation(ref.read(state), values, start))
+    return max(apart)
+
+
+@pytest.mark.parametrize(("solver", "rows"), [("sgd", True), ("momentum", False), ("proximal", False)])
+def test_rounds_equal_the_reference(solver, rows):
+    """Each local solver, rows by the letter and over their touchers."""
+    setting = SETTING._replace(**SOLVERS[solver])
+    assert _worst(solver, rows, setting, nova.per_row if rows else nova.by_letter) <= 1
+
+
+def test_a_wrong_reference_disagrees():
+    """Momentum that does not count in a_i."""
+
+    def forgetful(setting, sent):
+        return nova.by_letter(setting._replace(momentum=0.0), sent)
+
+    assert _worst("momentum", False, SETTING._replace(momentum=0.7), forgetful) > 10
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_closed_forms_equal_the_sums(solver):
+    """|a|_1 against the sum over the steps' shares."""
+    setting = SETTING._replace(**SOLVERS[solver])
+    reach = accumulated(setting.rate, setting.momentum, setting.prox)
+    for steps in (1, 2, 7, 40):
+        wanted = np.abs(nova.accumulation(setting, steps)).sum()
+        assert float(reach(jnp.float32(steps))) == pytest.approx(wanted, rel=1e-5)
+
+
+def _equal_and_ragged():
+    random, counts = np.random.default_rng(0), {"equal": [6] * 8, "ragged": [1, 2, 9, 6, 12, 3, 6, 9]}
+    for name, numbers in counts.items():
+        items = np.concatenate([random.choice(30, n, replace=False) for n in numbers])
+        yield name, build(np.concatenate([[0], np.cumsum(numbers)]), items, None, 30)
+
+
+def test_equal_steps_give_federated_averaging():
+    """Where all tau_i are equal, the rule is FedAvg weighted by examples; where they differ, it is not."""
+    sampler = fixed(range(8))
+    nova_like = fr.fednova(learning_rate=0.05, per_row=False, sampler=sampler, **SMALL)
+    plain = fr.fedmf(learning_rate=0.05, aggregator="examples", sampler=sampler, **SMALL)
+    apart = {}
+    for name, population in _equal_and_ragged():
+        got = ref.read(ref.run_engine(nova_like, population, KEY, 2)[-1])
+        first, *_, last = ref.run_engine(plain, population, KEY, 2)
+        apart[name] = ref.deviation(got, ref.read(last), ref.read(first))
+    assert apart["equal"] <= 1
+    assert apart["ragged"] > 100
+
+
+@pytest.mark.parametrize("settings", [{"momentum": 1.0}, {"momentum": 0.5, "prox": 0.1}])
+def test_solvers_without_a_closed_form_are_refused(settings):
+    with pytest.raises(ValueError, match="momentum="):
+        fr.fednova(**settings)

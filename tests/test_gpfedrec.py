@@ -1,0 +1,102 @@
+"""GPFedRec against its numpy reference, both kinds of neighbours, and the graph by itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedjax_rec as fr
+from fedjax_rec.algorithms.gpfedrec import _neighbours
+from tests import reference_gpfedrec as ref
+from tests.catalogue_rounds import double, play
+
+SIZE = 8
+SETTING = ref.Setting(epochs=2, rate=0.5, factor=8.0, pull=0.5, alike=True, threshold=1.0)
+ULPS = 2.0  # of the table: changes are small beside it
+
+
+def _make(setting: ref.Setting):
+    """The library's side of a setting."""
+    return fr.gpfedrec(
+        dim=8,
+        num_negatives=3,
+        batch_size=SIZE,
+        local_epochs=setting.epochs,
+        learning_rate=setting.rate,
+        item_factor=setting.factor,
+        pull=setting.pull,
+        neighbours="similar" if setting.alike else "dissimilar",
+        threshold=setting.threshold,
+        lanes=2,
+    )
+
+
+def _read(state) -> tuple[list[ref.Client], np.ndarray]:
+    private = double(state.private)
+    clients = []
+    for n in range(len(private["user"])):
+        layers = [(layer["weights"][n], layer["bias"][n]) for layer in private["layers"]]
+        clients.append(ref.Client(private["user"][n], layers, private["near"][n]))
+    return clients, double(state.server.tables["vector"])
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["similar", "dissimilar"])
+def played(request):
+    """A setting, and the library's rounds with it."""
+    setting = SETTING._replace(alike=request.param)
+    return setting, play(_make(setting), SIZE)
+
+
+def _differences(setting, played) -> list[float]:
+    """Largest difference of any leaf after each round beyond rounding, relative to how far the table moved."""
+    states, infos, drawn = played
+    clients, table = _read(states[0])
+    rounding = ULPS * np.abs(table).max() * np.finfo(np.float32).eps
+    moved, found = np.abs(_read(states[-1])[1] - table).max(), []
+    for state, info, batches in zip(states[1:], infos, drawn, strict=True):
+        clients, table, loss = ref.run_round(setting, clients, table, batches)
+        others, other = _read(state)
+        apart = [np.abs(table - other).max(), abs(loss - float(info.loss))]
+        for one, two in zip(clients, others, strict=True):
+            pairs = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+            apart += [np.abs(a - b).max() for a, b in pairs]
+        found.append((max(apart) - rounding) / moved)
+    return found
+
+
+def test_rounds_equal_the_reference(played):
+    """All leaves and the loss; a client without data keeps what it has and is nobody's neighbour."""
+    setting, rounds = played
+    assert max(_differences(setting, rounds)) < 1e-5
+    first, last = (_read(rounds[0][place])[0][3] for place in (0, -1))
+    assert all(
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(last), strict=True)
+    )
+
+
+@pytest.mark.parametrize("wrong", [{"pull": 0.4}, {"factor": 8.1}, {"threshold": 0.0}, {"alike": None}])
+def test_a_wrong_reference_disagrees(played, wrong):
+    """The pull, the rates, the threshold and the kind of neighbours count."""
+    setting, rounds = played
+    wrong = {"alike": not setting.alike} if "alike" in wrong else wrong
+    assert max(_differences(setting._replace(**wrong), rounds)) > 1e-3
+
+
+def test_neighbours_of_three_kinds_of_clients():
+    """Two alike, one apart: the two are similar to each other, and dissimilar to the one; the absent to none."""
+    tables = jnp.array([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.2], [1.0, 0.0]])
+    sent = jnp.array([True, True, True, False])
+    similar = _neighbours(tables, sent, like=True, threshold=1.0)
+    expected = np.array([[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    np.testing.assert_allclose(similar, expected)
+    dissimilar = _neighbours(tables, sent, like=False, threshold=1.0)
+    expected = np.array([[0, 0, 1, 0], [0, 0, 1, 0], [0.5, 0.5, 0, 0], [0, 0, 0, 1]])
+    np.testing.assert_allclose(dissimilar, expected)
+
+
+def test_refused_settings():
+    """One line each."""
+    with pytest.raises(ValueError, match="unknown neighbours 'near'; choose one of similar, dissimilar"):
+        fr.gpfedrec(neighbours="near")
+    with pytest.raises(ValueError, match="dim must be at least 4, not 2"):
+        fr.gpfedrec(dim=2)

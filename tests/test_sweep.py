@@ -1,0 +1,217 @@
+"""A batch of settings equals the loop over them, budgets are equal, and test items are never looked at."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import fedjax_rec as fr
+from fedjax_rec.blocks import Compilations
+from fedjax_rec.data.synthetic import synthetic
+from fedjax_rec.sweep import Trial, _group, _rests, sweep
+from fedjax_rec.testing import tiny_population
+
+SMALL: dict[str, Any] = {"dim": 4, "batch_size": 20, "cohort": 20, "lanes": 4}
+TRIALS = [{"learning_rate": 0.02, "regularisation": 0.0}, {"learning_rate": 0.1, "regularisation": 0.05}]
+ROUNDS, EVERY = 7, 3
+
+
+@pytest.fixture(scope="module")
+def split():
+    return fr.leave_one_out(synthetic(60, 90))
+
+
+def make(**settings):
+    return fr.fedmf(**SMALL, **settings)
+
+
+def stubborn(*, learning_rate, regularisation, prox):
+    """A factory that wants to know one of its numbers: it cannot be traced."""
+    return make(learning_rate=learning_rate * float(1 + prox), regularisation=regularisation)
+
+
+def by_hand(factory, split, settings, seed, metric="ndcg@10"):
+    """The same trial by `simulate`: its best metric, its round, its curve."""
+    stop = fr.Stop(metric=metric)
+    history = fr.simulate(factory(**settings), split, rounds=ROUNDS, eval_every=EVERY, seed=seed, stop=stop)[
+        1
+    ]
+    return [(done, found[f"full/{metric}"]) for done, found in history.evaluations]
+
+
+def test_batch_equals_loop(split):
+    """Every trial has the curve of `simulate` with its settings and seed, averaged over seeds."""
+    seeds = (0, 5)
+    found = sweep(make, split, TRIALS, rounds=ROUNDS, eval_every=EVERY, seeds=seeds)
+    assert [trial.settings for trial in found.trials] == TRIALS
+    for trial in found.trials:
+        curves = [by_hand(make, split, trial.settings, seed) for seed in seeds]
+        means = np.mean([[value for _, value in curve] for curve in curves], axis=0)
+        assert [done for done, _ in trial.curve] == [done for done, _ in curves[0]] == [3, 6, 7]
+        np.testing.assert_allclose([value for _, value in trial.curve], means, rtol=1e-5)
+        assert trial.validation == max(value for _, value in trial.curve)
+        assert dict(trial.curve)[trial.round] == trial.validation
+    assert found.best.validation == max(trial.validation for trial in found.trials)
+
+
+def test_one_program_serves_a_group(split):
+    """Four trials that differ in numbers share one program for start and one for blocks."""
+    counted = Compilations("batch")
+    with counted:
+        grid = {"learning_rate": [0.02, 0.1], "regularisation": [0.0, 0.05]}
+        found = sweep(make, split, grid, rounds=4, eval_every=2)
+    assert counted.count == 2
+    assert [trial.settings for trial in found.trials] == fr.grid(grid)
+
+
+def test_shapes_make_groups(split):
+    """Trials of other shapes are other programs, and the table keeps their order."""
+    trials = [{"dim": d, "learning_rate": r} for r in (0.02, 0.05) for d in (2, 4)]
+
+    def by_width(**settings):
+        return fr.fedmf(**(SMALL | settings))
+
+    algorithms = [by_width(**each) for each in trials]
+    groups = _group(by_width, algorithms, trials, fr.population_of(split))
+    assert [group.members for group in groups] == [[0, 2], [1, 3]]
+    found = sweep(by_width, split, trials[:3], rounds=ROUNDS, eval_every=EVERY)
+    assert [trial.settings for trial in found.trials] == trials[:3]
+    np.testing.assert_allclose(found.trials[2].curve, by_hand(by_width, split, trials[2], 0), rtol=1e-5)
+
+
+def test_what_cannot_be_traced_is_looped_over(split):
+    """A factory that asks for a number gets it, and the result is that of the loop."""
+    trials = [
+        {"learning_rate": r, "regularisation": 0.01, "prox": p} for r in (0.02, 0.1) for p in (0.0, 0.5)
+    ]
+    algorithms = [stubborn(**each) for each in trials]
+    groups = _group(stubborn, algorithms, trials, fr.population_of(split))
+    assert [(group.members, group.traced) for group in groups] == [
+        ([0, 2], ("learning_rate",)),
+        ([1, 3], ("learning_rate",)),
+    ]
+    found = sweep(stubborn, split, trials[:2], rounds=ROUNDS, eval_every=EVERY)
+    expected = by_hand(stubborn, split, trials[1], 0)
+    np.testing.assert_allclose(found.trials[1].curve, expected, rtol=1e-5)
+
+
+def test_moving_rows_are_replayed_under_a_batch(split):
+    """SGD's rows rest and momentum's move, and a batch of learning rates knows it."""
+
+    def heavy(learning_rate):
+        return make(local_optimizer=optax.sgd(learning_rate, momentum=0.9), local_epochs=2)
+
+    population = tiny_population()
+    assert _rests(make(learning_rate=0.1), population)
+    assert not _rests(heavy(0.1), population)
+    found = sweep(heavy, split, {"learning_rate": [0.0, 0.02]}, rounds=ROUNDS, eval_every=EVERY)
+    expected = by_hand(heavy, split, {"learning_rate": 0.02}, 0)
+    np.testing.assert_allclose(found.trials[1].curve, expected, rtol=1e-5)
+
+
+def test_budgets_are_equal(split):
+    """Every trial is trained and measured as often as every other, whatever it is worth."""
+    told: list[tuple[int, int]] = []
+    finished: list[Trial] = []
+    found = sweep(
+        make,
+        split,
+        {"learning_rate": [1e-6, 0.05, 30.0]},
+        rounds=ROUNDS,
+        eval_every=EVERY,
+        seeds=(1, 2),
+        on_block=lambda done, budget: told.append((done, budget)),
+        on_trial=finished.append,
+    )
+    assert {len(trial.curve) for trial in found.trials} == {3}
+    assert told[-1] == (3 * 2 * ROUNDS, 3 * 2 * ROUNDS)
+    assert tuple(finished) == found.trials
+
+
+def test_diverged_trials_are_worst(split):
+    """A run whose loss is not finite has no metric from then on."""
+    found = sweep(make, split, {"learning_rate": [1e18, 0.05]}, rounds=4, eval_every=2)
+    assert math.isnan(found.trials[0].curve[-1][1])
+    assert found.best is found.trials[1]
+    with pytest.raises(ValueError, match="all 1 trials diverged"):
+        sweep(make, split, {"learning_rate": [1e30]}, rounds=4, eval_every=2)
+
+
+def test_test_items_are_never_looked_at(split):
+    """Other test items and candidates leave every bit of the table as it is."""
+    rng = np.random.default_rng(0)
+    other = split._replace(
+        test=rng.permutation(split.test), candidates_test=rng.permutation(split.candidates_test)
+    )
+    runs = [sweep(make, each, TRIALS, rounds=4, eval_every=2) for each in (split, other)]
+    assert [trial[:3] for trial in runs[0].trials] == [trial[:3] for trial in runs[1].trials]
+    blind = split._replace(validation=rng.permutation(split.validation))  # and the check can fail
+    changed = sweep(make, blind, TRIALS, rounds=4, eval_every=2)
+    assert [trial[:3] for trial in runs[0].trials] != [trial[:3] for trial in changed.trials]
+
+
+def test_errors_of_ratings_are_minimised(split):
+    """With RMSE the least wins, and it is that of the validation ratings."""
+    rated = split._replace(
+        ratings=np.resize([1.0, 4.0, 5.0], len(split.items)).astype(np.float32),
+        validation_ratings=np.resize([2.0, 4.0], split.num_users).astype(np.float32),
+    )
+
+    def rating(**settings):
+        return make(loss="mse", **settings)
+
+    found = sweep(rating, rated, {"learning_rate": [1e-3, 0.1]}, rounds=4, eval_every=2, metric="rmse")
+    assert found.best.validation == min(trial.validation for trial in found.trials)
+    algorithm = rating(**found.trials[0].settings)
+    state = fr.train(jax.random.key(0), algorithm, fr.population_of(rated), 4)[0]
+    scores = jax.vmap(algorithm.score, in_axes=(0, None))(state.private, state.server)
+    own = np.asarray(scores)[np.arange(rated.num_users), rated.validation]
+    expected = np.sqrt(np.mean((own - rated.validation_ratings) ** 2))
+    np.testing.assert_allclose(found.trials[0].curve[-1][1], expected, rtol=1e-5)
+
+
+def test_draws():
+    """Draws depend on the seed, a larger budget begins with the smaller one, and ranges are kept."""
+    space = {"rate": fr.log_uniform(1e-3, 1.0), "dim": fr.choice(8, 16), "loss": "bce"}
+    found = fr.draws(space, 200, seed=3)
+    assert found[:5] == fr.draws(space, 5, seed=3) != fr.draws(space, 5, seed=4)
+    logs = np.log10([each["rate"] for each in found])
+    assert logs.min() >= -3
+    assert logs.max() <= 0
+    assert abs(logs.mean() + 1.5) < 0.2
+    assert {each["dim"] for each in found} == {8, 16}
+    assert {each["loss"] for each in found} == {"bce"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rounds": 0}, "rounds must be at least 1"),
+        ({"eval_every": 0}, "eval_every must be at least 1"),
+        ({"settings": []}, "0 trials"),
+        ({"seeds": ()}, "of 0 seeds"),
+        ({"metric": "ndcg"}, "ndcg"),
+        ({"metric": "rmse"}, "rmse"),
+        ({"settings": {"learning_rate": [-1.0]}}, "learning_rate must be at least 0"),
+        ({"split": None}, "no validation items"),
+    ],
+)
+def test_errors(split, changes, words):
+    """Bad input is refused in one line before anything runs."""
+    given = {"factory": make, "split": split, "settings": TRIALS} | changes
+    given["split"] = given["split"] or fr.merge_validation(split)
+    with pytest.raises(ValueError, match=words) as caught:
+        sweep(**given)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_spaces():
+    """Ranges that are none are refused."""
+    for low, high in ((0, 1), (2, 1), (1, math.inf)):
+        with pytest.raises(ValueError, match="0 < low <= high"):
+            fr.log_uniform(low, high)
+    with pytest.raises(ValueError, match="nothing to choose from"):
+        fr.choice()
