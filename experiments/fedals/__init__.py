@@ -1,0 +1,1 @@
+"""Federated ALS beside central iALS: no price of federation."""

@@ -1,0 +1,1 @@
+"""The experiment `fedrap`; see its README."""

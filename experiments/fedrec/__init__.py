@@ -1,0 +1,1 @@
+"""FedRec and FedRec++ on MovieLens 100K, against their authors' logs."""

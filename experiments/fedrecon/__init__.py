@@ -1,0 +1,1 @@
+"""Federated reconstruction for users who never took part in training."""

@@ -1,0 +1,1 @@
+"""The experiment `gpfedrec`; see its README."""

@@ -1,0 +1,1 @@
+"""Every registered algorithm under one protocol, tuned with one budget."""

@@ -1,0 +1,98 @@
+"""Which units there are, in which order, and on what each depends."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.honest_benchmark import units
+from experiments.honest_benchmark.spaces import VARIANTS, needs_ratings, space_of
+from experiments.honest_benchmark.store import Result, Unit, finished, read
+from experiments.honest_benchmark.task import Task
+from fedjax_rec.evaluation.central import NAMES as CENTRALS
+
+LEAKY_SEEDS = {"ml-1m-loo": 1}  # of three: the leak is larger than any spread
+
+
+class Job(NamedTuple):
+    """A unit that is still to do."""
+
+    unit: Unit
+    recipe: Result
+    work: Callable[[units.Tell], Result]
+
+
+def jobs(
+    tasks: list[Task],
+    names: tuple[str, ...],
+    seeds: tuple[int, ...],
+    folder: Path,
+    *,
+    leaky: bool = True,
+    centrals: tuple[str, ...] = CENTRALS,
+) -> Iterator[Job]:
+    """What is left to do; a job is looked up when its turn comes, for it may need the one before.
+
+    Args:
+        tasks: the data sets.
+        names: of the variants.
+        seeds: of the runs.
+        folder: of the results.
+        leaky: whether the leaky table is wanted.
+        centrals: names of the central baselines.
+
+    Yields:
+        the jobs: of each data set the central baselines, then variant by variant tuning and runs.
+    """
+    for task in tasks:
+        unit, recipe = Unit(task.dataset, "central", ""), _recipe(task, methods=list(centrals))
+        if finished(folder, unit, recipe) is None:
+            yield Job(unit, recipe, partial(_central, task, centrals))
+        for name in names:
+            if not needs_ratings(name) or task.split.ratings is not None:
+                yield from _of_variant(task, name, seeds, folder, leaky=leaky)
+
+
+def _of_variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, leaky: bool) -> Iterator[Job]:
+    carried = None
+    if task.carry is not None:
+        carried = read(folder, Unit(task.carry, name, "tune"))
+        carried = None if carried is None or "failed" in carried else carried
+    recipe = _recipe(
+        task,
+        budget=task.budget._asdict(),
+        variant=VARIANTS[name]._asdict(),
+        space=space_of(name),
+        carried=None if carried is None else [trial["settings"] for trial in carried["trials"]],
+    )
+    unit = Unit(task.dataset, name, "tune")
+    if finished(folder, unit, recipe) is None:
+        yield Job(unit, recipe, partial(_tune, task, name, carried))
+    tuned = finished(folder, unit, recipe)
+    if tuned is None:
+        return  # it failed, and its failure is written
+    policies: list[tuple[str, Any, tuple[int, ...]]] = [("clean", units.run_clean, seeds)]
+    if leaky and not needs_ratings(name):
+        policies.append(("paper-leaky", units.run_leaky, seeds[: LEAKY_SEEDS.get(task.dataset, len(seeds))]))
+    for policy, work, some in policies:
+        for seed in some:
+            unit, chosen = Unit(task.dataset, name, policy, seed), _recipe(task, tuned=tuned["best"])
+            if finished(folder, unit, chosen) is None:
+                yield Job(unit, chosen, partial(_run, work, task, name, seed, tuned))
+
+
+def _tune(task: Task, name: str, carried: Result | None, tell: units.Tell) -> Result:
+    return units.tune(task, name, carried, tell)
+
+
+def _central(task: Task, centrals: tuple[str, ...], tell: units.Tell) -> Result:
+    del tell
+    return units.run_central(task, centrals)
+
+
+def _run(work: Any, task: Task, name: str, seed: int, tuned: Result, tell: units.Tell) -> Result:
+    return work(task, name, seed, tuned, tell)
+
+
+def _recipe(task: Task, **parts: Any) -> Result:
+    return {"protocol_id": task.protocol_id} | parts

@@ -1,0 +1,130 @@
+"""What is tuned of each algorithm, and which of them predict ratings.
+
+An algorithm without an entry is searched around its own defaults, a factor of 10 either way, in its learning
+rates, its penalty and its first scale. Numbers alone are searched, so that all trials of an algorithm share one
+program. The first trial is always the algorithm's own defaults.
+"""
+
+from typing import Any, NamedTuple
+
+import fedjax_rec as fr
+from fedjax_rec.algorithms.registry import ENTRIES, NAMES, accepted
+
+FACTOR = 10.0
+SEARCHED = (  # by default, besides all rates
+    "regularisation", "init_scale", "network_scale", "base_scale", "head_scale", "item_factor", "alpha",
+    "unobserved", "independence", "sparsity", "pull", "spreadout",
+)  # fmt: skip
+
+
+class Variant(NamedTuple):
+    """An algorithm, perhaps with settings that make it another method."""
+
+    algorithm: str
+    fixed: dict[str, Any]
+
+
+VARIANTS: dict[str, Variant] = {name: Variant(name, {}) for name in NAMES} | {
+    "fedmf-adam": Variant("fedmf", {"server": "fedadam", "server_learning_rate": 0.01}),
+    "fedmf-ratings": Variant("fedmf", {"loss": "mse"}),
+    "fedrecon": Variant("fedrecon", {"recon_learning_rate": 0.1, "learning_rate": 0.5}),  # fits ratings
+    "fedrecon-ranking": Variant(
+        "fedrecon", {"loss": "bce", "recon_learning_rate": 0.5, "learning_rate": 5.0}
+    ),
+}
+SPACES: dict[str, dict[str, Any]] = {
+    "fedmf": {
+        "learning_rate": fr.log_uniform(0.003, 0.05),
+        "regularisation": fr.log_uniform(0.002, 0.05),
+        "init_scale": fr.log_uniform(0.03, 1.0),
+    },
+    "fedmf-adam": {
+        "learning_rate": fr.log_uniform(0.003, 0.1),
+        "regularisation": fr.log_uniform(0.001, 0.05),
+        "server_learning_rate": fr.log_uniform(0.001, 0.1),
+    },
+    "fedals": {
+        "regularisation": fr.log_uniform(0.001, 0.1),
+        "unobserved": fr.log_uniform(0.03, 1.0),
+    },
+}
+
+
+def space_of(name: str) -> dict[str, Any]:
+    """The search space of a variant.
+
+    Args:
+        name: in `VARIANTS`.
+
+    Returns:
+        range by setting; empty if it has nothing to tune.
+    """
+    if name in SPACES:
+        return SPACES[name]
+    known = defaults_of(name)
+    return {
+        setting: fr.log_uniform(value / FACTOR, value * FACTOR)
+        for setting, value in known.items()
+        if isinstance(value, float) and value > 0 and (setting.endswith("_rate") or setting in SEARCHED)
+    }
+
+
+def defaults_of(name: str) -> dict[str, Any]:
+    """A variant's own settings.
+
+    Args:
+        name: in `VARIANTS`.
+
+    Returns:
+        value by setting.
+    """
+    variant = VARIANTS[name]
+    return accepted(variant.algorithm) | variant.fixed
+
+
+def trials_of(name: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """The settings to try: the defaults, then draws.
+
+    Args:
+        name: in `VARIANTS`.
+        count: how many; an algorithm with nothing to tune has one trial.
+        seed: of the draws.
+
+    Returns:
+        the trials.
+    """
+    space = space_of(name)
+    if not space:
+        return [{}]
+    known = defaults_of(name)
+    return [{setting: known[setting] for setting in space}, *fr.draws(space, count - 1, seed=seed)]
+
+
+def trials_near(best: list[dict[str, Any]], count: int, factor: float = 3.0) -> list[dict[str, Any]]:
+    """The settings to try where another data set has been searched: its best, then draws around the very best.
+
+    Args:
+        best: trials of the other data set, best first.
+        count: how many.
+        factor: how far the draws may go, either way.
+
+    Returns:
+        the trials.
+    """
+    if not best[0]:
+        return [{}]
+    carried = best[: (count + 1) // 2]
+    near = {name: fr.log_uniform(value / factor, value * factor) for name, value in carried[0].items()}
+    return carried + fr.draws(near, count - len(carried))
+
+
+def needs_ratings(name: str) -> bool:
+    """Whether a variant fits ratings.
+
+    Args:
+        name: in `VARIANTS`.
+
+    Returns:
+        whether it does.
+    """
+    return ENTRIES[VARIANTS[name].algorithm].ratings or defaults_of(name).get("loss") == "mse"

@@ -1,0 +1,238 @@
+"""The tables and the picture, made of the results and of nothing else."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.honest_benchmark.store import Result, read_all
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+PICTURE = "benchmark.png"
+HEAD = (
+    "method", "NDCG@10", "95 % over users", "seeds", "HR@10", "NDCG@10, sampled", "HR@10, sampled", "price",
+    "bytes up", "bytes down", "rounds", "tuning s", "run s",
+)  # fmt: skip
+Runs = dict[tuple[str, str], list[Result]]  # (name, policy) -> its seeds
+
+
+def update(results: Path, folder: Path) -> None:
+    """Write the tables between the markers of README.md, and the picture beside it.
+
+    Args:
+        results: folder of the results.
+        folder: of README.md; it is begun where it is missing.
+
+    Raises:
+        ValueError: if README.md has no markers.
+    """
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.exists() else f"{BEGIN}\n{END}\n"
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"README.md has no markers; put {BEGIN} and {END} where the tables shall stand")
+    found = read_all(results)
+    tables = render(found)
+    if draw(found, folder / PICTURE):
+        tables += f"\n![NDCG@10 of every method, full ranking]({PICTURE})\n"
+    pattern = re.escape(BEGIN) + ".*" + re.escape(END)
+    whole = re.sub(pattern, lambda _: f"{BEGIN}\n\n{tables}\n{END}", text, flags=re.DOTALL)
+    readme.write_text(whole, encoding="utf-8")
+
+
+def render(results: Iterable[Result]) -> str:
+    """All tables, data set by data set.
+
+    Args:
+        results: of the store.
+
+    Returns:
+        markdown.
+    """
+    by_dataset: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        by_dataset[result["dataset"]].append(result)
+    if not by_dataset:
+        return "No results yet.\n"
+    return "\n".join(_dataset(name, found) for name, found in sorted(by_dataset.items()))
+
+
+def _dataset(dataset: str, results: list[Result]) -> str:
+    central = next((r for r in results if r["name"] == "central" and "failed" not in r), None)
+    runs: Runs = defaultdict(list)
+    for result in results:
+        if result["policy"] and "failed" not in result:
+            runs[result["name"], result["policy"]].append(result)
+    protocols = sorted({r["protocol_id"] for seeds in runs.values() for r in seeds})
+    parts = [
+        f"## {dataset}\n",
+        _ranking(central, runs),
+        _errors(central, runs),
+        _leaks(runs),
+        _failures(results),
+    ]
+    if len(protocols) > 1:
+        raise ValueError(f"{dataset}: results of the protocols {', '.join(protocols)} share no table")
+    return "\n".join(part for part in parts if part)
+
+
+def _ranking(central: Result | None, runs: Runs) -> str:
+    """Central methods above, then the federated ones, best first."""
+    rows, best = [], {}
+    if central is not None:
+        methods = central["methods"]
+        best = {
+            part: max(m["metrics"][part]["ndcg@10"] for m in methods.values()) for part in _parts(central)
+        }
+        if "best_reachable" in central:
+            rows.append(_cells("*best reachable*", central["best_reachable"], None))
+        for name, method in sorted(methods.items(), key=lambda pair: -pair[1]["metrics"]["full"]["ndcg@10"]):
+            cells = _cells(f"{name} (central)", method["metrics"], method["intervals"]["full"]["ndcg@10"])
+            rows.append([*cells[:-1], f"{method['seconds']:.0f}"])
+    names = [name for name, policy in runs if policy == "clean" and not _rates(runs[name, policy])]
+    federated = [_federated(name, runs[name, "clean"], runs.get((name, "tune"), []), best) for name in names]
+    rows += sorted(federated, key=lambda row: row[1], reverse=True)
+    return _markdown(HEAD, rows) if rows else ""
+
+
+def _federated(name: str, seeds: list[Result], tuned: list[Result], best: dict[str, float]) -> list[str]:
+    metrics = [seed["metrics"] for seed in seeds]
+    means = {
+        part: {metric: float(np.mean([m[part][metric] for m in metrics])) for metric in ("ndcg@10", "hr@10")}
+        for part in _parts(seeds[0])
+    }
+    limits = np.mean([seed["intervals"]["full"]["ndcg@10"] for seed in seeds], axis=0)
+    spread = np.std([m["full"]["ndcg@10"] for m in metrics], ddof=1) if len(seeds) > 1 else np.nan
+    row = _cells(name, means, tuple(limits))
+    row[3] = f"{len(seeds)}, ± {spread:.4f}"
+    price = means["full"]["ndcg@10"] / best["full"] if best.get("full") else np.nan
+    traffic = {way: float(np.mean([seed["traffic"][way] for seed in seeds])) for way in ("up", "down")}
+    spent = sum(one["seconds"] for one in tuned)
+    run = float(np.mean([seed["seconds"] for seed in seeds]))
+    row[7:] = [f"{price:.3f}", f"{traffic['up']:,.0f}", f"{traffic['down']:,.0f}", str(seeds[0]["round"])]
+    return [*row, f"{spent:.0f}", f"{run:.0f}"]
+
+
+def _cells(name: str, metrics: dict[str, Any], limits: Any) -> list[str]:
+    sampled = next(part for part in metrics if part.startswith("sampled"))
+    between = "" if limits is None else f"{limits[0]:.4f} to {limits[1]:.4f}"
+    numbers = [metrics["full"]["hr@10"], metrics[sampled]["ndcg@10"], metrics[sampled]["hr@10"]]
+    row = [name, f"{metrics['full']['ndcg@10']:.4f}", between, "", *(f"{n:.4f}" for n in numbers)]
+    return row + [""] * (len(HEAD) - len(row))
+
+
+def _errors(central: Result | None, runs: Runs) -> str:
+    """Methods that predict ratings."""
+    rows = [[f"{name} (central)", f"{value:.4f}", "", ""] for name, value in _ratings(central).items()]
+    for (name, policy), seeds in runs.items():
+        if policy == "clean" and _rates(seeds):
+            errors = [seed["metrics"]["rating"]["rmse"] for seed in seeds]
+            spread = np.std(errors, ddof=1) if len(errors) > 1 else np.nan
+            cells = [f"{len(seeds)}, ± {spread:.4f}", str(seeds[0]["round"])]
+            rows.append([name, f"{np.mean(errors):.4f}", *cells])
+    if len(rows) == len(_ratings(central)):
+        return ""
+    rows.sort(key=lambda row: row[1])
+    return "Predicted ratings of the test items, not clipped:\n\n" + _markdown(
+        ("method", "RMSE", "seeds", "rounds"), rows
+    )
+
+
+def _ratings(central: Result | None) -> dict[str, float]:
+    return {} if central is None else central["ratings"]
+
+
+def _leaks(runs: Runs) -> str:
+    """What the same settings reach with negatives that spare the held-out items, and no refit."""
+    rows = []
+    for (name, policy), seeds in runs.items():
+        if policy != "paper-leaky":
+            continue
+        sampled = next(part for part in seeds[0]["metrics"] if part.startswith("sampled"))
+        cells = [name, *_means([seed["metrics"] for seed in seeds], sampled)]
+        own = [seed["local"]["metrics"] for seed in seeds if "local" in seed]
+        rows.append([*cells, *(_means(own, sampled) if own else ["", ""]), str(len(seeds))])
+    if not rows:
+        return ""
+    head = ("method", "HR@10", "NDCG@10", "HR@10, local table", "NDCG@10, local table", "seeds")
+    text = (
+        "**LEAKY** (`paper-leaky`, 1 + 99 candidates): training never draws a held-out item as a negative. These "
+        "numbers are errors, shown to be recognised; compare them with nothing above.\n\n"
+    )
+    return text + _markdown(head, sorted(rows))
+
+
+def _means(metrics: list[dict], part: str) -> list[str]:
+    return [f"{np.mean([m[part][name] for m in metrics]):.4f}" for name in ("hr@10", "ndcg@10")]
+
+
+def _failures(results: list[Result]) -> str:
+    failed = [r for r in results if "failed" in r]
+    lines = [f"* {r['name']}, {r['policy'] or 'all'}, seed {r['seed']}: {r['failed']}" for r in failed]
+    return "Failed:\n\n" + "\n".join(lines) + "\n" if failed else ""
+
+
+def _rates(seeds: list[Result]) -> bool:
+    return "rating" in seeds[0]["metrics"]
+
+
+def _parts(result: Result) -> list[str]:
+    metrics = result["metrics"] if "metrics" in result else next(iter(result["methods"].values()))["metrics"]
+    return [part for part in metrics if part == "full" or part.startswith("sampled")]
+
+
+def _markdown(head: Iterable[str], rows: list[list[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def draw(results: list[Result], path: Path) -> bool:
+    """Draw NDCG@10 of every clean method with its interval, central ones in grey.
+
+    Args:
+        results: of the store.
+        path: of the picture.
+
+    Returns:
+        whether there was anything to draw.
+    """
+    from matplotlib.figure import Figure
+
+    points = {name: _points(results, name) for name in sorted({r["dataset"] for r in results})}
+    points = {name: found for name, found in points.items() if found}
+    if not points:
+        return False
+    tallest = max(map(len, points.values()))
+    figure = Figure(figsize=(4.2 * len(points), 1.2 + 0.24 * tallest), layout="constrained")
+    for axes, (dataset, found) in zip(np.ravel(figure.subplots(1, len(points))), points.items(), strict=True):
+        ordered = sorted(found, key=lambda point: point[1])
+        for place, (_, value, low, high, color) in enumerate(ordered):
+            axes.plot([low, high], [place, place], color=color, linewidth=1)
+            axes.plot(value, place, marker="o", markersize=4, color=color)
+        axes.set_yticks(range(len(ordered)), [point[0] for point in ordered], fontsize=7)
+        axes.set(title=dataset, xlabel="NDCG@10, full ranking, test")
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    return True
+
+
+def _points(results: list[Result], dataset: str) -> list[tuple[str, float, float, float, str]]:
+    mine = [r for r in results if r["dataset"] == dataset and "failed" not in r]
+    points = []
+    for result in mine:
+        if result["name"] == "central":
+            for name, method in result["methods"].items():
+                low, high = method["intervals"]["full"]["ndcg@10"]
+                points.append((name, method["metrics"]["full"]["ndcg@10"], low, high, "0.55"))
+    clean = defaultdict(list)
+    for result in mine:
+        if result["policy"] == "clean" and "rating" not in result["metrics"]:
+            clean[result["name"]].append(result)
+    for name, seeds in clean.items():
+        limits = np.mean([seed["intervals"]["full"]["ndcg@10"] for seed in seeds], axis=0)
+        mean = float(np.mean([seed["metrics"]["full"]["ndcg@10"] for seed in seeds]))
+        points.append((name, mean, *map(float, limits), "tab:blue"))
+    return points

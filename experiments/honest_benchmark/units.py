@@ -1,0 +1,227 @@
+"""The four kinds of work: central baselines, tuning, a clean run, a leaky run."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+import fedjax_rec as fr
+from experiments.honest_benchmark.spaces import needs_ratings, trials_near, trials_of
+from experiments.honest_benchmark.store import Result
+from experiments.honest_benchmark.task import Task, make, make_on_devices, rounds_of
+from fedjax_rec.central import details_of
+from fedjax_rec.data.splits import Split
+from fedjax_rec.evaluation.measure import measure, name_sampled
+from fedjax_rec.evaluation.metrics import user_metrics
+from fedjax_rec.evaluation.ranking import Places, Ranks
+from fedjax_rec.evaluation.statistics import bootstrap_intervals
+from fedjax_rec.experiment import measure_ratings, versions
+from fedjax_rec.points import after_local_training
+from fedjax_rec.traffic import count_traffic, upload_of
+
+METRICS = ("hr@10", "ndcg@10")
+Tell = Callable[[int, int], Any]  # rounds done, rounds to do
+
+
+def run_central(task: Task, names: tuple[str, ...]) -> Result:
+    """The central baselines, their settings chosen on validation, refit on train + validation.
+
+    Args:
+        task: the data.
+        names: of the methods.
+
+    Returns:
+        metrics and intervals by method, and the best that is reachable where the truth is known.
+    """
+    found = fr.run_baselines(task.split, names=names, refit=True)
+    merged = fr.merge_validation(task.split)
+    methods = {
+        name: {"metrics": one.metrics, "intervals": intervals(one.ranks, merged), "seconds": one.seconds}
+        for name, one in found.items()
+    }
+    result = {"methods": methods, "details": details_of(found), "ratings": central_ratings(merged)}
+    if task.source.truth is not None:
+        result["best_reachable"] = measure(fr.truth_ranks(task.source, merged), merged)
+    return result | _facts(task)
+
+
+def central_ratings(split: Split) -> dict[str, float]:
+    """RMSE on the test ratings of two predictions that need no training.
+
+    Args:
+        split: train + validation.
+
+    Returns:
+        by name; empty without ratings.
+
+    Source of "biases": Koren 2010, "Factor in the neighbors", section 2.1, penalties 25 and 10.
+    """
+    if split.ratings is None or split.test_ratings is None:
+        return {}
+    users = np.repeat(np.arange(split.num_users), np.diff(split.offsets))
+    mean = float(split.ratings.mean())
+    item_bias = _shrunk(split.ratings - mean, split.items, split.num_items, 25.0)
+    user_bias = _shrunk(split.ratings - mean - item_bias[split.items], users, split.num_users, 10.0)
+    guesses = {"mean": np.full(split.num_users, mean), "biases": mean + user_bias + item_bias[split.test]}
+    return {n: float(np.sqrt(np.nanmean((g - split.test_ratings) ** 2))) for n, g in guesses.items()}
+
+
+def _shrunk(values: np.ndarray, groups: np.ndarray, count: int, penalty: float) -> np.ndarray:
+    sums = np.bincount(groups, values, minlength=count)
+    return sums / (penalty + np.bincount(groups, minlength=count))
+
+
+def tune(task: Task, name: str, carried: Result | None, tell: Tell) -> Result:
+    """Choose settings and the number of rounds on validation.
+
+    Args:
+        task: the data and the budget.
+        name: of the variant.
+        carried: what tuning found on another data set, if that is tried first.
+        tell: called after each block.
+
+    Returns:
+        the trials, best first, and the best one's settings and round.
+    """
+    count = task.budget.trials
+    if carried is None:
+        trials = trials_of(name, count)
+    else:
+        trials = trials_near([trial["settings"] for trial in carried["trials"]], count)
+    rounds, eval_every = rounds_of(make(name, **trials[0]), task)
+    metric = "rmse" if needs_ratings(name) else "ndcg@10"
+    found = fr.sweep(
+        lambda **settings: make(name, **settings),
+        task.split,
+        trials,
+        rounds=rounds,
+        eval_every=eval_every,
+        metric=metric,
+        on_block=tell,
+    )
+    sign = -1.0 if metric == "rmse" else 1.0
+    known = [(-np.inf if np.isnan(t.validation) else sign * t.validation, t) for t in found.trials]
+    ordered = [trial for _, trial in sorted(known, key=lambda pair: -pair[0])]
+    table = [{"settings": t.settings, "validation": t.validation, "round": t.round} for t in ordered]
+    budget = {"metric": metric, "rounds": rounds, "eval_every": eval_every, "seconds": found.seconds}
+    return {"trials": table, "best": table[0]} | budget | _facts(task)
+
+
+def run_clean(task: Task, name: str, seed: int, tuned: Result, tell: Tell) -> Result:
+    """Train on train + validation for the chosen number of rounds, and test.
+
+    Args:
+        task: the data.
+        name: of the variant.
+        seed: of the run.
+        tuned: what tuning chose.
+        tell: called after each block.
+
+    Returns:
+        metrics, intervals, traffic and seconds.
+    """
+    best, merged = tuned["best"], fr.merge_validation(task.split)
+    algorithm = make_on_devices(name, merged, best["settings"])
+    state, history = fr.simulate(
+        algorithm,
+        fr.population_of(merged),
+        rounds=best["round"],
+        eval_every=tuned["eval_every"],
+        seed=seed,
+        keep="last",
+        on_block=lambda p: tell(p.round, p.rounds),
+    )
+    if history.stopped == "diverged":
+        raise ValueError(f"the refit diverged in round {len(history.rounds.loss)}")
+    ranks = fr.make_evaluator(algorithm, merged)(state)
+    return _tested(algorithm, merged, state, ranks, history) | {"settings": best["settings"]} | _facts(task)
+
+
+def run_leaky(task: Task, name: str, seed: int, tuned: Result, tell: Tell) -> Result:
+    """The same settings with negatives that spare the held-out items, the round selected on validation.
+
+    Args:
+        task: the data.
+        name: of the variant.
+        seed: of the run.
+        tuned: what tuning chose, without the leak.
+        tell: called after each block.
+
+    Returns:
+        as `run_clean`, and the same by each client's own table after training, where it has one.
+    """
+    leaky, settings = task.split._replace(negatives="paper-leaky"), tuned["best"]["settings"]
+    algorithm, population = make_on_devices(name, leaky, settings), fr.population_of(leaky)
+    state, history = fr.simulate(
+        algorithm,
+        leaky,
+        rounds=tuned["rounds"],
+        eval_every=tuned["eval_every"],
+        seed=seed,
+        on_block=lambda p: tell(p.round, p.rounds),
+    )
+    ranks = fr.make_evaluator(algorithm, leaky)(state)
+    result = _tested(algorithm, leaky, state, ranks, history) | {"settings": settings} | _facts(task)
+    if algorithm.model.represent is None and algorithm.work.send is None:
+        point = after_local_training(make(name, **settings), population, jax.random.key(seed))
+        own = fr.make_evaluator(algorithm, leaky, point=point)(state)
+        result["local"] = {"metrics": measure(own, leaky), "intervals": intervals(own, leaky)}
+    return result
+
+
+def _tested(
+    algorithm: fr.Algorithm, split: Split, state: fr.State, ranks: Ranks, history: fr.History
+) -> Result:
+    return {
+        "metrics": measure(ranks, split) | measure_ratings(algorithm, split, state),
+        "intervals": intervals(ranks, split),
+        "round": history.selected_round,
+        "traffic": count_traffic(
+            state.server, history.rounds, upload_of(algorithm, fr.population_of(split), state)
+        )._asdict(),
+        "clients_per_second": history.clients_per_second,
+        "train_seconds": history.train_seconds,
+    }
+
+
+def intervals(ranks: Ranks, split: Split) -> Result:
+    """95 % bootstrap intervals over users.
+
+    Args:
+        ranks: of the test items.
+        split: names the sampled ranking.
+
+    Returns:
+        (low, high) by ranking and metric.
+    """
+    return {"full": _intervals(ranks.full), name_sampled(split): _intervals(ranks.sampled)}
+
+
+def _intervals(places: Places) -> dict[str, tuple[float, float]]:
+    values = user_metrics(places, [10])
+    found = bootstrap_intervals(np.stack([values[name] for name in METRICS], axis=1))
+    return {name: (one.low, one.high) for name, one in zip(METRICS, found, strict=True)}
+
+
+def _facts(task: Task) -> Result:
+    return {"protocol_id": task.protocol_id, "versions": versions()}
+
+
+def timed(work: Callable[[], Result]) -> Result:
+    """Do one unit's work; a failure is a result too.
+
+    Args:
+        work: what to do.
+
+    Returns:
+        its result, or {"failed": why}, with the seconds that it took.
+    """
+    began = time.perf_counter()
+    try:
+        result = work()
+    except Exception as problem:
+        first = (str(problem).strip().splitlines() or [""])[0]
+        result = {"failed": f"{type(problem).__name__}: {first}"}
+    return result | {"seconds": time.perf_counter() - began}

@@ -1,0 +1,1 @@
+"""The experiment `pfedrec`; see its README."""

@@ -1,0 +1,204 @@
+"""The benchmark runs, resumes, goes on after a failure, and its tables hold what was measured."""
+
+import json
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+
+import fedjax_rec as fr
+from experiments.honest_benchmark import units
+from experiments.honest_benchmark.__main__ import main
+from experiments.honest_benchmark.plan import jobs
+from experiments.honest_benchmark.spaces import (
+    SPACES,
+    VARIANTS,
+    needs_ratings,
+    space_of,
+    trials_near,
+    trials_of,
+)
+from experiments.honest_benchmark.store import Unit, finished, read_all, write
+from experiments.honest_benchmark.table import BEGIN, END, render, update
+from experiments.honest_benchmark.task import Budget, Task, make, rounds_of
+from fedjax_rec.algorithms.registry import NAMES, accepted
+from fedjax_rec.data.synthetic import synthetic
+from fedjax_rec.settings import Settings
+
+CENTRALS = ("popularity",)
+PART = {"ndcg@10": 0.1, "hr@10": 0.2}
+LIMITS = {"ndcg@10": (0.0, 0.2), "hr@10": (0.1, 0.3)}
+SEED = {  # what a clean run reports
+    "metrics": {"full": PART, "sampled99": PART},
+    "intervals": {"full": LIMITS, "sampled99": LIMITS},
+    "traffic": {"up": 1.0, "down": 1.0},
+    "round": 1,
+    "settings": {},
+    "protocol_id": "id",
+}
+
+
+def do(tasks, names, seeds, folder, **options):
+    """Do all that is left, and say what it was."""
+    done = []
+    for job in jobs(tasks, names, seeds, folder, centrals=CENTRALS, **options):
+        result = units.timed(partial(job.work, lambda *_: None))
+        write(folder, job.unit, result | {"recipe": job.recipe})
+        done.append((job.unit.name, job.unit.policy, result.get("failed")))
+    return done
+
+
+@pytest.fixture(scope="module")
+def task():
+    source = synthetic(80, 90)
+    split = fr.leave_one_out(source)
+    return Task("tiny", source, split, fr.population_of(split), Settings(), "id", Budget(2, 4))
+
+
+def test_smoke(tmp_path, capsys):
+    """`--smoke` writes every unit and a table; a second call finds nothing left to do."""
+    assert main(["--smoke", "--out", str(tmp_path)]) == 0
+    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*.json")}
+    runs = {f"synthetic/fedmf.{policy}.{seed}.json" for policy in ("clean", "paper-leaky") for seed in (0, 1)}
+    assert files == runs | {"synthetic/central.json", "synthetic/fedmf.tune.0.json"}
+    assert "| fedmf |" in capsys.readouterr().out
+    assert (tmp_path / "benchmark.png").stat().st_size > 1000
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")}
+    assert main(["--smoke", "--out", str(tmp_path)]) == 0
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")}
+    text = "".join(path.read_text(encoding="utf-8") for path in tmp_path.glob("*/*.json"))
+    assert str(tmp_path) not in text
+    assert not re.search(r"/(home|tmp|work|root)\b", text)
+    table = (tmp_path / "README.md").read_text(encoding="utf-8")
+    clean = [json.loads((tmp_path / f"synthetic/fedmf.clean.{seed}.json").read_text()) for seed in (0, 1)]
+    mean = np.mean([run["metrics"]["full"]["ndcg@10"] for run in clean])
+    assert f"| fedmf | {mean:.4f} |" in table
+    assert table.index("ease (central)") < table.index("| fedmf |") < table.index("**LEAKY**")
+
+
+def test_a_failure_does_not_stop_the_others(task, tmp_path, monkeypatch):
+    """A variant that fails is written as such, the next one goes on, and a failure is tried again."""
+
+    def tune(task, name, *_):
+        if name == "fedmf-adam":
+            raise RuntimeError("a bug of its own\nin two lines")
+        return {"best": {"settings": {}, "round": 1}, "trials": [], "protocol_id": task.protocol_id}
+
+    monkeypatch.setattr(units, "tune", tune)
+    monkeypatch.setattr(units, "run_clean", lambda *_: SEED)
+
+    def go():
+        return do([task], ("fedmf-adam", "fedmf"), (0,), tmp_path, leaky=False)
+
+    failed = ("fedmf-adam", "tune", "RuntimeError: a bug of its own")
+    assert go() == [("central", "", None), failed, ("fedmf", "tune", None), ("fedmf", "clean", None)]
+    assert go() == [failed]
+    assert "* fedmf-adam, tune, seed 0: RuntimeError: a bug of its own" in render(read_all(tmp_path))
+
+
+def test_another_budget_is_another_recipe(tmp_path):
+    """A result counts for its own recipe only."""
+    unit = Unit("tiny", "fedmf", "tune")
+    write(tmp_path, unit, {"recipe": {"budget": [2, 4]}, "value": np.float32(1)})
+    assert finished(tmp_path, unit, {"budget": (2, 4)}) is not None
+    assert finished(tmp_path, unit, {"budget": (3, 4)}) is None
+
+
+def test_budgets_are_equal(task):
+    """All variants have as many local trainings, whatever their cohorts."""
+    for cohort in (20, 40, 80):
+        algorithm = fr.fedmf(dim=2, cohort=cohort)
+        rounds, every = rounds_of(algorithm, task._replace(budget=Budget(1, 8)))
+        assert rounds * cohort == 8 * 80
+        assert every * 20 >= rounds
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_every_variant_has_a_space(name):
+    """Settings are those of the factory, the defaults come first, and all trials share one program."""
+    known = {*accepted(VARIANTS[name].algorithm), "server", "server_learning_rate"}
+    assert set(space_of(name)) <= known
+    trials = trials_of(name, 3)
+    assert trials == trials_of(name, 5)[: len(trials)]
+    if space_of(name):
+        assert all(isinstance(value, float) for trial in trials for value in trial.values())
+    make(name, **trials[0])
+
+
+def test_every_algorithm_is_a_variant():
+    """Registered algorithms come in by being registered, and no space is left without one."""
+    assert set(NAMES) <= set(VARIANTS)
+    assert set(SPACES) <= set(VARIANTS)
+    assert needs_ratings("fedmf-ratings")
+    assert not needs_ratings("fedmf")
+
+
+def test_carried_settings_come_first():
+    """Another data set's best trials are tried first, then draws near the very best."""
+    best = [{"learning_rate": 0.1}, {"learning_rate": 1.0}, {"learning_rate": 9.0}]
+    trials = trials_near(best, 4)
+    assert trials[:2] == best[:2]
+    assert all(0.1 / 3 <= trial["learning_rate"] <= 0.3 for trial in trials[2:])
+    assert len(trials) == 4
+    assert trials_near([{}], 4) == [{}]
+
+
+def test_ratings_table(task, tmp_path):
+    """Algorithms that predict ratings are tuned on RMSE and have a table of their own."""
+    rng = np.random.default_rng(0)
+
+    def rate(count):
+        return rng.integers(1, 6, count).astype(np.float32)
+
+    users = task.split.num_users
+    split = task.split._replace(
+        ratings=rate(len(task.split.items)), validation_ratings=rate(users), test_ratings=rate(users)
+    )
+    rated = task._replace(split=split, population=fr.population_of(split))
+    assert [failed for *_, failed in do([rated], ("fedmf-ratings",), (0, 1), tmp_path)] == [None] * 4
+    found = render(read_all(tmp_path))
+    assert "| method | RMSE |" in found
+    assert "| biases (central) |" in found
+    assert "| fedmf-ratings |" in found.split("RMSE")[1]
+    assert not list(jobs([task], ("fedmf-ratings",), (0,), tmp_path, centrals=CENTRALS))[
+        1:
+    ]  # it has no ratings
+
+
+def test_central_biases():
+    """The bias baseline is Koren's formula, item after item and user after user."""
+    source = synthetic(30, 90)
+    ratings = np.resize([1.0, 2.0, 5.0], len(source.interactions.items)).astype(np.float32)
+    table = source.interactions._replace(ratings=ratings)
+    split = fr.merge_validation(fr.leave_one_out(source._replace(interactions=table)))
+    assert split.ratings is not None
+    assert split.test_ratings is not None
+    mean, errors = float(split.ratings.mean()), []
+    item = {}
+    for i in range(split.num_items):
+        own = [float(r) - mean for j, r in zip(split.items, split.ratings, strict=True) if j == i]
+        item[i] = sum(own) / (25 + len(own))
+    for u in range(split.num_users):
+        place = slice(split.offsets[u], split.offsets[u + 1])
+        rest = [
+            float(r) - mean - item[j] for j, r in zip(split.items[place], split.ratings[place], strict=True)
+        ]
+        guess = mean + sum(rest) / (10 + len(rest)) + item[split.test[u]]
+        errors.append((guess - split.test_ratings[u]) ** 2)
+    np.testing.assert_allclose(units.central_ratings(split)["biases"], np.mean(errors) ** 0.5, rtol=1e-6)
+
+
+def test_update_needs_markers(tmp_path):
+    """What stands around the markers stays; without them nothing is overwritten."""
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n", encoding="utf-8")
+    update(tmp_path / "none", tmp_path)
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith("before")
+    assert text.endswith("after\n")
+    assert "No results yet" in text
+    assert "old" not in text
+    readme.write_text("no markers", encoding="utf-8")
+    with pytest.raises(ValueError, match="no markers"):
+        update(tmp_path / "none", tmp_path)
