@@ -203,9 +203,30 @@ def add_heat(totals: Totals, population: Population) -> Totals:
     return totals._replace(heat=heat, clients=present)
 
 
+def rows_summed() -> Aggregator:
+    """Sum item rows, which few clients touch, and average the dense leaves, which all do.
+
+    Returns:
+        an aggregator.
+
+    Example:
+        >>> totals = Totals(Server(jnp.array(6.0), jnp.array([6.0])), jnp.array(3.0), None)
+        >>> server = rows_summed().finish(totals)
+        >>> float(server.shared), server.tables.tolist()
+        (2.0, [6.0])
+    """
+    averaged = mean()
+
+    def finish(totals: Totals) -> Server:
+        return Server(averaged.finish(totals).shared, totals.server.tables)
+
+    return averaged._replace(finish=finish)
+
+
 NAMES = {
     "sum": total,
     "mean": mean,
+    "rows": rows_summed,
     "examples": by_examples,
     "touchers": mean_of_touchers,
     "heat": by_heat,

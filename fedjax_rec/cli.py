@@ -245,7 +245,7 @@ def _run(given: argparse.Namespace) -> int:
     settings = _settings(given)
     from fedjax_rec import report, run_folder
     from fedjax_rec.devices import use_cores
-    from fedjax_rec.experiment import ADVICE, run_experiment
+    from fedjax_rec.experiment import advice, run_experiment
 
     folder = run_folder.choose_folder(settings)
     with contextlib.suppress(RuntimeError):  # jax has started: `devices` is checked against what there is
@@ -257,7 +257,7 @@ def _run(given: argparse.Namespace) -> int:
         print(line)
     print(report.table(outcome))
     if outcome.history.stopped == "diverged":
-        print(f"training diverged after the best round; {ADVICE}")
+        print(f"training diverged after the best round; {advice(settings)}")
     print(f"run folder: {folder}")
     return 0
 

@@ -36,8 +36,6 @@ from fedjax_rec.simulate import History, Progress, Stop, simulate
 from fedjax_rec.traffic import Traffic, count_traffic, upload_of
 from fedjax_rec.types import Algorithm, State
 
-ADVICE = "lower --learning-rate or --cohort, or use --aggregator mean"
-
 
 class Outcome(NamedTuple):
     """All that a run found out."""
@@ -89,7 +87,7 @@ def run_experiment(
     began, settings = time.perf_counter(), complete(settings)
     on_stage(f"reading {settings.dataset}")
     dataset, split, heldout = load_inputs(settings)
-    _check(settings, split)
+    _check(settings, split, timed=dataset.interactions.timestamps is not None)
     protocol = protocol_of(settings, dataset, split)
     algorithm = make_algorithm(clip_batch_size(settings, split))
     point = point_of(settings, algorithm, split)
@@ -101,14 +99,14 @@ def run_experiment(
     on_stage(f"compiling {settings.algorithm} for {split.num_users:,} clients and {split.num_items:,} items")
     state, history = _train(settings, algorithm, split, rounds, "best", on_block)
     if history.stopped == "diverged" and not history.evaluations:
-        raise ValueError(f"training diverged within {len(history.rounds.loss)} rounds; {ADVICE}")
+        raise ValueError(f"training diverged within {len(history.rounds.loss)} rounds; {advice(settings)}")
     validation = make_evaluator(algorithm, split, which="validation", point=point)(state)
     if settings.refit:
         on_stage(f"refitting on train + validation for {history.selected_round} rounds")
         split = merge_validation(split)
         state, refit = _train(settings, algorithm, split, history.selected_round, "last", on_block)
         if refit.stopped == "diverged":
-            raise ValueError(f"the refit on train + validation diverged; {ADVICE}")
+            raise ValueError(f"the refit on train + validation diverged; {advice(settings)}")
         testing = point_of(settings, algorithm, split) if heldout is None else testing
     tested = split if heldout is None else heldout
     on_stage("ranking every test item")
@@ -151,6 +149,26 @@ def run_experiment(
         price=price,
         seconds=time.perf_counter() - began,
     )
+
+
+def advice(settings: Settings) -> str:
+    """What to try when training diverges, of what this algorithm has.
+
+    Args:
+        settings: of the run that diverged.
+
+    Returns:
+        words.
+
+    Example:
+        >>> advice(Settings()), advice(Settings(algorithm="fedals"))
+        ('lower --learning-rate, or use --aggregator mean', 'raise --regularisation')
+    """
+    known = accepted(settings.algorithm)
+    if "learning_rate" not in known:
+        return "raise --regularisation"
+    mild = settings.algorithm == "fedmf" and settings.aggregator in (None, "sum")
+    return "lower --learning-rate" + ", or use --aggregator mean" * mild
 
 
 def make_algorithm(settings: Settings) -> Algorithm:
@@ -251,7 +269,7 @@ def clip_batch_size(settings: Settings, split: Split) -> Settings:
     return dataclasses.replace(settings, batch_size=min(settings.batch_size, longest * width))
 
 
-def _check(settings: Settings, split: Split) -> None:
+def _check(settings: Settings, split: Split, *, timed: bool) -> None:
     cohort = settings.cohort or default_cohort(split.num_users)
     if cohort > split.num_users:
         raise ValueError(
@@ -265,6 +283,11 @@ def _check(settings: Settings, split: Split) -> None:
     if ENTRIES[settings.algorithm].ratings and split.ratings is None:
         raise ValueError(
             f"{settings.algorithm} fits ratings, but {split.name} has none; choose another data set"
+        )
+    if ENTRIES[settings.algorithm].ordered and not timed:
+        raise ValueError(
+            f"{settings.algorithm} learns from the order of events, but {split.name} has no timestamps; choose "
+            "another data set"
         )
     if settings.loss == "mse" and split.ratings is None:
         raise ValueError(f"loss='mse' fits ratings, but {split.name} has none; use --loss bce or bpr")

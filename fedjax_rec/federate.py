@@ -199,7 +199,7 @@ def init_private(model: Model, key: Key, num_clients: int, server: Server) -> Py
 def _step_server(
     aggregator: Aggregator, optimizer: optax.GradientTransformation, state: State, totals: Totals | Stack
 ) -> tuple[Server, optax.OptState, Server]:
-    """The server's part of a round: its new parameters and optimizer state, and the aggregated update."""
+    """The server's part of a round: its new parameters and optimizer state, and the step that it took."""
 
     def call(function: Callable, *arguments: PyTree) -> PyTree:
         if aggregator.fixed is None:
@@ -209,7 +209,7 @@ def _step_server(
     update = call(aggregator.finish, totals)
     descent = jax.tree.map(jnp.negative, update)
     steps, opt_state = call(optimizer.update, descent, state.opt_state, state.server)
-    return cast("Server", optax.apply_updates(state.server, steps)), opt_state, update
+    return cast("Server", optax.apply_updates(state.server, steps)), opt_state, cast("Server", steps)
 
 
 def _apart(always: jax.Array, function: Callable, *arguments: PyTree) -> PyTree:
@@ -278,7 +278,7 @@ def _one_client(work: ClientWork) -> Callable[[Key, State, Population, jax.Array
     return run
 
 
-def _report(result: Result, clients: Client, alive: jax.Array, update: Server) -> RoundInfo:
+def _report(result: Result, clients: Client, alive: jax.Array, step: Server) -> RoundInfo:
     report = result.report
     return RoundInfo(
         loss=report.loss / jnp.maximum(report.examples, 1.0),
@@ -287,6 +287,6 @@ def _report(result: Result, clients: Client, alive: jax.Array, update: Server) -
         batches=result.batches,
         lane_steps=result.lane_steps,
         rows=report.rows,
-        update_norm=optax.tree.norm(update),
+        update_norm=optax.tree.norm(step),
         saturated=report.saturated,
     )

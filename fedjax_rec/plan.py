@@ -141,17 +141,17 @@ def _batch_bytes(work: ClientWork, population: Population, server: Server) -> in
 
 
 def check_fits(plan: Plan, fixed: FixedPoint | None = None) -> None:
-    """Refuse a stack of updates that cannot fit, or integer sums that could wrap, with the numbers.
+    """Refuse clients' leaves or a stack of updates that cannot fit, or integer sums that could wrap.
 
     Args:
         plan: of `make_plan`.
         fixed: how integers are summed; None for floats.
 
     Raises:
-        ValueError: if the stack needs more than the device holds, or the cohort exceeds the sums' capacity.
+        ValueError: if they need more than the device holds, or the cohort exceeds the sums' capacity.
 
     Example:
-        >>> check_fits(Plan(1, 1, 1, "waves", "scatter", {"stack": 0}))
+        >>> check_fits(Plan(1, 1, 1, "waves", "scatter", {"stack": 0, "private": 0}))
     """
     if fixed is not None and plan.cohort > fixed.capacity:
         raise ValueError(
@@ -159,6 +159,12 @@ def check_fits(plan: Plan, fixed: FixedPoint | None = None) -> None:
             "capacity"
         )
     room = device_bytes()
+    if plan.memory["private"] > room:
+        need, held = plan.memory["private"] / 2**30, room / 2**30
+        raise ValueError(
+            f"what all clients keep needs {need:,.1f} GiB, the device has {held:,.1f}; lower --dim, or choose an "
+            "algorithm whose clients keep less than a table each"
+        )
     if plan.memory["stack"] > room:
         need, held = plan.memory["stack"] / 2**30, room / 2**30
         raise ValueError(

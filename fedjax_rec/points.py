@@ -69,7 +69,8 @@ def after_local_training(algorithm: Algorithm, population: Population, key: Key)
     """
     if algorithm.model.represent is not None or algorithm.work.send is not None:
         raise ValueError(
-            "clients of this algorithm hold no table of their own after training; leave out the point"
+            "clients of this algorithm are not scored with the rows that they train: they represent themselves, "
+            "or send something else; leave out the point"
         )
     server_parameters(algorithm)  # refuses a model that does not score
     score, words = cast("Score", algorithm.score), jax.random.key_data(key)
@@ -196,8 +197,8 @@ def _frozen(work: ClientWork) -> ClientWork:
     """The same training for one epoch, of the private leaves alone."""
     if work.made_of is None:
         raise ValueError(
-            "this algorithm's work descends no loss of its private leaves alone, so held-out clients cannot be "
-            "folded in; choose another algorithm or splitter"
+            "this algorithm's work cannot train private leaves while the rows stay as they are, so held-out "
+            "clients cannot be folded in; choose another algorithm or splitter"
         )
     loss, optimizer = work.made_of
 

@@ -56,6 +56,27 @@ def uniform(cohort: int | None = None) -> Sampler:
     return sample
 
 
+def at_most(cohort: int) -> Sampler:
+    """Draw a cohort uniformly without replacement, and take everyone of a population that is smaller.
+
+    Args:
+        cohort: C, at least 1.
+
+    Returns:
+        a sampler with min(C, N) clients.
+
+    Raises:
+        ValueError: if the cohort is below 1.
+
+    Example:
+        >>> [len(at_most(3)(jax.random.key(0), size)[0]) for size in (2, 5)]
+        [2, 3]
+    """
+    if cohort < 1:
+        raise ValueError(f"a cohort needs at least 1 client, not {cohort}")
+    return lambda key, num_clients: uniform(min(cohort, num_clients))(key, num_clients)
+
+
 def everyone() -> Sampler:
     """Take every client, in the population's order.
 

@@ -77,7 +77,8 @@ class Settings:
     )
     fold_in_epochs: int | None = _setting(
         None,
-        f"for strong, passes over a held-out client's history before it is ranked; {FOLD_IN_EPOCHS}",
+        f"for strong, passes over a held-out client's history before it is ranked; {FOLD_IN_EPOCHS}; clients that "
+        "represent themselves, as in fedals, need none",
         "protocol",
     )
     algorithm: str = _setting("fedmf", "the algorithm", "model", ALGORITHMS)

@@ -26,6 +26,8 @@ from fedjax_rec.types import Algorithm, Key, Plan, RoundInfo, State
 
 Metrics = dict[str, float]
 
+EXPLODED = 1e3  # times the first round's loss: finite, and beyond all use
+
 
 class Stop(NamedTuple):
     """When a run ends, besides its number of rounds. A run always stops when its loss is no longer finite."""
@@ -191,7 +193,7 @@ class _Run:
             count = min(size, rounds - done)
             state = self._train(key, state, population, count)
             done += count
-            sound = bool(np.isfinite(self.infos[-1].loss).all())
+            sound = self._sound()
             validation = self._validate(done, state) if sound else None
             reason = self._ended(done, rounds, validation) if sound else "diverged"
             self._tell(done, rounds, count, validation, reason)
@@ -199,6 +201,11 @@ class _Run:
         if best is not None:
             return best, self._history(selected, reason)
         return state, self._history(done, reason)
+
+    def _sound(self) -> bool:
+        """Whether the last block's losses are finite and have not exploded since the first round."""
+        loss, first = np.asarray(self.infos[-1].loss), float(self.infos[0].loss[0])
+        return bool((np.isfinite(loss) & ~(loss > EXPLODED * max(first, 1e-6))).all())
 
     def _compile(self, key: Key, state: State, population: Population) -> State:
         """Compile by running a block of no rounds."""

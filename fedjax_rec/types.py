@@ -214,7 +214,7 @@ class RoundInfo(NamedTuple):
     batches: jax.Array  # int32[], local batches that the clients needed
     lane_steps: jax.Array  # int32[], lanes x loop steps that the engine ran
     rows: jax.Array  # float32[], item rows sent up, summed over clients
-    update_norm: jax.Array  # float32[], norm of the aggregated update
+    update_norm: jax.Array  # float32[], how far the global model moved
     saturated: jax.Array  # int32[], numbers that fixed-point aggregation cut off or that were not finite
 
 

@@ -24,3 +24,16 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real data is absent: {SHARED_DATA} is not a directory")
     return SHARED_DATA
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """A module's tests share a worker, and so its fixtures; the laws, the longest module, go case by case."""
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class ByModuleAndCase(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid):
+            """What stays together; a law's id ends with -LAW]."""
+            laws = "test_laws.py::test_law[" in nodeid
+            return nodeid.rpartition("-")[0] if laws else super()._split_scope(nodeid)
+
+    return ByModuleAndCase(config, log)

@@ -109,14 +109,14 @@ def train_client(setting: Setting, private: Tree, shared: Tree, tables: Tree, cl
     memory = combine(np.zeros_like, values)
     for batch in client.batches * setting.epochs:
         grads = regularised(setting, *values, batch)
-        own, dense = setting.scale
+        pulls = combine(lambda w, m: setting.prox * (w - m), values[1:], start)
+        grads = (grads[0], *combine(np.add, grads[1:], pulls))
+        own, dense = setting.scale  # of the whole objective's gradient, FedProx's pull included
         grads = (
             combine(lambda g, s=own: s * g, grads[0]),
             combine(lambda g, s=dense: s * g, grads[1]),
             grads[2],
         )
-        pulls = combine(lambda w, m: setting.prox * (w - m), values[1:], start)
-        grads = (grads[0], *combine(np.add, grads[1:], pulls))
         memory = combine(lambda m, g: setting.momentum * m + g, memory, grads)
         values = combine(lambda w, m: w - setting.rate * m, values, memory)
     touched = np.zeros(items_of(tables), bool)

@@ -13,7 +13,7 @@ from fedjax_rec.clients import stream
 from fedjax_rec.evaluation.central import ials
 from fedjax_rec.evaluation.evaluator import server_parameters
 from fedjax_rec.samplers import everyone, uniform
-from fedjax_rec.testing import fixed, tiny_population
+from fedjax_rec.testing import fixed, run, tiny_population
 from tests import reference_fedals as ref
 
 REG, W0, DIM = 0.02, 0.3, 4
@@ -169,8 +169,17 @@ def test_everybody_takes_part_unless_said_otherwise():
         ({"regularisation": 0.0}, "regularisation must be a finite number above 0"),
         ({"memory": 1.0}, "memory must be at least 0 and below 1"),
         ({"unobserved": -0.1}, "unobserved must be at least 0"),
+        ({"aggregator": "touchers"}, "solves equations that it sums"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         fr.fedals(**settings)
+
+
+def test_an_item_that_nobody_has_is_nothing():
+    """Without a weight on what was not observed, the items of an absent client have no equations at all."""
+    population = tiny_population()
+    state = run(fr.fedals(dim=4, unobserved=0.0, cohort=6), population, rounds=4)
+    assert np.isfinite(np.asarray(state.server.tables["vector"])).all()
+    assert (np.abs(np.asarray(state.server.tables["vector"])).max(1) == 0).any()

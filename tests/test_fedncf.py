@@ -22,7 +22,7 @@ def population():
     return tiny_population()
 
 
-def _make(architecture, aggregator, sampler=fixed(COHORT), epochs=2):  # noqa: B008 - a constant
+def _make(architecture, aggregator, sampler=fixed(COHORT), epochs=2, prox=0.0):  # noqa: B008 - a constant
     return fr.fedncf(
         architecture=architecture,
         dim=6,
@@ -33,6 +33,7 @@ def _make(architecture, aggregator, sampler=fixed(COHORT), epochs=2):  # noqa: B
         learning_rate=RATE,
         network_scale=0.5,
         regularisation=REGULARISATION,
+        prox=prox,
         aggregator=aggregator,
         sampler=sampler,
         lanes=3,
@@ -40,7 +41,7 @@ def _make(architecture, aggregator, sampler=fixed(COHORT), epochs=2):  # noqa: B
 
 
 def _worst(population, architecture, aggregator, aggregate, setting=SETTING):
-    algorithm = _make(architecture, aggregator)
+    algorithm = _make(architecture, aggregator, prox=setting.prox)
     states = ref.run_engine(algorithm, population, KEY, ROUNDS)
     start = values = ref.read(states[0])
     apart = []
@@ -60,6 +61,11 @@ def test_rounds_equal_the_reference(architecture, population):
 def test_averaging_over_all_participants_equals_the_reference(population):
     """The other normalisation."""
     assert _worst(population, "neumf", "mean", ref.mean) <= 1
+
+
+def test_the_pull_equals_the_reference(population):
+    """FedProx's mu is of the objective, so that a leaf's scale acts on the pull as on the loss."""
+    assert _worst(population, "mlp", "touchers", ref.touchers, SETTING._replace(prox=0.5)) <= 1
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,10 @@ def _worst(solver, rows, setting, aggregate):
     return max(apart)
 
 
-@pytest.mark.parametrize(("solver", "rows"), [("sgd", True), ("momentum", False), ("proximal", False)])
+@pytest.mark.parametrize(
+    ("solver", "rows"),
+    [("sgd", True), ("momentum", True), ("momentum", False), ("proximal", True), ("proximal", False)],
+)
 def test_rounds_equal_the_reference(solver, rows):
     """Each local solver, rows by the letter and over their touchers."""
     setting = SETTING._replace(**SOLVERS[solver])
@@ -68,6 +71,14 @@ def test_closed_forms_equal_the_sums(solver):
     for steps in (1, 2, 7, 40):
         wanted = np.abs(nova.accumulation(setting, steps)).sum()
         assert float(reach(jnp.float32(steps))) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("prox", [1e-9, 1e-6, 1e-2, 15.0])
+def test_any_pull_has_its_reach(prox):
+    """From a pull that is as good as none to one that all but undoes a step."""
+    setting = SETTING._replace(prox=prox)
+    wanted = np.abs(nova.accumulation(setting, 10)).sum()
+    assert float(accumulated(setting.rate, 0.0, prox)(jnp.float32(10))) == pytest.approx(wanted, rel=1e-5)
 
 
 def _equal_and_ragged():
@@ -95,3 +106,14 @@ def test_equal_steps_give_federated_averaging():
 def test_solvers_without_a_closed_form_are_refused(settings):
     with pytest.raises(ValueError, match="momentum="):
         fr.fednova(**settings)
+
+
+def test_a_pull_that_overshoots_is_refused():
+    with pytest.raises(ValueError, match="must be below 1, or the pull overshoots; lower prox=20"):
+        fr.fednova(prox=20.0, learning_rate=0.1)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0])
+def test_rates_of_nothing_are_refused(rate):
+    with pytest.raises(ValueError, match="learning_rate must be above 0"):
+        fr.fednova(learning_rate=rate)

@@ -115,8 +115,8 @@ def test_clients_without_a_query_set_send_nothing():
 
 
 def test_representation_uses_the_whole_history():
-    """Before scoring, all batches are support: equal to the reference's reconstruction, from the same start."""
-    algorithm = fedrecon(batch_size=4, recon_epochs=3, **SETTINGS)
+    """Before scoring, all batches are support, however many: equal to the reference, from the same start."""
+    algorithm = fedrecon(batch_size=4, recon_epochs=3, max_steps=1, **SETTINGS)
     state = algorithm.init(jax.random.key(SEED), population())
     private, server = server_parameters(algorithm, population()).prepare(state)
     items = np.asarray(server.tables["vector"], np.float64)
@@ -135,7 +135,11 @@ def test_representation_uses_the_whole_history():
 
 @pytest.mark.parametrize(
     ("settings", "says"),
-    [({"loss": "bpr"}, "unknown loss 'bpr'"), ({"recon_epochs": 0}, "recon_epochs must be at least 1")],
+    [
+        ({"loss": "bpr"}, "unknown loss 'bpr'"),
+        ({"aggregator": "touchers"}, "rows of the support half"),
+        ({"recon_epochs": 0}, "recon_epochs must be at least 1"),
+    ],
 )
 def test_bad_settings(settings, says):
     with pytest.raises(ValueError, match=says):

@@ -102,3 +102,11 @@ def test_a_control_is_zero_where_a_client_has_no_data():
     assert len(rest)
     assert not state.controls[5]["vector"][rest].any()
     assert state.controls[5]["vector"][seen].any()
+
+
+def test_what_would_part_the_variates_is_refused():
+    """The server's c is the clients' mean because it adds what they keep."""
+    with pytest.raises(ValueError, match="a transform would part them"):
+        fr.scaffold(transform=fr.transforms.clip(0.1))
+    with pytest.raises(ValueError, match="learning_rate must be above 0, not 0"):
+        fr.scaffold(learning_rate=0)

@@ -14,7 +14,9 @@ Departures:
 * the dense upload is sent in closed form. For an item that u does not have, f_ui = -(p_u p_u^T) y_i, so that
   sum_u f_ui = -(sum_u p_u p_u^T) y_i + sum over owners of ((1 + alpha)(1 - s_ui) + s_ui) p_u: a client sends
   p_u p_u^T once and a correction for its own rows, and the server puts the same sum together. It follows that the
-  traffic reported is less than the paper's, I x D numbers a client;
+  traffic reported is less than the paper's, I x D numbers a client; that what travels names a client's items and,
+  up to its sign, its vector, which the paper's upload hides better; that a `transform` acts on other numbers; and
+  that only sums are taken, for no other normaliser treats both parts alike;
 * the solve reads the own rows and Y^T Y, which the server sends besides Y;
 * clients are scored with vectors solved anew for the last Y: no client is ranked by a stale vector;
 * r_ui is 1 whatever the rating; and our defaults are chosen on validation items, not taken from the paper.
@@ -35,7 +37,7 @@ from fedjax_rec.algorithms.solve import (
     with_gram,
 )
 from fedjax_rec.federate import Cohorts, federate
-from fedjax_rec.types import Aggregator, Algorithm, PyTree, Server
+from fedjax_rec.types import Algorithm, PyTree, Server
 
 
 def fcf(
@@ -45,7 +47,6 @@ def fcf(
     regularisation: float = 10.0,
     init_scale: float = 0.1,
     batch_size: int = 32,
-    aggregator: Aggregator | str = "sum",
     server_optimizer: optax.GradientTransformation | None = None,
     **federation: Unpack[Cohorts],
 ) -> Algorithm:
@@ -60,7 +61,6 @@ def fcf(
         regularisation: lambda, above 0; as in the paper not scaled by the cohort's share of the clients.
         init_scale: item vectors start as normal(0, init_scale / sqrt(D)); users' at 0, for they are solved first.
         batch_size: own items in a local batch; for speed only.
-        aggregator: "sum" in the paper.
         server_optimizer: descends J'; by default Adam.
         federation: who takes part and what travels: as in `federate`.
 
@@ -86,7 +86,7 @@ def fcf(
     return federate(
         solved_model(dim, init_scale, equations, batch_size),
         exact_solve(equations, batch_size, _corrections(alpha), _everywhere),
-        aggregator=aggregator,
+        aggregator="sum",
         server_optimizer=_descend(regularisation, optimizer),
         **federation,
     )
@@ -122,7 +122,10 @@ def _descend(regularisation: float, optimizer: optax.GradientTransformation) -> 
         moment, correction = -updates.shared["moment"], -updates.tables["vector"]
         summed = correction - jnp.einsum("id,de->ie", vectors, moment, precision="highest")
         gradient = {"vector": -2 * summed + 2 * regularisation * vectors}
-        steps, state = optimizer.update(gradient, state, params.tables)
-        return jax.tree.map(jnp.subtract, with_gram(vectors + steps["vector"]), params), state
+        steps, moved = optimizer.update(gradient, state, params.tables)
+        new = jax.tree.map(jnp.subtract, with_gram(vectors + steps["vector"]), params), moved
+        nobody = jnp.trace(moment) <= 0  # a round without any client takes no step, not even of L2
+        still = jax.tree.map(jnp.zeros_like, params), state
+        return jax.tree.map(lambda old, taken: jnp.where(nobody, old, taken), still, new)
 
     return optax.GradientTransformation(init, update)

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fedjax_rec.aggregators import named
 from fedjax_rec.algorithms.solve import (
     Equations,
     check_settings,
@@ -73,14 +74,14 @@ def fedals(
         init_scale: item vectors start as normal(0, init_scale / sqrt(D)); users' at 0, for they are solved first.
         batch_size: own items in a local batch; for speed and memory only: a lane sends B D (D + 1) / 2 numbers
             at a time.
-        aggregator: "sum", or `fixed_point(total(), ...)`; one that weighs clients or rows alters the objective.
+        aggregator: "sum", or `fixed_point(total(), ...)`; "examples" weighs clients, in the objective too.
         federation: who takes part and what travels: as in `federate`. The server's rule is its own.
 
     Returns:
         the algorithm.
 
     Raises:
-        ValueError: if a setting is out of range.
+        ValueError: if a setting is out of range, or the aggregator normalises single rows.
 
     Example:
         >>> from fedjax_rec.testing import tiny_population
@@ -101,6 +102,12 @@ def fedals(
         raise ValueError(
             f"memory must be at least 0 and below 1, not {memory}; 1 - cohort / clients is a good one"
         )
+    rule = named(aggregator) if isinstance(aggregator, str) else aggregator
+    if rule.stacked or rule.per_row or rule.heated or rule.row_factor is not None:
+        raise ValueError(
+            "fedals solves equations that it sums; a normaliser of single rows, or a median, would mix them up: "
+            "use --aggregator sum, mean or examples"
+        )
     if federation.get("cohort") is None and federation.get("sampler") is None:
         federation["sampler"] = everyone()
     equations = Equations(
@@ -109,7 +116,7 @@ def fedals(
     return federate(
         solved_model(dim, init_scale, equations, batch_size),
         exact_solve(equations, batch_size, _row_statistics, _statistics),
-        aggregator=aggregator,
+        aggregator=rule,
         server_optimizer=_least_squares(regularisation, unobserved, memory),
         **federation,
     )
@@ -151,6 +158,7 @@ def _least_squares(regularisation: float, unobserved: float, memory: float) -> o
 
         def solve_item(own: PyTree) -> jax.Array:
             ridge = regularisation * (own["count"] + unobserved * clients)
+            ridge = jnp.where(ridge > 0, ridge, 1.0)  # nobody has it and unobserved = 0: q = 0 needs a ridge
             return solve_spd(_unpack(own["moment"], dim) + everywhere + ridge * jnp.eye(dim), own["target"])
 
         return jax.lax.map(solve_item, sums.tables, batch_size=_TOGETHER)

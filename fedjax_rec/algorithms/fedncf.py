@@ -95,7 +95,7 @@ def fedncf(
     loss = binary_cross_entropy(_score, positives_per_batch(batch_size, num_negatives), regularisation)
     work = local_training(
         loss,
-        optax.chain(scaled(shared=network_scale), *pull, rule),
+        optax.chain(*pull, scaled(shared=network_scale), rule),
         with_negatives(batch_size, num_negatives),
         epochs=local_epochs,
     )

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rec.algorithms.fedmf import fedmf
-from fedjax_rec.algorithms.losses import at_least
+from fedjax_rec.algorithms.losses import above_zero, at_least
 from fedjax_rec.batches import positives_per_batch
 from fedjax_rec.federate import Federation
 from fedjax_rec.tables import expand
@@ -81,7 +81,8 @@ def fednova(
         the algorithm.
 
     Raises:
-        ValueError: if momentum is outside [0, 1) or goes with a proximal term, or a setting is out of range.
+        ValueError: if momentum is outside [0, 1) or goes with a proximal term, or a setting is out of range, or a
+            proximal step would overshoot, eta mu >= 1.
 
     Example:
         >>> from fedjax_rec.testing import tiny_population
@@ -92,6 +93,7 @@ def fednova(
         2
     """
     at_least(1, batch_size=batch_size, num_negatives=num_negatives, local_epochs=local_epochs)
+    above_zero(learning_rate=learning_rate)
     width = batch_size if loss == "mse" else positives_per_batch(batch_size, num_negatives)
 
     def steps(num_examples: jax.Array) -> jax.Array:
@@ -152,6 +154,11 @@ def normalised(
         raise ValueError(
             f"momentum={momentum} must be in [0, 1), and 0 with prox={prox}: their joint norm has no closed form"
         )
+    share = learning_rate * prox
+    if isinstance(share, float) and not share < 1:
+        raise ValueError(
+            f"learning_rate x prox = {share} must be below 1, or the pull overshoots; lower prox={prox}"
+        )
     reach = accumulated(learning_rate, momentum, prox)
 
     def weight(num_examples: jax.Array) -> jax.Array:
@@ -191,8 +198,12 @@ def accumulated(
     Source: Wang et al. 2020, section 4.
     """
     if momentum:
-        return lambda tau: (tau - momentum * (1 - momentum**tau) / (1 - momentum)) / (1 - momentum)
+        return lambda tau: (tau - momentum * _geometric(1 - momentum, tau)) / (1 - momentum)
     if prox:
-        share = learning_rate * prox
-        return lambda tau: (1 - (1 - share) ** tau) / share
+        return lambda tau: _geometric(learning_rate * prox, tau)
     return lambda tau: tau
+
+
+def _geometric(share: float | jax.Array, tau: jax.Array) -> jax.Array:
+    """(1 - (1 - share)^tau) / share, without cancellation where the share is tiny."""
+    return -jnp.expm1(tau * jnp.log1p(-jnp.asarray(share, jnp.float32))) / share

@@ -88,7 +88,7 @@ def fedper(
     loss = binary_cross_entropy(_score, positives_per_batch(batch_size, num_negatives), regularisation)
     work = local_training(
         loss,
-        optax.chain(scaled(private=head_scale, shared=base_scale), *pull, rule),
+        optax.chain(*pull, scaled(private=head_scale, shared=base_scale), rule),
         with_negatives(batch_size, num_negatives),
         epochs=local_epochs,
     )

@@ -2,8 +2,8 @@
 
 Lin, Liang, Pan & Ming 2020, "FedRec: Federated recommendation with explicit feedback" (IEEE Intelligent Systems),
 batch version, and its authors' code. A client samples rho n_u of the items that it has not rated and gives them
-virtual ratings: its mean rating (user averaging) or, after `averaging_rounds` rounds, the prediction by a copy of
-its vector that it has trained for `local_steps` steps of full-batch descent (hybrid filling). With
+virtual ratings: its mean rating (user averaging) or, once t > `averaging_rounds`, the prediction by a copy of its
+vector that it has trained for `local_steps` steps of full-batch descent (hybrid filling). With
 e_i = r_i - u . v_i over its n_u rated and n'_u sampled items, in round t with gamma_t = gamma decay^t:
 
     sends           g_i = -e_i u + lambda v_i            for each of these items
@@ -129,9 +129,16 @@ def fedrec(
     """
     at_least(1, dim=dim, batch_size=batch_size)
     at_least(0, rho=rho, averaging_rounds=averaging_rounds, local_steps=local_steps)
-    at_least(0, learning_rate=learning_rate, decay=decay, regularisation=regularisation)
+    at_least(
+        0, learning_rate=learning_rate, decay=decay, regularisation=regularisation, init_range=init_range
+    )
     if denoise and aggregator is not None:
         raise ValueError("denoise=True takes the virtual gradients out of a mean; leave out the aggregator")
+    if denoise and federation.get("transform") is not None:
+        raise ValueError(
+            "denoise=True takes out what the virtual ratings put in; a transform would change both parts: leave "
+            "it out"
+        )
     if federation.get("sampler") is None and federation.get("cohort") is None:
         federation["sampler"] = everyone()
     passes = max(local_steps, 1) + 1 if rho else 1

@@ -7,7 +7,7 @@ even ones are its support, the odd ones its query set. In a round it
 1. draws p_u ~ uniform(-init_range, init_range) anew;
 2. reconstructs: `recon_epochs` passes of SGD on p_u over the support set, at most `max_steps` steps, V frozen;
 3. updates: `local_epochs` passes of SGD on V over the query set, p_u frozen;
-4. sends its rows' changes, and weighs as many query examples as it has.
+4. sends its rows' changes, and weighs as many query examples as it has ("bce": query positives).
 
 The loss of a batch is the mean over its examples, as there. To be scored, a client reconstructs p_u on its whole
 history (`Model.represent`), so one that never took part is served like any other.
@@ -17,6 +17,9 @@ Departures:
 * `loss="bce"` fits implicit data, with negatives that stand in the half of their positive; the paper has ratings;
 * the authors shuffle a user's ratings once and keep at most 300; here the order is that of the data, or `shuffle`
   draws new halves in every round, and only the batches beyond 2 `max_steps` are left out;
+* a support row is sent with a change of 0, so that the traffic reported is about twice what is needed, and
+  normalisers of single rows are refused, which would count its clients;
+* what is scored has taken all `recon_epochs` passes over the history, without the cap of `max_steps`;
 * the authors zero an update that is not finite; here the run stops and says so.
 """
 
@@ -25,9 +28,10 @@ from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from fedjax_rec.aggregators import by_examples
+from fedjax_rec.aggregators import by_examples, named
 from fedjax_rec.algorithms.losses import at_least
 from fedjax_rec.batches import positives_per_batch, rated, with_negatives
 from fedjax_rec.cutters import in_order, numbered
@@ -135,16 +139,23 @@ def fedrecon(
     if loss == "bce":
         positives = positives_per_batch(batch_size, num_negatives)
         cut = with_negatives(batch_size, num_negatives)
+    chosen = named(aggregator) if isinstance(aggregator, str) else aggregator
+    if chosen is not None and (chosen.per_row or chosen.heated or chosen.row_factor is not None):
+        raise ValueError(
+            "fedrecon also sends rows of the support half, unchanged, which a normaliser of single rows would "
+            "count; use --aggregator sum, mean or examples"
+        )
     rule = Rule(positives, loss, recon_epochs, recon_learning_rate, max_steps, learning_rate)
     start = partial(_draw, dim, init_range)
-    represent = _work(numbered(cut), rule, start, everything=True)._replace(
+    patient = rule._replace(max_steps=np.iinfo(np.int32).max)  # the whole history, however long
+    represent = _work(numbered(cut), patient, start, everything=True)._replace(
         epochs=recon_epochs,
         send=lambda local, rows, batch, old: {},  # noqa: ARG005
     )
     return federate(
         _model(start, loss)._replace(represent=represent),
         _work(numbered(_first(cut, 2 * max_steps)), rule, start)._replace(epochs=recon_epochs + local_epochs),
-        aggregator=_by_query(positives, max_steps) if aggregator is None else aggregator,
+        aggregator=_by_query(positives, max_steps) if chosen is None else chosen,
         **federation,
     )
 

@@ -14,7 +14,7 @@ Departures from SASRec:
 * the losses of a client's positions are summed, not averaged, and a client's negatives are distinct items outside
   of its whole history, drawn once per round.
 
-Departures from algorithm 1: updates are summed by default, as in `fedmf`.
+Departures from algorithm 1: item rows are summed over clients, as in `fedmf`; the encoder's weights are averaged.
 """
 
 from typing import Unpack
@@ -55,7 +55,7 @@ def fedsasrec(
     regularisation: float | jax.Array = 0.0,
     init_scale: float | jax.Array = 0.1,
     local_optimizer: optax.GradientTransformation | None = None,
-    aggregator: Aggregator | str = "sum",
+    aggregator: Aggregator | str = "rows",
     **federation: Unpack[Federation],
 ) -> Algorithm:
     """SASRec on each client's latest items, one local batch a client.

@@ -28,7 +28,6 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 
-from fedjax_rec.aggregators import mean
 from fedjax_rec.algorithms.losses import at_least, binary_cross_entropy, squares
 from fedjax_rec.algorithms.networks import affine, init_layers
 from fedjax_rec.algorithms.pooled import pool_history, pooled_training, with_history
@@ -36,7 +35,7 @@ from fedjax_rec.batches import positives_per_batch
 from fedjax_rec.federate import Federation, federate
 from fedjax_rec.local import Loss
 from fedjax_rec.population import Population
-from fedjax_rec.types import Aggregator, Algorithm, Batch, Key, Model, Params, PyTree, Server, Totals
+from fedjax_rec.types import Aggregator, Algorithm, Batch, Key, Model, Params, PyTree, Server
 
 
 def fedtwotower(
@@ -51,7 +50,7 @@ def fedtwotower(
     spreadout: float | jax.Array = 0.0,
     item_bias: bool = True,
     init_scale: float | jax.Array = 1.0,
-    aggregator: Aggregator | str | None = None,
+    aggregator: Aggregator | str = "rows",
     **federation: Unpack[Federation],
 ) -> Algorithm:
     """Two towers, one of them on the client's pooled history; see the module for the score.
@@ -72,7 +71,7 @@ def fedtwotower(
         spreadout: strength of the spreadout regulariser.
         item_bias: whether items have a bias b_i.
         init_scale: vectors start as normal(0, init_scale / sqrt(D)); weights as in `networks.init_layers`.
-        aggregator: a name of `aggregators.NAMES` or an `Aggregator`; by default `rows_summed()`.
+        aggregator: a name of `aggregators.NAMES` or an `Aggregator`; "rows" averages the tower alone.
         federation: who takes part, what travels, what the server does with it: as in `federate`.
 
     Returns:
@@ -97,7 +96,7 @@ def fedtwotower(
     return federate(
         two_towers(dim, hidden, init_scale, item_bias=item_bias)._replace(represent=pool_history(batches)),
         pooled_training(loss, learning_rate, batches, epochs=local_epochs),
-        aggregator=rows_summed() if aggregator is None else aggregator,
+        aggregator=aggregator,
         **federation,
     )
 
@@ -170,23 +169,3 @@ def _regularised(positives: int, strength: float | jax.Array, spreadout: float |
         return value + 0.5 * strength * squares(rows, batch.data["mask"]) + spreadout * apart, examples
 
     return loss
-
-
-def rows_summed() -> Aggregator:
-    """Sum item rows, which few clients touch, and average the dense leaves, which all do.
-
-    Returns:
-        an aggregator.
-
-    Example:
-        >>> totals = Totals(Server(jnp.array(6.0), jnp.array([6.0])), jnp.array(3.0), None)
-        >>> server = rows_summed().finish(totals)
-        >>> float(server.shared), server.tables.tolist()
-        (2.0, [6.0])
-    """
-    averaged = mean()
-
-    def finish(totals: Totals) -> Server:
-        return Server(averaged.finish(totals).shared, totals.server.tables)
-
-    return averaged._replace(finish=finish)

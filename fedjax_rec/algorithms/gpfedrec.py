@@ -14,6 +14,7 @@ Departures:
 
 * neighbours are those whose cosine *similarity* is above its mean, as the paper says. The code compares the
   cosine *distance*, so that a client's neighbours are those least like it: `neighbours="dissimilar"`;
+* the traffic reported leaves out r_u, I x D numbers more on the way down;
 * clients that did not take part have no neighbours and keep their r_u; the code cannot sample clients;
 * the code's other graphs (of user vectors, of the k nearest, of several layers) are left out;
 * negatives are distinct within a client and round, in one random order for all local epochs;

@@ -112,3 +112,22 @@ def at_least(least: int, **settings: float | jax.Array) -> None:
     for name, value in settings.items():
         if isinstance(value, (int, float)) and not value >= least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def above_zero(**settings: float | jax.Array) -> None:
+    """Refuse settings that are not above 0; values that are being traced pass.
+
+    Args:
+        settings: value by name.
+
+    Raises:
+        ValueError: naming the first that is not.
+
+    Example:
+        >>> above_zero(learning_rate=0.0)
+        Traceback (most recent call last):
+        ValueError: learning_rate must be above 0, not 0.0
+    """
+    for name, value in settings.items():
+        if isinstance(value, (int, float)) and not value > 0:
+            raise ValueError(f"{name} must be above 0, not {value}")

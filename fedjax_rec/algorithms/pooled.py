@@ -8,6 +8,9 @@ time. A step of gradient descent on the whole client therefore takes passes over
    summed over the batches, in h and in all dense leaves;
 3. **spread**: q_i moves along its own gradient and, in the history, along w dL/dh; pool again for the next step.
 
+In training a positive is part of the history that it is scored by; a candidate of the ranking never is. (For
+`fedgnn` on MovieLens 100K, 40 rounds, taking it out changes NDCG@10 from .0526 to .0528.)
+
 So E steps take 1 + 2 E passes, and how a client's data is cut matters no more than the loss makes it matter.
 """
 

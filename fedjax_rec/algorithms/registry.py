@@ -18,6 +18,7 @@ class Entry(NamedTuple):
     rounds: int = 400  # of a run, unless said otherwise
     eval_every: int = 20  # rounds between validations
     ratings: bool = False  # whether it needs ratings, whatever its settings
+    ordered: bool = False  # whether it needs the order of time
 
 
 ENTRIES: dict[str, Entry] = {
@@ -31,7 +32,7 @@ ENTRIES: dict[str, Entry] = {
     "fedper": Entry(),
     "fedrec": Entry(rounds=100, eval_every=10, ratings=True),
     "fedrecon": Entry(rounds=500),
-    "fedsasrec": Entry(rounds=200, eval_every=10),
+    "fedsasrec": Entry(rounds=200, eval_every=10, ordered=True),
     "fedsgd_mf": Entry(rounds=100, ratings=True),
     "fedtwotower": Entry(),
     "fedrap": Entry(rounds=60, eval_every=2),

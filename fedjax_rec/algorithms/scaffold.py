@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rec.algorithms.fedmf import matrix_factorisation
-from fedjax_rec.algorithms.losses import at_least, binary_cross_entropy
+from fedjax_rec.algorithms.losses import above_zero, at_least, binary_cross_entropy
 from fedjax_rec.batches import catalogue
 from fedjax_rec.federate import Cohorts, federate
 from fedjax_rec.local import Loss
@@ -60,7 +60,7 @@ def scaffold(
     num_negatives: int = 4,
     batch_size: int = 64,
     local_epochs: int = 1,
-    learning_rate: float | jax.Array = 0.05,
+    learning_rate: float | jax.Array = 0.3,
     global_rate: float | jax.Array = 1.0,
     regularisation: float | jax.Array = 0.0075,
     item_bias: bool = True,
@@ -85,7 +85,8 @@ def scaffold(
         the algorithm.
 
     Raises:
-        ValueError: if a setting is out of range.
+        ValueError: if a setting is out of range, or on a transform, which would part what clients keep from what
+            the server adds.
 
     Example:
         >>> from fedjax_rec.testing import tiny_population
@@ -95,8 +96,13 @@ def scaffold(
         (24, 40, 4)
     """
     at_least(1, dim=dim, num_negatives=num_negatives, batch_size=batch_size, local_epochs=local_epochs)
-    at_least(0, learning_rate=learning_rate, global_rate=global_rate, regularisation=regularisation)
-    at_least(0, init_scale=init_scale)
+    above_zero(learning_rate=learning_rate)
+    at_least(0, global_rate=global_rate, regularisation=regularisation, init_scale=init_scale)
+    if federation.get("transform") is not None:
+        raise ValueError(
+            "scaffold's server adds up the very changes that clients keep; a transform would part them for good: "
+            "leave it out"
+        )
     mf = matrix_factorisation(dim, init_scale, item_bias=item_bias, ratings=False)
     loss = binary_cross_entropy(_score, None, regularisation)
     work = controlled(loss, batch_size, num_negatives, learning_rate, epochs=local_epochs)
