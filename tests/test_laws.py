@@ -1,5 +1,6 @@
 """The laws of the architecture, over every registered algorithm and its main settings."""
 
+from functools import partial
 from typing import Any
 
 import optax
@@ -8,7 +9,7 @@ import pytest
 import fedjax_rec as fr
 from fedjax_rec import engine
 from fedjax_rec.algorithms.registry import NAMES, factory_of
-from fedjax_rec.testing import LAWS, assert_close, check_mesh, run, tiny_population
+from fedjax_rec.testing import LAWS, assert_close, check_lanes, check_mesh, check_seeds, run, tiny_population
 
 SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10, "cohort": 12}
 CASES: dict[str, dict[str, Any]] = {  # "factory, variant": its settings
@@ -25,9 +26,9 @@ CASES: dict[str, dict[str, Any]] = {  # "factory, variant": its settings
     "fedrecon": {**SMALL, "batch_size": 3},
     "fedrecon, implicit": {"loss": "bce", "recon_epochs": 2, **SMALL},
     "fedsgd_mf": SMALL,
-    "fedncf": SMALL,
+    "fedncf": {"layers": 1, **SMALL},
     "fedncf, gmf, 2 epochs": {"architecture": "gmf", "local_epochs": 2, "aggregator": "mean", **SMALL},
-    "fedper": {"head_layers": 2, **SMALL},
+    "fedper": {"base_layers": 1, **SMALL},
     "fednova": {"local_epochs": 2, **SMALL},
     "fednova, by the letter": {"per_row": False, "momentum": 0.5, **SMALL},
     "colr": {"rank": 2, **SMALL},
@@ -78,6 +79,13 @@ NOT_SPARSE: dict[str, str] = {  # factory: why law 5 has no meaning; its closed 
     "gpfedrec": "trains the whole catalogue: all rows are pulled",
 }
 
+SHORT = {  # each count of lanes or devices is a compilation; the engine's part of it is tried with fedmf
+    "lanes": partial(check_lanes, counts=(3,)),
+    "mesh": partial(check_mesh, counts=(8,)),
+    "seeds": partial(check_seeds, by_vmap=False),
+}
+BRIEF = LAWS | SHORT
+
 
 @pytest.fixture(scope="module")
 def population():
@@ -97,10 +105,7 @@ def test_law(case, law, population):
         kept = {name: value for name, value in CASES[case].items() if name not in federation}
         return factory_of(case.split(",")[0])(**kept, **federation)
 
-    if law == "mesh" and case != "fedmf":
-        check_mesh(make, population, (8,))  # each count is a compilation, and the engine's part is the same
-    else:
-        LAWS[law](make, population)
+    (LAWS if case.startswith("fedmf") else BRIEF)[law](make, population)
 
 
 def test_schedules_agree(population, monkeypatch):

@@ -1,7 +1,7 @@
 """No price of federation: federated ALS and central iALS from the same item vectors, side by side.
 
-    python -m experiments.fedals.run ../shared/data              # ML-100K and ML-1M
-    python -m experiments.fedals.run ../shared/data ml-100k      # one of them
+    python -m experiments.fedals.run --data-dir DATA             # ML-100K and ML-1M
+    python -m experiments.fedals.run --data-dir DATA ml-100k     # one of them
 
 Both are trained on train + validation for a fixed number of sweeps; settings and sweeps were chosen on validation
 items. The central side is `fedjax_rec.evaluation.central.ials` with one more half sweep for the users, as the
@@ -90,12 +90,12 @@ def run(name: str, folder: Path) -> None:
 def main() -> None:
     """Run the data sets that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the data sets are")
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("names", nargs="*", default=list(TASKS), help=f"of {', '.join(TASKS)}")
     args = parser.parse_args()
     fr.use_cores()
     for name in args.names:
-        run(name, args.folder)
+        run(name, args.data_dir)
 
 
 if __name__ == "__main__":

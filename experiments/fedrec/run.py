@@ -1,6 +1,6 @@
 """FedRec's batch version on five random 80/20 splits of MovieLens 100K, against its authors' logs.
 
-    python -m experiments.fedrec.run ../shared/data            # 8 settings x 5 splits
+    python -m experiments.fedrec.run --data-dir DATA            # 8 settings x 5 splits
 
 All 943 clients in each of 100 rounds, the authors' constants. Predictions are clipped to 1..5, as theirs are, and
 the last round counts, as theirs does. Their five splits are not with the logs; ours are drawn by seeds 0 to 4.
@@ -63,10 +63,10 @@ def measure(state: State, fold: Fold) -> tuple[float, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run every setting on every split, and print means and standard deviations over splits."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path, help="folder of the data sets")
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--splits", type=int, default=SPLITS)
     given = parser.parse_args(arguments)
-    folds = [split(given.data, seed) for seed in range(given.splits)]
+    folds = [split(given.data_dir, seed) for seed in range(given.splits)]
     for name, (settings, published) in SETTINGS.items():
         tick, algorithm, found = time.perf_counter(), fr.fedrec(**settings), []
         block = jax.jit(lambda key, data, a=algorithm: fr.train(key, a, data, ROUNDS)[0])

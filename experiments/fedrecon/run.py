@@ -1,6 +1,6 @@
 """Federated reconstruction on unseen users: RMSE and accuracy after reconstructing on half of their ratings.
 
-    python -m experiments.fedrecon.run ../shared/data            # 5 seeds x 2 data sets
+    python -m experiments.fedrecon.run --data-dir DATA            # 5 seeds x 2 data sets
 
 Users are split 80/10/10, ratings shuffled, at most 300 a user. 100 clients a round, 500 rounds, the constants of
 the paper's MovieLens experiment. An unseen user reconstructs on its even batches of 5 and is measured on its odd
@@ -139,13 +139,13 @@ def show(name: str, runs: Sequence[dict[str, np.ndarray]]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run every data set and seed, and print means and standard deviations over seeds."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path, help="folder of the data sets")
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     given = parser.parse_args(arguments)
     print("| data | method | RMSE | accuracy | RMSE, known | accuracy, known |\n|---|---|---|---|---|---|")
     for name in DATASETS:
-        table = read(name, given.data)
+        table = read(name, given.data_dir)
         show(name, [run_seed(table, seed, given.rounds) for seed in range(given.seeds)])
 
 
