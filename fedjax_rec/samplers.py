@@ -1,4 +1,9 @@
-"""Samplers: who takes part in a round, as pure functions of a key, so that they live inside the compiled round."""
+"""Samplers: who takes part in a round, as pure functions of a key, so that they live inside the compiled round.
+
+They are values, so that whoever must know how a cohort was drawn, such as a privacy accountant, can look.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +30,49 @@ def default_cohort(num_clients: int) -> int:
     return min(num_clients, max(LEAST_COHORT, min(1000, num_clients // 10)))
 
 
+class Uniform(NamedTuple):
+    """A cohort of a fixed size, drawn without replacement: see `uniform` and `at_most`."""
+
+    cohort: int | None  # None: `default_cohort` of the population
+    fewer: bool  # whether a smaller population is taken whole
+
+    def size(self, num_clients: int) -> int:
+        """How many clients of so many."""
+        size = default_cohort(num_clients) if self.cohort is None else self.cohort
+        return min(size, num_clients) if self.fewer else size
+
+    def __call__(self, key: Key, num_clients: int) -> tuple[jax.Array, jax.Array]:
+        """The first C values of a keyed permutation of the clients: O(C), whatever the population."""
+        size = self.size(num_clients)
+        _check(size, num_clients)
+        words = jax.random.key_data(key).astype(jnp.uint32)
+        return _first(words, size, num_clients), jnp.ones(size, bool)
+
+
+class Everyone(NamedTuple):
+    """All clients: see `everyone`."""
+
+    def __call__(self, key: Key, num_clients: int) -> tuple[jax.Array, jax.Array]:
+        """In the population's order."""
+        del key
+        return jnp.arange(num_clients), jnp.ones(num_clients, bool)
+
+
+class Poisson(NamedTuple):
+    """Each client by itself, with a probability: see `poisson`."""
+
+    probability: float
+    capacity: int
+
+    def __call__(self, key: Key, num_clients: int) -> tuple[jax.Array, jax.Array]:
+        """Those with the least draws: given that they are below q, draws are in no particular order."""
+        draws = jax.random.uniform(key, (num_clients,))
+        least, ids = jax.lax.top_k(-draws, min(self.capacity, num_clients))
+        return ids, -least < self.probability
+
+
 def uniform(cohort: int | None = None) -> Sampler:
     """Draw a cohort uniformly without replacement.
-
-    The first C values of a keyed permutation of the clients: O(C), whatever the population.
 
     Args:
         cohort: C, clients in a round; by default `default_cohort` of the population.
@@ -44,16 +88,7 @@ def uniform(cohort: int | None = None) -> Sampler:
         >>> len(set(ids.tolist())), bool(alive.all())
         (3, True)
     """
-    if cohort is not None and cohort < 1:
-        raise ValueError(f"a cohort needs at least 1 client, not {cohort}")
-
-    def sample(key: Key, num_clients: int) -> tuple[jax.Array, jax.Array]:
-        size = default_cohort(num_clients) if cohort is None else cohort
-        _check(size, num_clients)
-        words = jax.random.key_data(key).astype(jnp.uint32)
-        return _first(words, size, num_clients), jnp.ones(size, bool)
-
-    return sample
+    return Uniform(_at_least_one(cohort), fewer=False)
 
 
 def at_most(cohort: int) -> Sampler:
@@ -72,9 +107,7 @@ def at_most(cohort: int) -> Sampler:
         >>> [len(at_most(3)(jax.random.key(0), size)[0]) for size in (2, 5)]
         [2, 3]
     """
-    if cohort < 1:
-        raise ValueError(f"a cohort needs at least 1 client, not {cohort}")
-    return lambda key, num_clients: uniform(min(cohort, num_clients))(key, num_clients)
+    return Uniform(_at_least_one(cohort), fewer=True)
 
 
 def everyone() -> Sampler:
@@ -87,12 +120,42 @@ def everyone() -> Sampler:
         >>> everyone()(jax.random.key(0), 3)[0].tolist()
         [0, 1, 2]
     """
+    return Everyone()
 
-    def sample(key: Key, num_clients: int) -> tuple[jax.Array, jax.Array]:
-        del key
-        return jnp.arange(num_clients), jnp.ones(num_clients, bool)
 
-    return sample
+def poisson(probability: float, capacity: int) -> Sampler:
+    """Draw each client by itself with probability q; of more than the capacity, some dropped uniformly at random.
+
+    The shapes stay the same, whoever is drawn, and the draw is of O(N).
+
+    Args:
+        probability: q, above 0 and at most 1; the cohort has q N clients on average.
+        capacity: B, most clients of a round; `privacy.accounting.capacity_for` says how many are enough.
+
+    Returns:
+        a sampler with min(B, N) slots, of which those that were drawn are alive.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> ids, alive = poisson(0.5, 9)(jax.random.key(0), 9)
+        >>> len(ids), 0 < int(alive.sum()) < 9
+        (9, True)
+
+    Source: Abadi et al. 2016, "Deep learning with differential privacy", section 3.1.
+    """
+    if not 0 < probability <= 1:
+        raise ValueError(f"the probability must be above 0 and at most 1, not {probability}")
+    if capacity < 1:
+        raise ValueError(f"the capacity must be at least 1, not {capacity}")
+    return Poisson(probability, capacity)
+
+
+def _at_least_one(cohort: int | None) -> int | None:
+    if cohort is not None and cohort < 1:
+        raise ValueError(f"a cohort needs at least 1 client, not {cohort}")
+    return cohort
 
 
 def _check(cohort: int, num_clients: int) -> None:

@@ -28,7 +28,7 @@ def shared_data() -> Path:
 
 def pytest_xdist_make_scheduler(config, log):
     """A module's tests share a worker, and so its fixtures; the laws, the longest module, go case by case."""
-    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+    from xdist.scheduler import LoadScopeScheduling
 
     class ByModuleAndCase(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid):

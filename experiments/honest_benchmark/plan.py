@@ -9,6 +9,7 @@ from experiments.honest_benchmark import units
 from experiments.honest_benchmark.spaces import VARIANTS, needs_ratings, space_of
 from experiments.honest_benchmark.store import Result, Unit, finished, read
 from experiments.honest_benchmark.task import Task
+from fedjax_rec.algorithms.registry import ENTRIES
 from fedjax_rec.evaluation.central import NAMES as CENTRALS
 
 LEAKY_SEEDS = {"ml-1m-loo": 1}  # of three: the leak is larger than any spread
@@ -49,8 +50,23 @@ def jobs(
         if finished(folder, unit, recipe) is None:
             yield Job(unit, recipe, partial(_central, task, centrals))
         for name in names:
-            if not needs_ratings(name) or task.split.ratings is not None:
+            if can_run(name, task):
                 yield from _of_variant(task, name, seeds, folder, leaky=leaky)
+
+
+def can_run(name: str, task: Task) -> bool:
+    """Whether the data has what a variant learns from.
+
+    Args:
+        name: of the variant.
+        task: the data.
+
+    Returns:
+        False without ratings or timestamps where they are needed.
+    """
+    timed = task.source.interactions.timestamps is not None
+    ordered = ENTRIES[VARIANTS[name].algorithm].ordered
+    return (timed or not ordered) and (task.split.ratings is not None or not needs_ratings(name))
 
 
 def _of_variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, leaky: bool) -> Iterator[Job]:

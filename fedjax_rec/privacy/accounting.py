@@ -1,0 +1,231 @@
+"""What a run spends of its privacy budget: (epsilon, delta) of its rounds, by `dp-accounting` alone.
+
+The unit is one user: neighbouring populations differ in all that one client holds, which is there or not (add or
+remove one). One round releases a sum of clipped updates with Gaussian noise of standard deviation z C, C being the
+clipping norm; how it composes depends on how its cohort was drawn, so **the sampler says which event a round is**:
+
+| sampler | event | accountant |
+|---|---|---|
+| `poisson(q, capacity)` | Poisson sampling truncated to a fixed capacity | PLD |
+| `everyone()` | the Gaussian mechanism itself | PLD |
+| `uniform(C)` | C of N without replacement, replace one | RDP |
+
+Two neighbours under "replace one" differ by 2 C, not C. `dp-accounting` takes the noise of a sample without
+replacement relative to that, so `round_event` halves z there, and nowhere else: the one place for this conversion.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import binom
+
+from fedjax_rec.samplers import Everyone, Poisson, Uniform
+from fedjax_rec.types import Sampler
+
+SHARE = 0.01  # of delta that a full cohort may cost: surplus clients are dropped that seldom
+INSTALL = "privacy accounting needs dp-accounting; pip install 'fedjax_rec[privacy]'"
+
+
+class Round(NamedTuple):
+    """What one round is to an accountant."""
+
+    event: Any  # a DpEvent
+    neighbours: str  # "add-or-remove-one" or "replace-one"
+    accountant: str  # "pld" or "rdp"
+
+
+def round_event(sampler: Sampler, noise_multiplier: float, num_clients: int) -> Round:
+    """The event of one round: who was drawn, and how much noise hid them.
+
+    Args:
+        sampler: of the run.
+        noise_multiplier: z, standard deviation of the noise on the sum over the clipping norm.
+        num_clients: N.
+
+    Returns:
+        the event, the neighbours that it is about, and the accountant that knows it.
+
+    Raises:
+        ValueError: if the sampler has no known event.
+        ImportError: without dp-accounting.
+
+    Example:
+        >>> from fedjax_rec.samplers import everyone
+        >>> round_event(everyone(), 2.0, 100).accountant
+        'pld'
+    """
+    dp = _library()
+    if isinstance(sampler, Everyone):
+        return Round(dp.GaussianDpEvent(noise_multiplier), "add-or-remove-one", "pld")
+    if isinstance(sampler, Poisson):
+        event = dp.TruncatedSubsampledGaussianDpEvent(
+            dataset_size=num_clients,
+            sampling_probability=sampler.probability,
+            truncated_batch_size=min(sampler.capacity, num_clients),
+            noise_multiplier=noise_multiplier,
+        )
+        return Round(event, "add-or-remove-one", "pld")
+    if isinstance(sampler, Uniform):
+        gaussian = dp.GaussianDpEvent(noise_multiplier / 2)
+        event = dp.SampledWithoutReplacementDpEvent(num_clients, sampler.size(num_clients), gaussian)
+        return Round(event, "replace-one", "rdp")
+    raise ValueError(
+        f"nothing is known of what {sampler!r} reveals; draw cohorts with samplers.poisson, uniform or everyone"
+    )
+
+
+def epsilon_of(spent: Round, rounds: int, delta: float) -> float:
+    """Epsilon of so many rounds.
+
+    Args:
+        spent: one round.
+        rounds: T.
+        delta: above 0 and below 1.
+
+    Returns:
+        epsilon; 0 for no rounds.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> from fedjax_rec.samplers import everyone
+        >>> round(epsilon_of(round_event(everyone(), 3**0.5, 100), 3, 0.126936), 3)
+        1.0
+
+    Source: Koskela et al. 2020 (PLD); Mironov 2017 (RDP); as `dp-accounting` composes them.
+    """
+    if rounds < 0 or not 0 < delta < 1:
+        raise ValueError(f"rounds={rounds} must be at least 0, and delta={delta} between 0 and 1")
+    if rounds == 0:
+        return 0.0
+    dp = _library()
+    accountant = _accountant(spent)
+    return float(accountant.compose(dp.SelfComposedDpEvent(spent.event, rounds)).get_epsilon(delta))
+
+
+def noise_for(
+    sampler: Sampler, num_clients: int, rounds: int, *, epsilon: float, delta: float, tolerance: float = 1e-3
+) -> float:
+    """The least noise multiplier with which so many rounds stay within a budget.
+
+    Args:
+        sampler: of the run.
+        num_clients: N.
+        rounds: T, at least 1.
+        epsilon: the budget, above 0.
+        delta: of the budget.
+        tolerance: of the result, relative; the result is always on the safe side.
+
+    Returns:
+        z.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> from fedjax_rec.samplers import everyone
+        >>> z = noise_for(everyone(), 100, 3, epsilon=1.0, delta=0.126936)
+        >>> 1.731 < z < 1.735
+        True
+    """
+    if rounds < 1 or not epsilon > 0:
+        raise ValueError(
+            f"a budget needs rounds of at least 1 and epsilon above 0, not {rounds} and {epsilon}"
+        )
+
+    def spends(multiplier: float) -> float:
+        return epsilon_of(round_event(sampler, multiplier, num_clients), rounds, delta)
+
+    return _bisect(lambda z: spends(z) <= epsilon, tolerance)
+
+
+def rounds_for(spent: Round, *, epsilon: float, delta: float, most: int = 10**6) -> int:
+    """How many rounds a budget allows.
+
+    Args:
+        spent: one round.
+        epsilon: the budget.
+        delta: of the budget.
+        most: the answer is at most this.
+
+    Returns:
+        the largest T whose epsilon is within the budget.
+
+    Example:
+        >>> from fedjax_rec.samplers import everyone
+        >>> rounds_for(round_event(everyone(), 3**0.5, 100), epsilon=1.001, delta=0.126936)
+        3
+    """
+    low, high = 0, 1
+    while high < most and epsilon_of(spent, high, delta) <= epsilon:
+        low, high = high, min(2 * high, most)
+    if high == most and epsilon_of(spent, most, delta) <= epsilon:
+        return most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if epsilon_of(spent, middle, delta) <= epsilon else (low, middle)
+    return low
+
+
+def capacity_for(num_clients: int, probability: float, rounds: int, delta: float) -> int:
+    """Room for a Poisson cohort that is almost never too small: P[any of T cohorts is larger] <= delta / 100.
+
+    Args:
+        num_clients: N.
+        probability: q, with which each client is drawn.
+        rounds: T.
+        delta: of the budget.
+
+    Returns:
+        the smallest B with T P[Bin(N, q) > B] <= delta / 100, at most N.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> capacity_for(6040, 0.02, 200, 1e-5)
+        186
+    """
+    if not 0 < probability <= 1 or rounds < 1 or not 0 < delta < 1:
+        raise ValueError(
+            f"probability={probability} and delta={delta} must be between 0 and 1, rounds={rounds} at least 1"
+        )
+    sizes = np.arange(num_clients + 1)
+    fits = rounds * binom.sf(sizes, num_clients, probability) <= SHARE * delta
+    return max(1, int(np.argmax(fits)))
+
+
+def _bisect(fits: Callable[[float], bool], tolerance: float) -> float:
+    """The least number that fits, if every larger one does too."""
+    high = 1.0
+    while not fits(high):
+        high *= 2
+    low = high / 2
+    while fits(low):
+        low, high = low / 2, low
+    while high - low > tolerance * low:
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def _accountant(spent: Round) -> Any:
+    dp = _library()
+    relations = {
+        "add-or-remove-one": dp.NeighboringRelation.ADD_OR_REMOVE_ONE,
+        "replace-one": dp.NeighboringRelation.REPLACE_ONE,
+    }
+    kinds = {"pld": dp.pld.PLDAccountant, "rdp": dp.rdp.RdpAccountant}
+    return kinds[spent.accountant](neighboring_relation=relations[spent.neighbours])
+
+
+def _library() -> Any:
+    try:
+        import dp_accounting
+        import dp_accounting.pld
+        import dp_accounting.rdp
+    except ImportError as missing:
+        raise ImportError(INSTALL) from missing
+    return dp_accounting
