@@ -101,6 +101,8 @@ def run_experiment(
     if history.stopped == "diverged" and not history.evaluations:
         raise ValueError(f"training diverged within {len(history.rounds.loss)} rounds; {advice(settings)}")
     validation = make_evaluator(algorithm, split, which="validation", point=point)(state)
+    sampled = f"sampled{settings.num_candidates}"
+    validated = measure(validation, split, sampled, "validation")  # of this split: a refit's has no such items
     if settings.refit:
         on_stage(f"refitting on train + validation for {history.selected_round} rounds")
         split = merge_validation(split)
@@ -112,7 +114,6 @@ def run_experiment(
     on_stage("ranking every test item")
     test = make_evaluator(algorithm, tested, point=testing)(state)
     popularity = rank_common_scores(popularity_scores(split), tested)
-    sampled = f"sampled{settings.num_candidates}"
     lists = np.asarray(make_lister(algorithm, tested, K, point=testing)(state).items)
     attributes = load_attributes(settings, tested)
     summary = summarise(test, tested, lists, sampled=sampled, attributes=attributes)
@@ -122,7 +123,7 @@ def run_experiment(
             **summary,
             **measure_ratings(algorithm, tested, state, testing),
         },
-        "validation": measure(validation, split, sampled, "validation"),
+        "validation": validated,
     }
     baselines = {"popularity": measure(popularity, tested, sampled)}
     baselines |= {name: found.metrics for name, found in centrals.items()}

@@ -58,6 +58,7 @@ def test_result_has_every_promised_key(run):
         for metric in ("hr@10", "ndcg@10", "mrr@10"):
             assert floor[metric] < test[metric] < ceiling[metric]
         assert result["metrics"]["validation"][part]["hr@10"] > 0
+        assert 0.5 < result["metrics"]["validation"][part]["auc"] < 1
     protocol = json.loads((run / "protocol.json").read_text())
     assert protocol["protocol_id"] == result["protocol_id"]
     assert protocol["refit"] is True

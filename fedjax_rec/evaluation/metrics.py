@@ -44,7 +44,7 @@ def user_metrics(
         float64[N] by name: `hr@k`, `ndcg@k`, `mrr@k`, `mrr` and, with `rivals`, `auc`; NaN where the rank is.
 
     Raises:
-        ValueError: if a cut-off is less than 1.
+        ValueError: if a cut-off is less than 1, or the rivals are of another split.
 
     Example:
         >>> user_metrics(np.array([0.0, 2.0]), ks=[1], rivals=4)["auc"]
@@ -59,6 +59,8 @@ def user_metrics(
         values |= {f"{name}@{k}": _expect(gain, mid, tied, k) for name, gain in GAINS.items()}
     values["mrr"] = _expect(GAINS["mrr"], mid, tied, np.inf)
     if rivals is not None:
+        if (mid > rivals).any():
+            raise ValueError("a place lies beyond its rivals: these ranks are of another split than the rivals")
         values["auc"] = 1 - mid / np.maximum(rivals, 1)
     return values
 
