@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rec.population import Population
+from fedjax_rec.soundness import check_summable
 from fedjax_rec.tables import expand
-from fedjax_rec.types import Aggregator, FixedPoint, PyTree, Server, Totals
+from fedjax_rec.types import Aggregator, FixedPoint, Key, PyTree, Server, Totals
 
 
 def _one(num_examples: jax.Array) -> jax.Array:
@@ -201,6 +202,55 @@ def add_heat(totals: Totals, population: Population) -> Totals:
     heat = jnp.zeros(population.num_items).at[items].add(1.0, mode="drop")
     present = (population.offsets[1:] > population.offsets[:-1]).sum(dtype=jnp.float32)
     return totals._replace(heat=heat, clients=present)
+
+
+def gaussian(
+    base: Aggregator | str = "sum", *, noise_multiplier: float, norm: float, expected: float
+) -> Aggregator:
+    """A sum with Gaussian noise on every number, touched or not, over a fixed denominator.
+
+    (sum_i delta_i + normal(0, (z C)^2)) / n, with |delta_i| <= C, which the transform must see to.
+
+    Args:
+        base: the plain sum, in floats or in integers (`fixed_point(total(), ...)`).
+        noise_multiplier: z, at least 0.
+        norm: C, the clipping norm, above 0.
+        expected: n, clients of a cohort on average: public, unlike how many came.
+
+    Returns:
+        an aggregator.
+
+    Raises:
+        ValueError: if a number is out of range, or the base is no plain sum.
+
+    Example:
+        >>> rule = gaussian(noise_multiplier=0.0, norm=1.0, expected=4)
+        >>> float(rule.finish(Totals(Server(jnp.array(6.0), {}), jnp.array(3.0), None)).shared)
+        1.5
+
+    Source: McMahan et al. 2018, "Learning differentially private recurrent language models", algorithm 1, f~_f.
+    """
+    for name, value, fits in (
+        ("noise_multiplier", noise_multiplier, noise_multiplier >= 0),
+        ("norm", norm, norm > 0),
+        ("expected", expected, expected > 0),
+    ):
+        if not fits or not math.isfinite(value):
+            raise ValueError(f"{name}={value} is out of range; give a positive number")
+    inner = named(base) if isinstance(base, str) else base
+    check_summable(inner)
+    deviation = noise_multiplier * norm / expected
+
+    def finish(totals: Totals) -> Server:
+        return jax.tree.map(lambda x: x / expected, inner.finish(totals))
+
+    def noise(key: Key, aggregate: Server) -> Server:
+        leaves, structure = jax.tree.flatten(aggregate)
+        keys = (jax.random.fold_in(key, number) for number in range(len(leaves)))
+        drawn = [deviation * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(structure, drawn)
+
+    return inner._replace(finish=finish, noise=noise, norm=norm)
 
 
 def rows_summed() -> Aggregator:

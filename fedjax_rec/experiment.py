@@ -29,11 +29,13 @@ from fedjax_rec.evaluation.summary import K, summarise
 from fedjax_rec.inputs import fold_in_epochs_of, load_attributes, load_inputs, protocol_of
 from fedjax_rec.points import after_fold_in, after_local_training
 from fedjax_rec.population import population_of
+from fedjax_rec.privacy.central import Private, dp_fedavg
 from fedjax_rec.samplers import LEAST_COHORT, default_cohort
 from fedjax_rec.servers import LOCALS, SERVERS
 from fedjax_rec.settings import Settings, complete, parse_options
 from fedjax_rec.simulate import History, Progress, Stop, simulate
 from fedjax_rec.traffic import Traffic, count_traffic, upload_of
+from fedjax_rec.transforms import clip
 from fedjax_rec.types import Algorithm, State
 
 
@@ -57,6 +59,7 @@ class Outcome(NamedTuple):
     baselines: dict[str, dict[str, Metrics]]  # {"popularity": {...}, "best_reachable": {...}}
     centrals: dict[str, Baseline]  # the central baselines that the settings name
     price: Price | None  # of federation, where there are some
+    private: Private | None  # how noise was added, if it was
     seconds: float
 
 
@@ -89,7 +92,8 @@ def run_experiment(
     dataset, split, heldout = load_inputs(settings)
     _check(settings, split, timed=dataset.interactions.timestamps is not None)
     protocol = protocol_of(settings, dataset, split)
-    algorithm = make_algorithm(clip_batch_size(settings, split))
+    private = private_of(settings, split.num_users)
+    algorithm = make_algorithm(clip_batch_size(settings, split), private)
     point = point_of(settings, algorithm, split)
     testing = (
         point if heldout is None else fold_in_of(settings, algorithm, heldout)
@@ -102,7 +106,9 @@ def run_experiment(
         raise ValueError(f"training diverged within {len(history.rounds.loss)} rounds; {advice(settings)}")
     validation = make_evaluator(algorithm, split, which="validation", point=point)(state)
     sampled = f"sampled{settings.num_candidates}"
-    validated = measure(validation, split, sampled, "validation")  # of this split: a refit's has no such items
+    validated = measure(
+        validation, split, sampled, "validation"
+    )  # of this split: a refit's has no such items
     if settings.refit:
         on_stage(f"refitting on train + validation for {history.selected_round} rounds")
         split = merge_validation(split)
@@ -148,6 +154,7 @@ def run_experiment(
         baselines=baselines,
         centrals=centrals,
         price=price,
+        private=private,
         seconds=time.perf_counter() - began,
     )
 
@@ -172,11 +179,51 @@ def advice(settings: Settings) -> str:
     return "lower --learning-rate" + ", or use --aggregator mean" * mild
 
 
-def make_algorithm(settings: Settings) -> Algorithm:
+def private_of(settings: Settings, num_clients: int) -> Private | None:
+    """How the settings federate in private.
+
+    Args:
+        settings: the experiment.
+        num_clients: N.
+
+    Returns:
+        sampler, transform and aggregator, and what they spend; None without noise.
+
+    Raises:
+        ValueError: if the algorithm has no plain sum, or a number is out of range.
+
+    Example:
+        >>> private_of(Settings(), 1000) is None
+        True
+        >>> found = private_of(Settings(clip=0.5, noise_multiplier=1.0, cohort=100), 1000)
+        >>> found.sampler.probability, f"{found.delta:.1e}"
+        (0.1, '5.0e-04')
+    """
+    if not settings.private:
+        return None
+    known = accepted(settings.algorithm)
+    if not {"sampler", "transform", "aggregator"} <= set(known):
+        raise ValueError(
+            f"{settings.algorithm} has an aggregation of its own, which has no private form; choose another "
+            "algorithm"
+        )
+    return dp_fedavg(
+        num_clients,
+        cohort=settings.cohort or default_cohort(num_clients),
+        rounds=cast("int", settings.rounds),
+        clip=cast("float", settings.clip),
+        delta=num_clients**-1.1 if settings.delta is None else settings.delta,
+        noise_multiplier=settings.noise_multiplier,
+        target_epsilon=settings.target_epsilon,
+    )
+
+
+def make_algorithm(settings: Settings, private: Private | None = None) -> Algorithm:
     """Build the algorithm that the settings name; it takes those settings that its factory knows.
 
     Args:
         settings: the experiment.
+        private: who is drawn, what is clipped and what noise is added; without it, nobody's noise.
 
     Returns:
         the algorithm.
@@ -199,6 +246,10 @@ def make_algorithm(settings: Settings) -> Algorithm:
         rate = rule.learning_rate if s.server_learning_rate is None else s.server_learning_rate
         offered["server_optimizer"] = rule.make(rate)
     given = {name: value for name, value in offered.items() if name in known}
+    if s.clip is not None:
+        given["transform"] = clip(s.clip)
+    if private is not None:
+        given |= private.federation | {"cohort": None}
     return factory_of(s.algorithm)(**given | parse_options(s))
 
 

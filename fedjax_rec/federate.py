@@ -36,6 +36,7 @@ from fedjax_rec.population import Population
 from fedjax_rec.row_updates import STRATEGIES
 from fedjax_rec.samplers import uniform
 from fedjax_rec.schedules import Uplink
+from fedjax_rec.soundness import check_sound
 from fedjax_rec.tables import read_rows
 from fedjax_rec.types import (
     Aggregator,
@@ -113,7 +114,8 @@ def federate(
 
     Raises:
         ValueError: if `lanes` is below 1, or `row_update` or `aggregator` unknown; in the first round, on keys
-            that are not jax's default kind, if a stack of updates cannot fit, or if fixed-point sums could wrap.
+            that are not jax's default kind, if a stack of updates cannot fit, or if fixed-point sums could wrap;
+            on noise that would not hide what it is to hide (`soundness.check_sound`).
 
     Example:
         see `fedjax_rec.algorithms.fedmf`.
@@ -127,6 +129,7 @@ def federate(
     aggregator = named(aggregator) if isinstance(aggregator, str) else aggregator
     if aggregator.fixed and strategy == "matmul":
         raise ValueError("row update 'matmul' sums floats; with fixed-point sums use 'scatter' or 'sorted'")
+    check_sound(aggregator, transform, exchanges=exchange is not None)
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     uplink = Uplink(aggregator, transform, strategy)
 
@@ -160,12 +163,13 @@ def federate(
             noise=noise,
         )
         totals = add_heat(cast("Totals", result.totals), population) if aggregator.heated else result.totals
-        server, opt_state, update = _step_server(aggregator, optimizer, state, totals)
+        secret = jax.random.fold_in(stream(key, "privacy"), state.round)
+        server, opt_state, step, signal = _step_server(aggregator, optimizer, state, totals, secret)
         sent = result.private if exchange is None else exchange(totals, state.server, result.private)
         place = jnp.where(alive, ids, population.num_clients)  # an empty slot of the cohort stores nothing
         private = jax.tree.map(lambda p, new: p.at[place].set(new, mode="drop"), state.private, sent)
         state = State(state.round + 1, server, opt_state, private)
-        return keep_replicated(state, mesh), _report(result, clients, alive, update)
+        return keep_replicated(state, mesh), _report(result, clients, alive, step, signal)
 
     return Algorithm(init, run_round, model.score, model, work, plan, mesh)
 
@@ -197,19 +201,27 @@ def init_private(model: Model, key: Key, num_clients: int, server: Server) -> Py
 
 
 def _step_server(
-    aggregator: Aggregator, optimizer: optax.GradientTransformation, state: State, totals: Totals | Stack
-) -> tuple[Server, optax.OptState, Server]:
-    """The server's part of a round: its new parameters and optimizer state, and the step that it took."""
+    aggregator: Aggregator,
+    optimizer: optax.GradientTransformation,
+    state: State,
+    totals: Totals | Stack,
+    secret: Key,
+) -> tuple[Server, optax.OptState, Server, jax.Array]:
+    """The server's part of a round: its new parameters and optimizer state, its step, and the signal in it."""
 
     def call(function: Callable, *arguments: PyTree) -> PyTree:
         if aggregator.fixed is None:
             return function(*arguments)
         return _apart(state.round >= 0, function, *arguments)
 
-    update = call(aggregator.finish, totals)
+    update, signal = call(aggregator.finish, totals), jnp.float32(jnp.inf)
+    if aggregator.noise is not None:
+        noise = aggregator.noise(secret, update)
+        signal = optax.tree.norm(update) / optax.tree.norm(noise)
+        update = jax.tree.map(jnp.add, update, noise)
     descent = jax.tree.map(jnp.negative, update)
     steps, opt_state = call(optimizer.update, descent, state.opt_state, state.server)
-    return cast("Server", optax.apply_updates(state.server, steps)), opt_state, cast("Server", steps)
+    return cast("Server", optax.apply_updates(state.server, steps)), opt_state, cast("Server", steps), signal
 
 
 def _apart(always: jax.Array, function: Callable, *arguments: PyTree) -> PyTree:
@@ -278,7 +290,7 @@ def _one_client(work: ClientWork) -> Callable[[Key, State, Population, jax.Array
     return run
 
 
-def _report(result: Result, clients: Client, alive: jax.Array, step: Server) -> RoundInfo:
+def _report(result: Result, clients: Client, alive: jax.Array, step: Server, signal: jax.Array) -> RoundInfo:
     report = result.report
     return RoundInfo(
         loss=report.loss / jnp.maximum(report.examples, 1.0),
@@ -289,4 +301,5 @@ def _report(result: Result, clients: Client, alive: jax.Array, step: Server) -> 
         rows=report.rows,
         update_norm=optax.tree.norm(step),
         saturated=report.saturated,
+        signal=signal,
     )

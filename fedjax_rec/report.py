@@ -82,7 +82,18 @@ def table(outcome: Outcome) -> str:
     if outcome.price is not None:
         prices = [outcome.price[part][metric] for part, metric in keys]
         body.append(["federated / best central", *(_ratio(price) for price in prices)])
-    return f"{LEAKY}\n" * leaky + _lay_out([head, *body])
+    return f"{LEAKY}\n" * leaky + _lay_out([head, *body]) + _spent(outcome)
+
+
+def _spent(outcome: Outcome) -> str:
+    """One more line, where there is a guarantee."""
+    private, rounds = outcome.private, len(outcome.history.rounds.loss)
+    if private is None:
+        return ""
+    return (
+        f"\n{rounds} rounds spend epsilon {private.epsilon(rounds):.3f} at delta {private.delta:.2e}, per user "
+        f"(noise multiplier {private.noise_multiplier:.3f}, clip {private.clip:g}); the metrics are not private"
+    )
 
 
 def _ratio(price: Mapping[str, Any]) -> str:

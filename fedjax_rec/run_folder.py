@@ -32,6 +32,7 @@ from fedjax_rec.folders import (
     user_arrays,
     write_folder,
 )
+from fedjax_rec.privacy.central import UNIT
 from fedjax_rec.settings import Settings
 from fedjax_rec.simulate import frame
 from fedjax_rec.types import Algorithm, PyTree, Server
@@ -91,6 +92,7 @@ def result_of(outcome: Outcome) -> dict[str, Any]:
             "metrics": outcome.metrics,
             "baselines": outcome.baselines,
             **_centrals(outcome),
+            **_privacy(outcome),
             "versions": versions(),
         }
     )
@@ -101,6 +103,26 @@ def _centrals(outcome: Outcome) -> dict[str, Any]:
     if not outcome.centrals:
         return {}
     return {"details": details_of(outcome.centrals), "price_of_federation": outcome.price}
+
+
+def _privacy(outcome: Outcome) -> dict[str, Any]:
+    """What a run with noise has spent, over all of its rounds, and how clear its sums were."""
+    private, rounds = outcome.private, len(outcome.history.rounds.loss)
+    if private is None:
+        return {}
+    spent = {
+        "unit": UNIT,
+        "epsilon": private.epsilon(rounds),
+        "delta": private.delta,
+        "noise_multiplier": private.noise_multiplier,
+        "clip": private.clip,
+        "sampling_probability": private.sampler.probability,
+        "capacity": private.sampler.capacity,
+        "neighbours": private.spent.neighbours,
+        "accountant": private.spent.accountant,
+        "signal_to_noise": float(np.median(outcome.history.rounds.signal)),
+    }
+    return {"privacy": spent}
 
 
 def choose_folder(settings: Settings) -> Path:

@@ -123,7 +123,7 @@ def everyone() -> Sampler:
     return Everyone()
 
 
-def poisson(probability: float, capacity: int) -> Sampler:
+def poisson(probability: float, capacity: int) -> Poisson:
     """Draw each client by itself with probability q; of more than the capacity, some dropped uniformly at random.
 
     The shapes stay the same, whoever is drawn, and the draw is of O(N).

@@ -109,6 +109,14 @@ class Settings:
     server_learning_rate: float | None = _setting(
         None, "its learning rate; by rule: fedavg 1.0, ...", "server"
     )
+    clip: float | None = _setting(None, "largest L2 norm of a client's whole update", "privacy")
+    noise_multiplier: float | None = _setting(
+        None, "standard deviation of the server's noise, of the clip; needs --clip", "privacy"
+    )
+    target_epsilon: float | None = _setting(
+        None, "choose that noise so that the rounds spend this epsilon; needs --clip", "privacy"
+    )
+    delta: float | None = _setting(None, "of the privacy guarantee; N^-1.1 for N clients", "privacy")
     rounds: int | None = _setting(None, "rounds; by default by algorithm", "run")
     seed: int = _setting(0, "seed of the run", "run")
     eval_every: int | None = _setting(None, "rounds between validations; by default by algorithm", "run")
@@ -126,6 +134,11 @@ class Settings:
         None, "central baselines for the price of federation: names with commas, or all", "run"
     )
     out: str | None = _setting(None, "folder to write; runs/DATASET-ALGORITHM-N by default", "run")
+
+    @property
+    def private(self) -> bool:
+        """Whether the server adds noise."""
+        return self.noise_multiplier is not None or self.target_epsilon is not None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -173,11 +186,38 @@ def _check_together(settings: Settings) -> None:
         raise ValueError(
             f"fold_in_epochs={settings.fold_in_epochs} is for held-out clients; use --splitter strong"
         )
+    _check_privacy(settings)
     if settings.negatives == "paper-leaky" and settings.loss == "mse":
         raise ValueError("negatives='paper-leaky' has no meaning for --loss mse, which draws no negatives")
     if settings.negatives == "paper-leaky" and settings.baselines is not None:
         raise ValueError(
             "negatives='paper-leaky' inflates the run, not the central baselines; leave one of them out"
+        )
+
+
+def _check_privacy(settings: Settings) -> None:
+    """Refuse noise without a clip, two noises, and what noise would not cover."""
+    for name in ("clip", "noise_multiplier", "target_epsilon", "delta"):
+        value = getattr(settings, name)
+        if value is not None and (not value > 0 or (name == "delta" and not value < 1)):
+            raise ValueError(f"{name} must be above 0{', and below 1' * (name == 'delta')}, not {value}")
+    if settings.noise_multiplier is not None and settings.target_epsilon is not None:
+        raise ValueError("noise_multiplier follows from target_epsilon; leave out --noise-multiplier")
+    if not settings.private:
+        if settings.delta is not None:
+            raise ValueError(f"delta={settings.delta} needs --target-epsilon or --noise-multiplier")
+        return
+    if settings.clip is None:
+        raise ValueError("noise hides nothing of updates without a bound; add --clip, such as --clip 0.5")
+    if settings.aggregator not in (None, "sum"):
+        raise ValueError(
+            f"aggregator={settings.aggregator!r} has no private form: its weights or counts would leak; use the "
+            "sum, which is divided by the expected cohort"
+        )
+    if settings.refit:
+        raise ValueError(
+            "refit=True would train twice on the same users, and spend twice; leave out --refit, or choose the "
+            "rounds beforehand"
         )
 
 

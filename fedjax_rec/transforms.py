@@ -5,13 +5,14 @@ wave, inside the compiled round. Rows beyond the client's own have id I and delt
 transform sees the unweighted update, and the global model that the client started from.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_rec.tables import expand, num_rows
-from fedjax_rec.types import Key, PyTree, Server, Transform, Update
+from fedjax_rec.types import Bound, Key, PyTree, Server, Transform, Update, Wire
 
 
 def chain(*transforms: Transform) -> Transform:
@@ -24,11 +25,12 @@ def chain(*transforms: Transform) -> Transform:
         a transform.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or the order is unsound: noise without a clip before it, or a clip before
+            what may raise the norm again.
 
     Example:
-        >>> chain(clip(1.0), quantise(8)).name
-        'clip(1.0) > quantise(8)'
+        >>> chain(quantise(8), clip(1.0)).name
+        'quantise(8) > clip(1.0)'
     """
     if len(transforms) == 1:
         return transforms[0]
@@ -40,7 +42,28 @@ def chain(*transforms: Transform) -> Transform:
             sent = transform.update(jax.random.fold_in(key, number), sent, server)
         return sent
 
-    return Transform(" > ".join(transform.name for transform in transforms), update)
+    def wire(cost: Wire) -> Wire:
+        for transform in transforms:
+            cost = cost if transform.wire is None else transform.wire(cost)
+        return cost
+
+    def bound(known: Bound) -> Bound:
+        for transform in transforms:
+            known = _next_bound(known, transform)
+        return known
+
+    bound(Bound())  # what is unsound does not build
+    return Transform(" > ".join(transform.name for transform in transforms), update, wire=wire, bound=bound)
+
+
+def _next_bound(known: Bound, transform: Transform) -> Bound:
+    after = known._replace(norm=None) if transform.bound is None else transform.bound(known)
+    if known.norm is not None and after.norm is None and known.deviation == 0:
+        raise ValueError(
+            f"{transform.name} may raise the norm to which {' > '.join(known.after)} has bounded an update; put "
+            "the clip after it"
+        )
+    return after._replace(after=(*known.after, transform.name))
 
 
 def squared_norm(update: Update) -> jax.Array:
@@ -91,7 +114,11 @@ def clip(norm: float) -> Transform:
         factor = scale(squared_norm(sent))
         return _map(lambda x: factor * x, sent)
 
-    return Transform(f"clip({norm})", update, scale)
+    def bound(known: Bound) -> Bound:
+        least = norm if known.norm is None else min(norm, known.norm)
+        return known._replace(norm=least)
+
+    return Transform(f"clip({norm})", update, scale, bound=bound)
 
 
 def add_noise(deviation: float) -> Transform:
@@ -119,7 +146,15 @@ def add_noise(deviation: float) -> Transform:
     def noisy(key: Key, x: jax.Array) -> jax.Array:
         return x + deviation * _draw(jax.random.normal, key, x.shape)
 
-    return Transform(f"add_noise({deviation})", _each(noisy))
+    def bound(known: Bound) -> Bound:
+        if known.norm is None:
+            raise ValueError(
+                f"add_noise({deviation}) hides nothing of an update without a bound; put clip(norm) before it, in "
+                "a chain"
+            )
+        return known._replace(deviation=math.hypot(known.deviation, deviation))
+
+    return Transform(f"add_noise({deviation})", _each(noisy), bound=bound)
 
 
 def quantise(bits: int) -> Transform:
@@ -152,7 +187,30 @@ def quantise(bits: int) -> Transform:
         level = jnp.floor((x - low) / safe + _draw(jax.random.uniform, key, x.shape))
         return jnp.minimum(level, steps) * unit + low  # with 16 bits the sum itself may round up
 
-    return Transform(f"quantise({bits})", _each(rounded))
+    def wire(cost: Wire) -> Wire:
+        # of one leaf's range: a Wire does not count leaves, and each further one costs 64 bits more
+        return cost._replace(value_bits=float(bits), header_bits=cost.header_bits + 64)
+
+    name = f"quantise({bits})"
+    return Transform(name, _each(rounded), wire=wire, bound=_compressed(name, raises=True, fills=True))
+
+
+def _compressed(name: str, *, raises: bool, fills: bool) -> Callable[[Bound], Bound]:
+    """What a compressor does to a bound: `raises` the norm or not; `fills` numbers that were left out, or not."""
+
+    def bound(known: Bound) -> Bound:
+        for earlier in known.after:
+            if "drive(" in earlier or "low_rank(" in earlier:
+                raise ValueError(
+                    f"{name} after {earlier} would send numbers anew that are coded already; drop one"
+                )
+            if fills and ("top_k(" in earlier or "rand_k(" in earlier):
+                raise ValueError(
+                    f"{name} would fill what {earlier} left out; take qsgd or terngrad there instead"
+                )
+        return Bound(None if raises else known.norm, known.deviation, (*known.after, name))
+
+    return bound
 
 
 def _draw(kind: Callable, key: Key, shape: tuple[int, ...]) -> jax.Array:

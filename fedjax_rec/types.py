@@ -178,6 +178,8 @@ class Aggregator(NamedTuple):
         None  # rows [R, ...] -> float32[R], weighs rows and counts
     )
     heated: bool = False  # whether `finish` needs `Totals.heat` and `Totals.clients`
+    noise: Callable[[Key, Server], Server] | None = None  # (round's key, aggregate) -> what is added to it
+    norm: float | None = None  # the L2 norm that no client may exceed, for that noise to hide it
 
 
 class Wire(NamedTuple):
@@ -248,6 +250,9 @@ class RoundInfo(NamedTuple):
     rows: jax.Array  # float32[], item rows sent up, summed over clients
     update_norm: jax.Array  # float32[], how far the global model moved
     saturated: jax.Array  # int32[], numbers that fixed-point aggregation cut off or that were not finite
+    signal: (
+        jax.Array
+    )  # float32[], norm of the aggregate over that of the noise added to it; inf without noise
 
 
 class Plan(NamedTuple):

@@ -13,9 +13,11 @@ ROOT = Path(fedjax_rec.__file__).parent
 FLOORS = {
     "types": 0, "permutation": 0, "tables": 0, "row_updates": 0, "data": 0,
     "membership": 0, "spaces": 0,
-    "population": 1, "batches": 1, "cutters": 1, "local": 1, "exactness": 1, "engine": 1, "schedules": 1,
+    "population": 1, "batches": 1, "cutters": 1, "local": 1, "exactness": 1, "soundness": 1,
+    "engine": 1, "schedules": 1,
     "lanes": 1, "waves": 1, "clients": 1,
     "devices": 1, "plan": 1, "samplers": 1, "aggregators": 1, "transforms": 1, "reducers": 1, "servers": 1,
+    "robust": 1, "attacks": 1,
     "evaluation": 1,
     "federate": 2, "traffic": 2,
     "blocks": 3, "simulate": 3, "algorithms": 3, "points": 3, "sweep": 3,

@@ -170,6 +170,22 @@ BAD = {
     "two points": (["--splitter", "strong", "--evaluation-point", "local"], "leave out --evaluation-point"),
     "no leak": (["--splitter", "strong", "--negatives", "paper-leaky"], "leave out --negatives"),
     "price of strangers": (["--splitter", "strong", "--baselines", "ease"], "leave out --baselines"),
+    "noise without a clip": (["--target-epsilon", "4"], "add --clip, such as"),
+    "two noises": (["--clip", "1", "--target-epsilon", "4", "--noise-multiplier", "1"], "leave out --noise"),
+    "a guarantee of nothing": (["--delta", "1e-5"], "needs --target-epsilon"),
+    "delta of 1": (
+        ["--clip", "1", "--noise-multiplier", "1", "--delta", "1"],
+        "delta must be above 0, and below",
+    ),
+    "counts in private": (
+        ["--clip", "1", "--noise-multiplier", "1", "--aggregator", "touchers"],
+        "would leak; use the sum",
+    ),
+    "a private refit": (["--clip", "1", "--noise-multiplier", "1", "--refit"], "spend twice"),
+    "no private form": (
+        ["--clip", "1", "--noise-multiplier", "1", "--algorithm", "scaffold"],
+        "no private form",
+    ),
     "no way to fold in": (["--splitter", "strong", "--algorithm", "pfedrec"], "cannot be folded in"),
     "no table of one's own": (
         ["--algorithm", "fedals", "--evaluation-point", "local"],

@@ -204,7 +204,7 @@ def test_stack_on_a_mesh(population):
 
 def test_transform_on_a_mesh(population):
     """Clipping and noise on several devices are those of one."""
-    noisy = transforms.chain(transforms.clip(0.5), transforms.quantise(6), transforms.add_noise(0.1))
+    noisy = transforms.chain(transforms.quantise(6), transforms.clip(0.5), transforms.add_noise(0.1))
     one = _step(population, transform=noisy, lanes=4)
     assert_close(_step(population, transform=noisy, lanes=4, mesh=fr.client_mesh(4)), one, "a mesh of 4")
 

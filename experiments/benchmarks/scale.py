@@ -112,7 +112,9 @@ def rounds(data_dir: str | None, repeats: int) -> dict[str, Any]:
         "plain": side(1000, 2),
         "clip": side(1000, 2, transform=fr.transforms.clip(1.0)),
         "quantise": side(1000, 1, transform=fr.transforms.quantise(8)),
-        "noise": side(1000, 1, transform=fr.transforms.add_noise(1e-3)),
+        "noise": side(
+            1000, 1, transform=fr.transforms.chain(fr.transforms.clip(1e9), fr.transforms.add_noise(1e-3))
+        ),
         "fixed_point": side(1000, 2, aggregator=fixed_point(mean(), capacity=1000)),
     }
     small = {

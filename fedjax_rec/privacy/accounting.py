@@ -186,7 +186,7 @@ def capacity_for(num_clients: int, probability: float, rounds: int, delta: float
 
     Example:
         >>> capacity_for(6040, 0.02, 200, 1e-5)
-        186
+        193
     """
     if not 0 < probability <= 1 or rounds < 1 or not 0 < delta < 1:
         raise ValueError(

@@ -1,0 +1,112 @@
+"""User-level central differential privacy: who is drawn, what is clipped, what noise is added, and what it spends.
+
+McMahan et al. 2018, "Learning differentially private recurrent language models" (arXiv:1710.06963), algorithm 1,
+with uniform weights and the fixed denominator q N (their f~_f):
+
+* each client takes part with probability q, by itself (`samplers.poisson`, truncated to a capacity that is
+  exceeded almost never, which the accountant knows);
+* its whole update, all rows and dense leaves together, is scaled down to norm C (`transforms.clip`); rows of one
+  client are summed before, for a client holds an item once;
+* the server adds normal(0, (z C)^2) to **every** number of the sum, of rows that nobody touched too, and divides
+  by q N (`aggregators.gaussian`).
+
+The result is a value that any algorithm with a plain sum takes: `fr.fedmf(**private.federation)`. What stays on
+devices (user vectors) needs no noise. **Not covered**: validation metrics, by which a round is selected, and all
+other numbers that a simulation prints: they are those of the experimenter, not releases of the system.
+"""
+
+from typing import Any, NamedTuple
+
+from fedjax_rec.aggregators import gaussian
+from fedjax_rec.privacy.accounting import Round, capacity_for, epsilon_of, noise_for, round_event, rounds_for
+from fedjax_rec.samplers import Poisson, poisson
+from fedjax_rec.transforms import clip as clip_to
+from fedjax_rec.types import Aggregator, Transform
+
+UNIT = "user"  # what one neighbour has more than another: all that one client holds
+
+
+class Private(NamedTuple):
+    """A private way to federate, and the means to say what it spends."""
+
+    sampler: Poisson
+    transform: Transform
+    aggregator: Aggregator
+    noise_multiplier: float  # z
+    clip: float  # C
+    delta: float
+    spent: Round  # by one round
+    planned: int  # rounds for which noise and capacity were chosen
+
+    @property
+    def federation(self) -> dict[str, Any]:
+        """What a factory takes: sampler, transform and aggregator."""
+        return {name: getattr(self, name) for name in ("sampler", "transform", "aggregator")}
+
+    def epsilon(self, rounds: int) -> float:
+        """Epsilon of the model after so many rounds, at `delta`."""
+        return epsilon_of(self.spent, rounds, self.delta)
+
+    def rounds_within(self, epsilon: float) -> int:
+        """How many rounds stay within a budget."""
+        return rounds_for(self.spent, epsilon=epsilon, delta=self.delta)
+
+
+def dp_fedavg(
+    num_clients: int,
+    *,
+    cohort: int,
+    rounds: int,
+    clip: float,
+    delta: float,
+    noise_multiplier: float | None = None,
+    target_epsilon: float | None = None,
+) -> Private:
+    """Federated averaging that hides each user, calibrated to a budget or with the noise given.
+
+    Args:
+        num_clients: N.
+        cohort: q N, clients of a round on average, at most N.
+        rounds: T that the budget is for.
+        clip: C, the largest L2 norm of a client's update, above 0.
+        delta: of the guarantee, such as N^-1.1.
+        noise_multiplier: z; give it or the target.
+        target_epsilon: the epsilon that T rounds may spend.
+
+    Returns:
+        sampler, transform and aggregator, with what a round of them spends.
+
+    Raises:
+        ValueError: if a number is out of range, or not exactly one of noise and target is given.
+        ImportError: without dp-accounting.
+
+    Example:
+        >>> private = dp_fedavg(1000, cohort=1000, rounds=10, clip=0.5, delta=1e-4, noise_multiplier=8.0)
+        >>> round(private.epsilon(10), 1), private.sampler.capacity
+        (1.3, 1000)
+        >>> import fedjax_rec as fr
+        >>> algorithm = fr.fedmf(dim=8, **private.federation)
+    """
+    if not 1 <= cohort <= num_clients:
+        raise ValueError(f"cohort={cohort} must be between 1 and the {num_clients} clients that there are")
+    if (noise_multiplier is None) == (target_epsilon is None):
+        raise ValueError(
+            f"noise_multiplier={noise_multiplier} and target_epsilon={target_epsilon}: give exactly one of them"
+        )
+    probability = cohort / num_clients
+    sampler = poisson(probability, capacity_for(num_clients, probability, rounds, delta))
+    if target_epsilon is not None:
+        noise_multiplier = noise_for(sampler, num_clients, rounds, epsilon=target_epsilon, delta=delta)
+    assert noise_multiplier is not None  # noqa: S101 - one of the two was given; this tells the type checker
+    if not noise_multiplier > 0:
+        raise ValueError(f"noise_multiplier={noise_multiplier} hides nothing; give a number above 0")
+    return Private(
+        sampler=sampler,
+        transform=clip_to(clip),
+        aggregator=gaussian(noise_multiplier=noise_multiplier, norm=clip, expected=cohort),
+        noise_multiplier=noise_multiplier,
+        clip=clip,
+        delta=delta,
+        spent=round_event(sampler, noise_multiplier, num_clients),
+        planned=rounds,
+    )
