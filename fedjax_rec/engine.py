@@ -40,6 +40,7 @@ class Result(NamedTuple):
     report: Report
     lane_steps: jax.Array  # int32[], lanes x steps
     batches: jax.Array  # int32[], local batches that the clients needed
+    memory: PyTree = ()  # leaves [C, ...], what the clients' transforms remember, in cohort order
 
 
 def schedule_of(work: ClientWork, uplink: Uplink) -> str:
@@ -73,6 +74,7 @@ def run_cohort(
     lanes: int,
     mesh: Mesh | None = None,
     noise: jax.Array | None = None,
+    memory: PyTree = (),
 ) -> Result:
     """Train every client of a cohort and sum (or stack) what they send.
 
@@ -87,6 +89,7 @@ def run_cohort(
         lanes: L, over all devices.
         mesh: devices to split the cohort over, one axis named "clients"; None for one device.
         noise: uint32[C, 2], keys of the clients' transforms; only needed with one.
+        memory: leaves [N, ...], what every client's transform remembers.
 
     Returns:
         totals or stack, new private leaves (an absent client's are bit-identical to the old), report.
@@ -104,7 +107,7 @@ def run_cohort(
     weight = jnp.where(num_batches > 0, weight, 0.0).astype(jnp.float32)
     noise = jnp.zeros_like(clients.key) if noise is None else noise
     order = jnp.argsort(-num_batches, stable=True)
-    old = jax.tree.map(lambda p: p[clients.id[order]], private)
+    old = jax.tree.map(lambda p: p[clients.id[order]], (private, memory))
     cohort = jax.tree.map(lambda x: x[order], (clients, noise, num_batches, weight))
     run = partial(_run_sorted, work, uplink)
     if mesh is None:
@@ -113,7 +116,8 @@ def run_cohort(
         result = _on_mesh(run, lanes, mesh, uplink.aggregator, population, server, old, *cohort)
     result = result._replace(totals=_decode(uplink.aggregator, result.totals))
     place = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]), unique_indices=True)
-    result = result._replace(private=jax.tree.map(lambda p: p[place], result.private))
+    private, memory = jax.tree.map(lambda p: p[place], result.private)
+    result = result._replace(private=private, memory=memory)
     if uplink.aggregator.stacked:
         result = result._replace(totals=jax.tree.map(lambda x: x[place], result.totals))
     return result
@@ -190,17 +194,19 @@ def _run_sorted(
     num_batches: jax.Array,
     weight: jax.Array,
 ) -> Result:
-    """Run one device's sorted clients; `old` holds their private leaves, [C, ...]."""
-    work = _settle(work, population, server, old)
+    """Run one device's sorted clients; `old` holds their private leaves and memories, [C, ...]: they come back."""
+    own, memory = old
+    work = _settle(work, population, server, own)
     queue = _make_queue(clients, noise, num_batches, weight)
     report = Report(jnp.float32(0), jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.int32(0))
-    one = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), old)
+    one = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), own)
     shapes = upload_shapes(work, population, server, one)
-    start = Outcome(_empty(uplink.aggregator, shapes, num_rows(server.tables), queue), old, report)
+    start = Outcome(_empty(uplink.aggregator, shapes, num_rows(server.tables), queue), own, report, memory)
     schedule = {"lanes": run_lanes, "waves": run_waves}[schedule_of(work, uplink)]
-    job = Job(work, population, server, queue, old, lanes, uplink)
-    totals, private, report = schedule(job, start)
-    return Result(totals, private, report, report.steps * lanes, num_batches.sum() * work.epochs)
+    job = Job(work, population, server, queue, own, lanes, uplink)
+    totals, private, report, memory = schedule(job, start)
+    kept = (private, memory)
+    return Result(totals, kept, report, report.steps * lanes, num_batches.sum() * work.epochs)
 
 
 def _empty(aggregator: Aggregator, shapes: Server, items: int, queue: Queue) -> Totals | Stack:

@@ -139,7 +139,8 @@ def federate(
     def init(key: Key, population: Population) -> State:
         server = model.init_server(stream(key, "init"), population)
         private = init_private(model, key, population.num_clients, server)
-        return keep_replicated(State(jnp.int32(0), server, optimizer.init(server), private), mesh)
+        memory = init_memory(transform, population.num_clients, server)
+        return keep_replicated(State(jnp.int32(0), server, optimizer.init(server), private, memory), mesh)
 
     def run_round(key: Key, state: State, population: Population) -> tuple[State, RoundInfo]:
         cohort_key = jax.random.fold_in(stream(key, "cohort"), state.round)
@@ -161,14 +162,16 @@ def federate(
             lanes=chosen.lanes,
             mesh=mesh,
             noise=noise,
+            memory=state.memory,
         )
         totals = add_heat(cast("Totals", result.totals), population) if aggregator.heated else result.totals
         secret = jax.random.fold_in(stream(key, "privacy"), state.round)
         server, opt_state, step, signal = _step_server(aggregator, optimizer, state, totals, secret)
         sent = result.private if exchange is None else exchange(totals, state.server, result.private)
         place = jnp.where(alive, ids, population.num_clients)  # an empty slot of the cohort stores nothing
-        private = jax.tree.map(lambda p, new: p.at[place].set(new, mode="drop"), state.private, sent)
-        state = State(state.round + 1, server, opt_state, private)
+        kept, new = (state.private, state.memory), (sent, result.memory)
+        private, memory = jax.tree.map(lambda p, new: p.at[place].set(new, mode="drop"), kept, new)
+        state = State(state.round + 1, server, opt_state, private, memory)
         return keep_replicated(state, mesh), _report(result, clients, alive, step, signal)
 
     return Algorithm(init, run_round, model.score, model, work, plan, mesh)
@@ -198,6 +201,27 @@ def init_private(model: Model, key: Key, num_clients: int, server: Server) -> Py
         return own
     alike = model.init_alike(start, server)
     return own | jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), alike)
+
+
+def init_memory(transform: Transform | None, num_clients: int, server: Server) -> PyTree:
+    """What every client's transform remembers at the start: alike for all.
+
+    Args:
+        transform: of each client's update; None for none.
+        num_clients: N.
+        server: the global model, for its shapes.
+
+    Returns:
+        leaves [N, ...]; () where nothing is remembered.
+
+    Example:
+        >>> init_memory(None, 3, Server({}, {}))
+        ()
+    """
+    if transform is None or transform.init is None:
+        return ()
+    one = transform.init(server)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), one)
 
 
 def _step_server(

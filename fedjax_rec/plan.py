@@ -113,7 +113,7 @@ def make_plan(
     upload = _bytes(upload_shapes(work, population, state.server, one))
     memory = {
         "data": devices * _bytes(population),
-        "private": devices * _bytes(state.private),
+        "private": devices * _bytes((state.private, state.memory)),
         "model": devices * (model + _bytes(state.opt_state)),
         "sums": devices * 3 * upload,  # the totals, their sum over devices, and the step made of it
         "lanes": 4 * width * batch,  # rows, gradients and deltas of one step

@@ -64,6 +64,7 @@ class Outcome(NamedTuple):
     totals: Any  # Totals, or a Stack
     private: PyTree  # leaves [C, ...], in queue order
     report: Report
+    memory: PyTree = ()  # of the clients' transforms, leaves [C, ...], in queue order
 
 
 class Uplink(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from fedjax_rec.population import Population
 from fedjax_rec.schedules import upload_shapes
 from fedjax_rec.tables import num_rows
-from fedjax_rec.types import Algorithm, RoundInfo, Server, State
+from fedjax_rec.types import Algorithm, RoundInfo, Server, State, Transform, Wire
 
 VALUE_BITS = 32
 
@@ -21,7 +21,9 @@ class Traffic(NamedTuple):
     down: float  # the rows asked for, and dense parameters
 
 
-def count_traffic(server: Server, rounds: RoundInfo, upload: Server | None = None) -> Traffic:
+def count_traffic(
+    server: Server, rounds: RoundInfo, upload: Server | None = None, transform: Transform | None = None
+) -> Traffic:
     """Count what an average participant sends and receives.
 
     A row costs 32 bits a value, and on the way up ceil(log2 I) bits for its id; dense leaves cost 32 bits a value
@@ -32,6 +34,7 @@ def count_traffic(server: Server, rounds: RoundInfo, upload: Server | None = Non
         rounds: leaves [T], of which `rows` and `clients` are used.
         upload: a sum of updates, tables [I, ...], or its shapes (`upload_of`), where what clients
             send has a structure of its own; by default that of the model.
+        transform: of each client's update; what it declares (`Transform.wire`) is what is counted.
 
     Returns:
         bytes up and down.
@@ -46,7 +49,9 @@ def count_traffic(server: Server, rounds: RoundInfo, upload: Server | None = Non
     sent = server if upload is None else upload
     rows = float(np.sum(rounds.rows)) / max(float(np.sum(rounds.clients)), 1.0)
     id_bits = math.ceil(math.log2(max(num_rows(server.tables), 2)))
-    return Traffic((_bits(sent, rows) + rows * id_bits) / 8, _bits(server, rows) / 8)
+    plain = _wire(sent, rows)._replace(id_bits=id_bits)
+    coded = plain if transform is None or transform.wire is None else transform.wire(plain)
+    return Traffic(coded.bits / 8, _wire(server, rows).bits / 8)
 
 
 def upload_of(algorithm: Algorithm, population: Population, state: State) -> Server:
@@ -71,8 +76,8 @@ def upload_of(algorithm: Algorithm, population: Population, state: State) -> Ser
     return upload_shapes(algorithm.work, population, state.server, one)
 
 
-def _bits(server: Server, rows: float) -> float:
-    """Bits of so many table rows and of all dense leaves."""
+def _wire(server: Server, rows: float) -> Wire:
+    """So many table rows and all dense leaves, as they are."""
     width = sum(int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(server.tables))
     dense = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(server.shared))
-    return (rows * width + dense) * VALUE_BITS
+    return Wire(rows, width, dense, VALUE_BITS)

@@ -53,7 +53,30 @@ def chain(*transforms: Transform) -> Transform:
         return known
 
     bound(Bound())  # what is unsound does not build
-    return Transform(" > ".join(transform.name for transform in transforms), update, wire=wire, bound=bound)
+    name = " > ".join(transform.name for transform in transforms)
+    return _with_memories(Transform(name, update, wire=wire, bound=bound), transforms)
+
+
+def _with_memories(plain: Transform, transforms: tuple[Transform, ...]) -> Transform:
+    """The chain as one transform that remembers what its elements do, each its own."""
+    if not any(transform.remember for transform in transforms):
+        return plain
+
+    def init(server: Server) -> PyTree:
+        return tuple(() if transform.init is None else transform.init(server) for transform in transforms)
+
+    def remember(key: Key, sent: Update, memory: PyTree, server: Server) -> tuple[Update, PyTree]:
+        kept = []
+        for number, (transform, held) in enumerate(zip(transforms, memory, strict=True)):
+            own = jax.random.fold_in(key, number)
+            if transform.remember is None:
+                sent, new = transform.update(own, sent, server), held
+            else:
+                sent, new = transform.remember(own, sent, held, server)
+            kept.append(new)
+        return sent, tuple(kept)
+
+    return plain._replace(init=init, remember=remember)
 
 
 def _next_bound(known: Bound, transform: Transform) -> Bound:

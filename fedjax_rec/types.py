@@ -237,6 +237,7 @@ class State(NamedTuple):
     server: Server
     opt_state: optax.OptState  # the server optimizer's
     private: PyTree  # every client's private leaves, [N, ...]
+    memory: PyTree = ()  # what every client's transform remembers between its rounds, [N, ...]
 
 
 class RoundInfo(NamedTuple):

@@ -26,7 +26,7 @@ from fedjax_rec.schedules import (
     touch_rows,
 )
 from fedjax_rec.tables import expand, num_rows
-from fedjax_rec.types import Batch, PyTree, Stack, Update
+from fedjax_rec.types import Batch, PyTree, Stack, Transform, Update
 
 
 class Room(NamedTuple):
@@ -224,8 +224,7 @@ def _send_whole(
     weight = job.queue.weight[place]
     update = Update(dense, ids, deltas, weight)
     if job.uplink.transform is not None:
-        keys = jax.random.wrap_key_data(job.queue.noise[place])
-        update = jax.vmap(job.uplink.transform.update, in_axes=(0, 0, None))(keys, update, job.server)
+        outcome, update = _transform(job, job.uplink.transform, place, done, update, outcome)
     if job.uplink.aggregator.stacked:
         return outcome._replace(totals=_stack(outcome.totals, place, done, update))
     outcome = add_dense_deltas(job, outcome, weight, done, update.shared)
@@ -233,6 +232,20 @@ def _send_whole(
     present = jnp.where(done[:, None], update.ids, items)  # a transform may make anything of an empty update
     sent = jax.tree.map(lambda x: jnp.where(expand(present < items, x), x, 0.0), update.rows)
     return add_row_deltas(job, outcome, weight, present, sent)
+
+
+def _transform(
+    job: Job, transform: Transform, place: jax.Array, done: jax.Array, update: Update, outcome: Outcome
+) -> tuple[Outcome, Update]:
+    """What each lane's client makes of its update; those that are done remember what their transforms do."""
+    keys = jax.random.wrap_key_data(job.queue.noise[place])
+    if transform.remember is None:
+        return outcome, jax.vmap(transform.update, in_axes=(0, 0, None))(keys, update, job.server)
+    old = jax.tree.map(lambda m: m.at[place].get(mode="clip"), outcome.memory)
+    update, new = jax.vmap(transform.remember, in_axes=(0, 0, 0, None))(keys, update, old, job.server)
+    at = jnp.where(done, place, job.queue.batches.shape[0])
+    memory = jax.tree.map(lambda m, x: m.at[at].set(x, mode="drop"), outcome.memory, new)
+    return outcome._replace(memory=memory), update
 
 
 def _stack(stack: Stack, place: jax.Array, done: jax.Array, update: Update) -> Stack:

@@ -290,3 +290,50 @@ def test_a_stack_that_cannot_fit_is_refused(population, monkeypatch):
 def test_row_updates_agree(population, strategy):
     """However rows are added, the state is the same."""
     assert_close(_step(population, row_update=strategy, lanes=3), _step(population, lanes=3), strategy)
+
+
+def _growing():
+    """Each time that a client takes part it sends its update once more than the time before."""
+
+    def init(server):
+        del server
+        return {"times": jnp.float32(0)}
+
+    def remember(key, sent, memory, server):
+        del key, server
+        times = memory["times"] + 1
+        grown = jax.tree.map(lambda x: times * x, (sent.shared, sent.rows))
+        return sent._replace(shared=grown[0], rows=grown[1]), {"times": times}
+
+    return Transform("growing", lambda key, sent, server: sent, init=init, remember=remember)  # noqa: ARG005
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_transforms_remember(population, epochs):
+    """What a client's transform keeps comes back in its next round; absent clients keep theirs, bit for bit."""
+    settings = {"local_epochs": epochs, "transform": _growing()}
+    first = _step(population, **settings)
+    plain = _step(population, local_epochs=epochs)
+    assert_close(first.server, plain.server, "the first time")
+    state = run(fr.fedmf(**SMALL, sampler=fixed(IDS), **settings), population, rounds=3)
+    times = np.zeros(population.num_clients)
+    times[[i for i in IDS if i != 3]] = 3  # client 3 has no data
+    np.testing.assert_array_equal(state.memory["times"], times)
+    key = jax.random.key(KEY)
+    algorithm = fr.fedmf(**SMALL, sampler=fixed(IDS), **settings)
+    usual = fr.fedmf(**SMALL, sampler=fixed(IDS), local_epochs=epochs)
+    second, _ = algorithm.round(key, first, population)
+    once, _ = usual.round(key, first._replace(memory=()), population)
+    twice = jax.tree.map(lambda new, old: 2 * (new - old) + old, once.server, first.server)
+    assert_close(second.server, twice, "the second time")
+
+
+def test_memory_does_not_see_lanes_devices_or_chains(population):
+    """In a chain each element has its own; lanes and devices leave no trace."""
+    chained = transforms.chain(_growing(), _growing(), transforms.clip(1e6))
+    expected = run(fr.fedmf(**SMALL, cohort=12, transform=chained), population)
+    assert [sorted(m) if m else m for m in expected.memory] == [["times"], ["times"], ()]
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("clients",))
+    for settings in ({"lanes": 3}, {"lanes": 4, "mesh": mesh}):
+        found = run(fr.fedmf(**SMALL, cohort=12, transform=chained, **settings), population)
+        assert_close(found, expected, str(settings))
