@@ -66,7 +66,7 @@ def compare(setting, positives, **settings):
 
 CASES: dict[str, tuple[ref.Setting, int, dict[str, Any]]] = {
     "ratings": (
-        ref.Setting("mse", 3, 0.2, 50, 1, 0.3),
+        ref.Setting("mse", 3, 0.2, 7, 1, 0.3),
         4,
         {"batch_size": 4, "recon_epochs": 3},
     ),
@@ -115,8 +115,8 @@ def test_clients_without_a_query_set_send_nothing():
 
 
 def test_representation_uses_the_whole_history():
-    """Before scoring, all batches are support, however many: equal to the reference, from the same start."""
-    algorithm = fedrecon(batch_size=4, recon_epochs=3, max_steps=1, **SETTINGS)
+    """Before scoring, all batches are support, up to `max_steps` of them: equal to the reference, from the same start."""
+    algorithm = fedrecon(batch_size=4, recon_epochs=3, max_steps=7, **SETTINGS)
     state = algorithm.init(jax.random.key(SEED), population())
     private, server = server_parameters(algorithm, population()).prepare(state)
     items = np.asarray(server.tables["vector"], np.float64)

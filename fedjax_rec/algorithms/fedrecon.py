@@ -9,8 +9,9 @@ even ones are its support, the odd ones its query set. In a round it
 3. updates: `local_epochs` passes of SGD on V over the query set, p_u frozen;
 4. sends its rows' changes, and weighs as many query examples as it has ("bce": query positives).
 
-The loss of a batch is the mean over its examples, as there. To be scored, a client reconstructs p_u on its whole
-history (`Model.represent`), so one that never took part is served like any other.
+The loss of a batch is the mean over its examples, as there. To be scored, a client reconstructs p_u on all of
+its batches (`Model.represent`), up to `max_steps` steps as in a round: with the paper's 50 the first 250 ratings of a
+longer history count, in the order of the data. A client that never took part is served like any other.
 
 Departures:
 
@@ -19,7 +20,6 @@ Departures:
   draws new halves in every round, and only the batches beyond 2 `max_steps` are left out;
 * a support row is sent with a change of 0, so that the traffic reported is about twice what is needed, and
   normalisers of single rows are refused, which would count its clients;
-* what is scored has taken all `recon_epochs` passes over the history, without the cap of `max_steps`;
 * the authors zero an update that is not finite; here the run stops and says so.
 """
 
@@ -28,7 +28,6 @@ from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from fedjax_rec.aggregators import by_examples, named
@@ -147,8 +146,7 @@ def fedrecon(
         )
     rule = Rule(positives, loss, recon_epochs, recon_learning_rate, max_steps, learning_rate)
     start = partial(_draw, dim, init_range)
-    patient = rule._replace(max_steps=np.iinfo(np.int32).max)  # the whole history, however long
-    represent = _work(numbered(cut), patient, start, everything=True)._replace(
+    represent = _work(numbered(cut), rule, start, everything=True)._replace(
         epochs=recon_epochs,
         send=lambda local, rows, batch, old: {},  # noqa: ARG005
     )

@@ -60,7 +60,9 @@ def user_metrics(
     values["mrr"] = _expect(GAINS["mrr"], mid, tied, np.inf)
     if rivals is not None:
         if (mid > rivals).any():
-            raise ValueError("a place lies beyond its rivals: these ranks are of another split than the rivals")
+            raise ValueError(
+                "a place lies beyond its rivals: these ranks are of another split than the rivals"
+            )
         values["auc"] = 1 - mid / np.maximum(rivals, 1)
     return values
 
