@@ -66,7 +66,7 @@ def compare(setting, positives, **settings):
 
 CASES: dict[str, tuple[ref.Setting, int, dict[str, Any]]] = {
     "ratings": (
-        ref.Setting("mse", 3, 0.2, 7, 1, 0.3),
+        ref.Setting("mse", 3, 0.2, 50, 1, 0.3),
         4,
         {"batch_size": 4, "recon_epochs": 3},
     ),
@@ -121,7 +121,7 @@ def test_representation_uses_the_whole_history():
     private, server = server_parameters(algorithm, population()).prepare(state)
     items = np.asarray(server.tables["vector"], np.float64)
     names = name_clients(stream(jax.random.key(0), "evaluation"), jnp.arange(len(LENGTHS)), population())
-    setting = ref.Setting("mse", 3, 0.2, 50, 1, 0.3)
+    setting = ref.Setting("mse", 3, 0.2, 7, 1, 0.3)
     for n in (0, 2, 6):
         own = slice(*np.asarray(population().offsets)[n : n + 2])
         pairs = list(
