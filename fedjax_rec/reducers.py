@@ -1,7 +1,18 @@
 """Stacked aggregators: those that look at all updates side by side instead of at a sum.
 
 They need the whole cohort's updates at once, C x (the model's size) in memory, and refuse before the first round
-if that cannot fit. An update is taken over all rows of the table: what a client did not touch counts as 0.
+if that cannot fit. Here are the rules that rank numbers or clients; those that weigh clients are in `robust`, and
+can be had from here too. A client that sent anything but finite numbers counts as absent.
+
+What a missing row means to rules that go number by number is said by name. With n clients present, n_j of whom
+touched row j:
+
+===================  ========================================================================================
+`over="cohort"`      all n count, with 0 for a row that they did not touch: a row touched by less than half
+                     of them has a median of 0, and learns nothing
+`over="touchers"`    only the n_j count; the result times n_j / n, so that it stands for the mean over the n.
+                     A row that few touch is whatever most of those few want: see `min_touchers`
+===================  ========================================================================================
 """
 
 from collections.abc import Callable
@@ -9,17 +20,53 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedjax_rec.robust import (
+    alike,
+    centred_clipping,
+    geometric_median,
+    norm_bound,
+    row_norm_bound,
+    sound,
+    sound_only,
+    weighted_mean,
+)
 from fedjax_rec.tables import expand
 from fedjax_rec.types import Aggregator, Server, Stack
 
+__all__ = [
+    "centred_clipping",
+    "geometric_median",
+    "krum",
+    "median",
+    "multi_krum",
+    "norm_bound",
+    "row_norm_bound",
+    "trimmed_mean",
+]
+
 BLOCK = 256  # item rows at once: sorting copies what it sorts
+NUMBERS = 2048  # of a client at once, in distances
+MISSING = ("cohort", "touchers")
+NEIGHBOURS = {"narrow": 2, "wide": 1}  # of n - faulty less that many: Blanchard et al., byzfl
+
+# (values [C, R, ...], who counts bool[C, R]) -> [R, ...]; anything for a row in which nobody counts
+Rule = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def median() -> Aggregator:
+def median(*, over: str = "cohort", min_touchers: int = 1) -> Aggregator:
     """The median over the clients that took part, number by number.
+
+    Of skewed values it is not the mean: where most touchers of a row drew it as a negative, it is what those want.
+
+    Args:
+        over: who counts for a row, "cohort" or "touchers"; for dense leaves all that took part do.
+        min_touchers: a row with fewer touchers gets no update.
 
     Returns:
         an aggregator.
+
+    Raises:
+        ValueError: if a setting is out of range.
 
     Example:
         >>> sent, touched = jnp.ones(3, bool), jnp.zeros((3, 0), bool)
@@ -27,30 +74,32 @@ def median() -> Aggregator:
         >>> float(median().finish(stack).shared)
         2.0
 
-    Source: Yin et al. 2018, "Byzantine-robust distributed learning", definition 1.
+    Source: Yin et al. 2018, "Byzantine-robust distributed learning", definition 1; over touchers as in the code of
+    Zhang et al. 2024, "Preventing the popular item embedding based attack in federated recommendations".
     """
 
-    def middle(values: jax.Array, sent: jax.Array) -> jax.Array:
-        count = sent.sum()
-        ranked = jnp.sort(jnp.where(expand(sent, values), values, jnp.inf), axis=0)
-        low, high = jnp.maximum(count - 1, 0) // 2, count // 2
-        found = 0.5 * (ranked[low] + ranked[jnp.minimum(high, values.shape[0] - 1)])
-        return jnp.where(count > 0, found, 0.0)
+    def middle(values: jax.Array, counts: jax.Array) -> jax.Array:
+        count = counts.sum(0)
+        ranked = jnp.sort(jnp.where(expand(counts, values), values, jnp.inf), axis=0)
+        low, high = jnp.maximum(count - 1, 0) // 2, jnp.minimum(count // 2, values.shape[0] - 1)
+        return 0.5 * _at(ranked, low) + 0.5 * _at(ranked, high)
 
-    return _per_number(middle)
+    return _per_number(middle, over, min_touchers)
 
 
-def trimmed_mean(share: float) -> Aggregator:
+def trimmed_mean(share: float, *, over: str = "cohort", min_touchers: int = 1) -> Aggregator:
     """The mean without the least and the largest share of each number.
 
     Args:
-        share: cut off at each end, 0 to below 1/2, of the clients that took part.
+        share: cut off at each end, 0 to below 1/2, of those that count: floor(share n), or floor(share n_j).
+        over: who counts for a row, "cohort" or "touchers"; for dense leaves all that took part do.
+        min_touchers: a row with fewer touchers gets no update.
 
     Returns:
         an aggregator.
 
     Raises:
-        ValueError: if the share is out of range.
+        ValueError: if a setting is out of range.
 
     Example:
         >>> sent, touched = jnp.ones(3, bool), jnp.zeros((3, 0), bool)
@@ -63,28 +112,30 @@ def trimmed_mean(share: float) -> Aggregator:
     if not 0 <= share < 0.5:
         raise ValueError(f"the trimmed share must be at least 0 and below 0.5, not {share}")
 
-    def inner(values: jax.Array, sent: jax.Array) -> jax.Array:
-        count = sent.sum()
+    def inner(values: jax.Array, counts: jax.Array) -> jax.Array:
+        count = counts.sum(0)
         cut = jnp.floor(share * count + 1e-6).astype(jnp.int32)
-        ranked = jnp.sort(jnp.where(expand(sent, values), values, jnp.inf), axis=0)
-        place = expand(jnp.arange(values.shape[0]), values)
-        kept = jnp.where((place >= cut) & (place < count - cut), ranked, 0.0)
-        return kept.sum(0) / jnp.maximum(count - 2 * cut, 1)
+        ranked = jnp.sort(jnp.where(expand(counts, values), values, jnp.inf), axis=0)
+        place = jnp.arange(values.shape[0])[:, None]
+        within = (place >= cut[None, :]) & (place < (count - cut)[None, :])
+        kept = jnp.where(expand(within, values), ranked, 0.0).sum(0)
+        return kept / expand(jnp.maximum(count - 2 * cut, 1), kept)
 
-    return _per_number(inner)
+    return _per_number(inner, over, min_touchers)
 
 
-def krum(faulty: int) -> Aggregator:
-    """The one update that is nearest to its C - faulty - 2 nearest others, by squared distance.
+def krum(faulty: int, *, neighbours: str = "narrow") -> Aggregator:
+    """The one update that is nearest to its n - faulty - 2 nearest others, by squared distance.
 
     Args:
         faulty: clients that may send anything, f.
+        neighbours: "narrow" counts n - f - 2 of them, "wide" n - f - 1; at least one.
 
     Returns:
         an aggregator; its update is 0 if nobody's has a finite distance to enough others.
 
     Raises:
-        ValueError: if `faulty` is negative.
+        ValueError: if `faulty` is negative, or `neighbours` unknown.
 
     Example:
         >>> sent, touched = jnp.ones(4, bool), jnp.zeros((4, 0), bool)
@@ -94,56 +145,124 @@ def krum(faulty: int) -> Aggregator:
 
     Source: Blanchard et al. 2017, "Machine learning with adversaries", section 3.
     """
+    return multi_krum(faulty, 1, neighbours=neighbours)
+
+
+def multi_krum(faulty: int, kept: int | None = None, *, neighbours: str = "narrow") -> Aggregator:
+    """The mean of the updates that are nearest to their n - faulty - 2 nearest others, n being those present.
+
+    score_i = sum of |x_i - x_j|^2 over i's nearest others j; the `kept` lowest scores are averaged. Of equal
+    scores the earlier place in the cohort goes first.
+
+    Args:
+        faulty: clients that may send anything, f.
+        kept: how many updates are averaged, m; None for n - f.
+        neighbours: "narrow" counts n - f - 2 of them, "wide" n - f - 1; at least one.
+
+    Returns:
+        an aggregator; its update is 0 if nobody's has a finite distance to enough others.
+
+    Raises:
+        ValueError: if `faulty` is negative, `kept` below 1, or `neighbours` unknown.
+
+    Example:
+        >>> sent, touched = jnp.ones(4, bool), jnp.zeros((4, 0), bool)
+        >>> stack = Stack(Server(jnp.array([1.0, 9.0, 1.25, 1.0]), {}), sent, touched, jnp.ones(4))
+        >>> float(multi_krum(1, 2).finish(stack).shared)
+        1.0
+
+    Source: Blanchard et al. 2017, "Machine learning with adversaries", Multi-Krum; kept = n - f and the wide
+    count as in the library byzfl.
+    """
     if faulty < 0:
         raise ValueError(f"faulty must be at least 0, not {faulty}")
+    if kept is not None and kept < 1:
+        raise ValueError(f"kept must be at least 1, not {kept}; None keeps n - faulty")
+    if neighbours not in NEIGHBOURS:
+        raise ValueError(f"unknown neighbours {neighbours!r}; choose one of {', '.join(NEIGHBOURS)}")
 
     def finish(stack: Stack) -> Server:
-        size, sent = stack.sent.shape[0], stack.sent
-        distance = sum((_distances(leaf) for leaf in jax.tree.leaves(stack.server)), jnp.zeros((size, size)))
-        others = sent[None, :] & ~jnp.eye(size, dtype=bool)
-        # what is no number is as far as can be: from all others, and they from it
-        ranked = jnp.sort(jnp.where(others & jnp.isfinite(distance), distance, jnp.inf), axis=1)
-        near = jnp.clip(sent.sum() - faulty - 2, 1, jnp.maximum(sent.sum() - 1, 0))
-        score = jnp.where((jnp.arange(size) < near)[None, :], ranked, 0.0).sum(1)
-        score = jnp.where(sent, score, jnp.inf)
-        best = jnp.argmin(score)
-        sound = jnp.isfinite(score[best])
-        return jax.tree.map(lambda x: jnp.where(sound, x[best], 0.0), stack.server)
+        server, present = sound_only(stack)
+        count = present.sum()
+        near = jnp.clip(count - faulty - NEIGHBOURS[neighbours], 1, jnp.maximum(count - 1, 0))
+        score = _scores(server, present, near)
+        rank = jnp.argsort(jnp.argsort(score, stable=True))
+        most = jnp.maximum(count - faulty, 1) if kept is None else kept
+        return weighted_mean(server, ((rank < most) & jnp.isfinite(score)).astype(jnp.float32))
 
-    return Aggregator(_one, finish, stacked=True)
+    return Aggregator(alike, finish, stacked=True)
 
 
-def _one(num_examples: jax.Array) -> jax.Array:
-    return jnp.ones(num_examples.shape)
+def _at(ranked: jax.Array, place: jax.Array) -> jax.Array:
+    """Of values [C, R, ...] those at places int32[R] of the first axis, [R, ...]."""
+    return jnp.take_along_axis(ranked, expand(place[None, :], ranked), axis=0)[0]
+
+
+def _per_number(rule: Rule, over: str, min_touchers: int) -> Aggregator:
+    """An aggregator of a rule, which sees tables in blocks of rows and a dense leaf as one row."""
+    if over not in MISSING:
+        raise ValueError(f"unknown over={over!r}; choose one of {', '.join(MISSING)}")
+    if min_touchers < 1:
+        raise ValueError(f"min_touchers must be at least 1, which changes nothing, not {min_touchers}")
+
+    def finish(stack: Stack) -> Server:
+        present = sound(stack)
+        touched = stack.touched & present[:, None]
+        touchers, count = touched.sum(0), present.sum()
+        counts = touched if over == "touchers" else jnp.broadcast_to(present[:, None], touched.shape)
+        share = counts.sum(0) / jnp.maximum(count, 1)  # 1 over the cohort
+        share = jnp.where(touchers >= min_touchers, share, 0.0)
+        tables = jax.tree.map(lambda x: _scaled(_in_blocks(rule, x, counts), share), stack.server.tables)
+        dense = jax.tree.map(lambda x: rule(x[:, None], present[:, None])[0], stack.server.shared)
+        return Server(jax.tree.map(lambda x: jnp.where(count > 0, x, 0.0), dense), tables)
+
+    return Aggregator(alike, finish, stacked=True)
+
+
+def _scaled(rows: jax.Array, share: jax.Array) -> jax.Array:
+    """Rows [R, ...] times a share float32[R]; 0 without one, whatever the rows hold."""
+    by = expand(share, rows)
+    return jnp.where(by > 0, by * rows, 0.0)
+
+
+def _in_blocks(rule: Rule, table: jax.Array, counts: jax.Array) -> jax.Array:
+    """A rule on a table [C, I, ...] of which clients bool[C, I] count, block of rows by block, [I, ...]."""
+    size = table.shape[1]
+    width = min(BLOCK, size)
+    if not size:
+        return table[0]
+
+    def one(number: jax.Array, out: jax.Array) -> jax.Array:
+        start = jnp.minimum(number * width, size - width)  # the last block overlaps the one before it
+        part, who = (jax.lax.dynamic_slice_in_dim(x, start, width, axis=1) for x in (table, counts))
+        return jax.lax.dynamic_update_slice_in_dim(out, rule(part, who), start, axis=0)
+
+    return jax.lax.fori_loop(0, -(-size // width), one, jnp.zeros_like(table[0]))
+
+
+def _scores(server: Server, present: jax.Array, near: jax.Array) -> jax.Array:
+    """Sums of the squared distances to the `near` nearest others, float32[C]; infinite for the absent."""
+    size = present.shape[0]
+    distance = sum((_distances(leaf) for leaf in jax.tree.leaves(server)), jnp.zeros((size, size)))
+    others = present[None, :] & ~jnp.eye(size, dtype=bool)
+    ranked = jnp.sort(jnp.where(others, distance, jnp.inf), axis=1)
+    score = jnp.where((jnp.arange(size) < near)[None, :], ranked, 0.0).sum(1)
+    return jnp.where(present, score, jnp.inf)
 
 
 def _distances(leaf: jax.Array) -> jax.Array:
     """Squared distances between the clients' values of one leaf [C, ...], float32[C, C].
 
-    Of the differences themselves: by norms and products one huge update would drown all others' distances.
+    Of the differences themselves: by norms and products one huge update would drown all others' distances. In
+    blocks of numbers, which stay in a CPU's cache while all pairs read them.
     """
     flat = leaf.reshape(leaf.shape[0], -1)
-    return jax.lax.map(lambda row: jnp.sum(jnp.square(flat - row[None, :]), axis=1), flat)
+    size, width = flat.shape[1], min(NUMBERS, flat.shape[1])
 
+    def one(number: jax.Array, total: jax.Array) -> jax.Array:
+        start = jnp.minimum(number * width, size - width)
+        fresh = start + jnp.arange(width) >= number * width  # the last block overlaps the one before it
+        part = jnp.where(fresh[None, :], jax.lax.dynamic_slice_in_dim(flat, start, width, axis=1), 0.0)
+        return total + jax.lax.map(lambda row: jnp.sum(jnp.square(part - row[None, :]), axis=1), part)
 
-def _per_number(reduce: Callable[[jax.Array, jax.Array], jax.Array]) -> Aggregator:
-    """An aggregator of a function (values [C, ...], sent bool[C]) -> [...], tables in blocks of rows."""
-
-    def blocks(table: jax.Array, sent: jax.Array) -> jax.Array:
-        size = table.shape[1]
-        width = min(BLOCK, size)
-        if not size:
-            return table[0]
-
-        def one(number: jax.Array, out: jax.Array) -> jax.Array:
-            start = jnp.minimum(number * width, size - width)  # the last block overlaps the one before it
-            part = jax.lax.dynamic_slice_in_dim(table, start, width, axis=1)
-            return jax.lax.dynamic_update_slice_in_dim(out, reduce(part, sent), start, axis=0)
-
-        return jax.lax.fori_loop(0, -(-size // width), one, jnp.zeros_like(table[0]))
-
-    def finish(stack: Stack) -> Server:
-        shared = jax.tree.map(lambda x: reduce(x, stack.sent), stack.server.shared)
-        return Server(shared, jax.tree.map(lambda x: blocks(x, stack.sent), stack.server.tables))
-
-    return Aggregator(_one, finish, stacked=True)
+    return jax.lax.fori_loop(0, -(-size // max(width, 1)), one, jnp.zeros((leaf.shape[0],) * 2))

@@ -9,9 +9,9 @@ even ones are its support, the odd ones its query set. In a round it
 3. updates: `local_epochs` passes of SGD on V over the query set, p_u frozen;
 4. sends its rows' changes, and weighs as many query examples as it has ("bce": query positives).
 
-The loss of a batch is the mean over its examples, as there. To be scored, a client reconstructs p_u on all of
-its batches (`Model.represent`), up to `max_steps` steps as in a round: with the paper's 50 the first 250 ratings of
-a longer history count, in the order of the data. A client that never took part is served like any other.
+The loss of a batch is the mean over its examples, as there. To be scored, a client reconstructs p_u on all of its
+batches (`Model.represent`), up to `max_steps` steps as in a round: with the paper's 50 the first 250 ratings of a
+longer history count, in the order of the data. A client that never took part is served like any other.
 
 Departures:
 
