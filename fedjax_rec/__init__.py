@@ -6,7 +6,18 @@ passed to `federate`. The quick start of the README shows the main path:
     load_dataset -> leave_one_out -> fedmf(...) -> simulate -> frame, make_evaluator
 """
 
-from fedjax_rec import aggregators, batches, reducers, samplers, servers, transforms
+from fedjax_rec import (
+    aggregators,
+    attacks,
+    batches,
+    compression,
+    feedback,
+    reducers,
+    samplers,
+    servers,
+    sparsifiers,
+    transforms,
+)
 from fedjax_rec.algorithms.colr import colr
 from fedjax_rec.algorithms.fcf import fcf
 from fedjax_rec.algorithms.fedals import fedals
@@ -75,15 +86,18 @@ __all__ = [
     "Sweep",
     "Update",
     "aggregators",
+    "attacks",
     "batches",
     "choice",
     "client_mesh",
     "client_update",
     "colr",
+    "compression",
     "draws",
     "fcf",
     "fedals",
     "federate",
+    "feedback",
     "fedgnn",
     "fedmf",
     "fedncf",
@@ -121,6 +135,7 @@ __all__ = [
     "scaffold",
     "servers",
     "simulate",
+    "sparsifiers",
     "sweep",
     "synthetic",
     "top_k",

@@ -1,0 +1,276 @@
+"""Attacks on updates: what malicious clients of a cohort send instead of their own.
+
+An attack is a function `(stack, malicious bool[C], key) -> stack`. It changes the updates of the malicious clients
+that take part, and nobody else's: who is absent stays absent. Attackers who know the honest updates (`alie`,
+`ipm`, `sign_flip`) all send the same whole update, and touch every row that some honest client touched; others
+(`scaling`, `gaussian`, `not_a_number`) change their own rows and the dense leaves. `attacked` puts an attack in
+front of an aggregator:
+
+    federate(..., sampler=fixed(ids), aggregator=attacked(median(), ipm(2.0), malicious=[0, 1]))
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_rec.robust import sound, weighted_sum
+from fedjax_rec.tables import expand
+from fedjax_rec.types import Aggregator, Key, Server, Stack, Totals
+
+Attack = Callable[[Stack, jax.Array, Key], Stack]
+
+
+def sign_flip() -> Attack:
+    """Send the opposite of the honest clients' mean, -mean; a client's own update is flipped by `scaling(-1.0)`.
+
+    Returns:
+        an attack, the same as `ipm(1.0)`.
+
+    Example:
+        >>> server, touched = Server(jnp.array([1.0, 3.0, 5.0]), {}), jnp.zeros((3, 0), bool)
+        >>> stack = Stack(server, jnp.ones(3, bool), touched, jnp.ones(3))
+        >>> sign_flip()(stack, jnp.array([False, False, True]), jax.random.key(0)).server.shared.tolist()
+        [1.0, 3.0, -2.0]
+
+    Source: Allen-Zhu et al. 2020, "Byzantine-resilient non-convex stochastic gradient descent", as in byzfl.
+    """
+    return ipm(1.0)
+
+
+def ipm(epsilon: float) -> Attack:
+    """Inner-product manipulation: send -epsilon times the honest clients' mean.
+
+    Args:
+        epsilon: how strongly, above 0; small ones hide among the honest.
+
+    Returns:
+        an attack.
+
+    Raises:
+        ValueError: if epsilon is not above 0.
+
+    Example:
+        >>> server, touched = Server(jnp.array([1.0, 3.0, 5.0]), {}), jnp.zeros((3, 0), bool)
+        >>> stack = Stack(server, jnp.ones(3, bool), touched, jnp.ones(3))
+        >>> ipm(0.5)(stack, jnp.array([False, False, True]), jax.random.key(0)).server.shared.tolist()
+        [1.0, 3.0, -1.0]
+
+    Source: Xie et al. 2019, "Fall of empires: breaking Byzantine-tolerant SGD by inner product manipulation".
+    """
+    if not epsilon > 0:
+        raise ValueError(f"epsilon must be above 0, not {epsilon}")
+    return _together(lambda mean, _: -epsilon * mean)
+
+
+def alie(z: float) -> Attack:
+    """A little is enough: send mean + z x deviation of the honest clients, number by number.
+
+    The deviation is the sample's, with n - 1 in the denominator; that of one client is 0. What a client did not
+    touch counts as 0.
+
+    Args:
+        z: deviations from the mean; negative ones push downwards.
+
+    Returns:
+        an attack.
+
+    Example:
+        >>> server, touched = Server(jnp.array([1.0, 3.0, 5.0, 9.0]), {}), jnp.zeros((4, 0), bool)
+        >>> stack = Stack(server, jnp.ones(4, bool), touched, jnp.ones(4))
+        >>> alie(1.5)(stack, jnp.arange(4) == 3, jax.random.key(0)).server.shared.tolist()
+        [1.0, 3.0, 5.0, 6.0]
+
+    Source: Baruch et al. 2019, "A little is enough: circumventing defenses for distributed learning".
+    """
+    return _together(lambda mean, deviation: mean + z * deviation)
+
+
+def scaling(factor: float) -> Attack:
+    """Send factor times one's own update: n / (server rate) replaces the model, -1 flips the update's sign.
+
+    Args:
+        factor: of all numbers.
+
+    Returns:
+        an attack.
+
+    Example:
+        >>> server, touched = Server(jnp.array([1.0, 3.0]), {}), jnp.zeros((2, 0), bool)
+        >>> stack = Stack(server, jnp.ones(2, bool), touched, jnp.ones(2))
+        >>> scaling(-1.0)(stack, jnp.array([False, True]), jax.random.key(0)).server.shared.tolist()
+        [1.0, -3.0]
+
+    Source: Bagdasaryan et al. 2020, "How to backdoor federated learning", model replacement.
+    """
+    return _alone(lambda x, _: factor * x)
+
+
+def gaussian(deviation: float) -> Attack:
+    """Send normal(0, deviation) in place of every number of one's own rows and dense leaves.
+
+    Args:
+        deviation: standard deviation, above 0.
+
+    Returns:
+        an attack.
+
+    Raises:
+        ValueError: if the deviation is not above 0.
+
+    Example:
+        >>> server, touched = Server(jnp.zeros((2, 10_000)), {}), jnp.zeros((2, 0), bool)
+        >>> stack = Stack(server, jnp.ones(2, bool), touched, jnp.ones(2))
+        >>> sent = gaussian(3.0)(stack, jnp.array([False, True]), jax.random.key(0)).server.shared
+        >>> [round(float(x)) for x in sent.std(1)]
+        [0, 3]
+
+    Source: Blanchard et al. 2017, "Machine learning with adversaries", Gaussian Byzantine workers.
+    """
+    if not deviation > 0:
+        raise ValueError(f"the noise's deviation must be above 0, not {deviation}")
+    return _alone(lambda x, key: deviation * jax.random.normal(key, x.shape, x.dtype))
+
+
+def not_a_number() -> Attack:
+    """Send NaN in place of every number of one's own rows and dense leaves.
+
+    Returns:
+        an attack.
+
+    Example:
+        >>> server, touched = Server(jnp.array([1.0, 3.0]), {}), jnp.zeros((2, 0), bool)
+        >>> stack = Stack(server, jnp.ones(2, bool), touched, jnp.ones(2))
+        >>> not_a_number()(stack, jnp.array([False, True]), jax.random.key(0)).server.shared.tolist()
+        [1.0, nan]
+    """
+    return _alone(lambda x, _: jnp.full_like(x, jnp.nan))
+
+
+def attacked(
+    aggregator: Aggregator, attack: Attack, malicious: Sequence[int] | np.ndarray, key: Key | None = None
+) -> Aggregator:
+    """Attack a cohort's updates before another aggregator sees them.
+
+    Places are of the cohort, in the sampler's order: with a fixed cohort they are certain clients, with a drawn
+    one a constant number of random clients. Attacks come after the clients' transforms, as a malicious client need
+    not apply any. The key is folded with who touched which rows, exact integers on any number of devices:
+    randomness is new whenever a cohort or its negatives are.
+
+    Args:
+        aggregator: any that sums floats or takes a stack; an attacked sum takes a stack's memory.
+        attack: what malicious clients send.
+        malicious: int[n], their places in the cohort, 0..C-1.
+        key: of the attack's randomness; `jax.random.key(0)` by default.
+
+    Returns:
+        an aggregator of stacks.
+
+    Raises:
+        ValueError: if the aggregator sums integers or facts, or needs the population's heat; if a place is
+            negative or, in the first round, beyond the cohort.
+
+    Example:
+        >>> from fedjax_rec.aggregators import mean
+        >>> server, touched = Server(jnp.array([1.0, 3.0, 5.0]), {}), jnp.zeros((3, 0), bool)
+        >>> stack = Stack(server, jnp.ones(3, bool), touched, jnp.ones(3))
+        >>> float(attacked(mean(), ipm(10.0), [2]).finish(stack).shared)
+        -5.333333492279053
+    """
+    places = np.unique(np.asarray(malicious, int))
+    if (places < 0).any():
+        raise ValueError(f"places in the cohort are at least 0, not {places[0]}")
+    unknown = {"fixed": aggregator.fixed, "facts": aggregator.facts, "heated": aggregator.heated or None}
+    for name in (name for name, value in unknown.items() if value is not None):
+        raise ValueError(
+            f"an aggregator with `{name}` cannot be attacked: no stack has it; attack a plain one"
+        )
+    root = jax.random.key(0) if key is None else key
+
+    def finish(stack: Stack) -> Server:
+        size = stack.sent.shape[0]
+        if places.max(initial=-1) >= size:
+            raise ValueError(
+                f"place {places.max()} is malicious in a cohort of {size}; places are 0..{size - 1}"
+            )
+        mask = jnp.zeros(size, bool).at[places].set(True)
+        sent = attack(stack, mask, _fold_rows(root, stack))
+        return aggregator.finish(sent if aggregator.stacked else summed(aggregator, sent))
+
+    return aggregator._replace(finish=finish, stacked=True, per_row=False, row_factor=None)
+
+
+def summed(aggregator: Aggregator, stack: Stack) -> Totals:
+    """The weighted sums that an aggregator of sums would have been given.
+
+    Args:
+        aggregator: for its `per_row` and `row_factor`.
+        stack: whose `weight` holds the aggregator's weights.
+
+    Returns:
+        the totals.
+
+    Example:
+        >>> from fedjax_rec.aggregators import total
+        >>> server, sent = Server(jnp.array([1.0, 3.0]), {}), jnp.array([True, False])
+        >>> float(summed(total(), Stack(server, sent, jnp.zeros((2, 0), bool), jnp.ones(2))).server.shared)
+        1.0
+    """
+    weight = jnp.where(stack.sent, stack.weight, 0.0)
+    server = _where(stack.sent, stack.server, jax.tree.map(jnp.zeros_like, stack.server))
+    heavy, rows = jnp.where(stack.touched, weight[:, None], 0.0), weight
+    if aggregator.row_factor is not None:
+        rows = heavy = heavy * jax.vmap(aggregator.row_factor)(server.tables)
+    sums = Server(weighted_sum(server.shared, weight), weighted_sum(server.tables, rows))
+    return Totals(sums, weight.sum(), heavy.sum(0) if aggregator.per_row else None)
+
+
+def _fold_rows(key: Key, stack: Stack) -> Key:
+    """A key of its own for every set of touched rows, by a sum of mixed row numbers that may wrap."""
+    number = jnp.arange(stack.touched.size, dtype=jnp.uint32).reshape(stack.touched.shape)
+    mixed = (number ^ (number >> 15)) * jnp.uint32(2654435761)
+    mixed = mixed ^ (mixed >> 13)
+    return jax.random.fold_in(key, jnp.where(stack.touched, mixed, 0).sum(dtype=jnp.uint32))
+
+
+def _alone(send: Callable[[jax.Array, Key], jax.Array]) -> Attack:
+    """An attack of clients that know themselves only: (own values [C, ...], key) -> what they send."""
+
+    def attack(stack: Stack, malicious: jax.Array, key: Key) -> Stack:
+        malicious = malicious & stack.sent
+        own = malicious[:, None] & stack.touched
+        leaves, structure = jax.tree.flatten(stack.server)
+        sent = [send(x, jax.random.fold_in(key, n)) for n, x in enumerate(leaves)]
+        new = jax.tree.unflatten(structure, sent)
+        shared = _where(malicious, new.shared, stack.server.shared)
+        return stack._replace(server=Server(shared, _where(own, new.tables, stack.server.tables)))
+
+    return attack
+
+
+def _together(send: Callable[[jax.Array, jax.Array], jax.Array]) -> Attack:
+    """An attack of clients that know the honest: (their mean [...], their deviation [...]) -> what all send."""
+
+    def attack(stack: Stack, malicious: jax.Array, key: Key) -> Stack:
+        del key
+        honest, malicious = sound(stack) & ~malicious, malicious & stack.sent
+        known = (stack.touched & honest[:, None]).any(0)
+        server = jax.tree.map(lambda x: send(*_moments(x, honest))[None], stack.server)
+        touched = jnp.where(malicious[:, None], known[None, :], stack.touched)
+        return stack._replace(server=_where(malicious, server, stack.server), touched=touched)
+
+    return attack
+
+
+def _moments(x: jax.Array, honest: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and sample deviation of the honest clients' values [C, ...]; 0 of nobody's."""
+    flat, count = x.reshape(x.shape[0], -1), honest.sum()
+    mean = jnp.where(honest[:, None], flat, 0.0).sum(0) / jnp.maximum(count, 1)
+    square = jnp.where(honest[:, None], jnp.square(flat - mean[None]), 0.0).sum(0)
+    deviation = jnp.sqrt(square / jnp.maximum(count - 1, 1))
+    return mean.reshape(x.shape[1:]), deviation.reshape(x.shape[1:])
+
+
+def _where(mask: jax.Array, new: Server, old: Server) -> Server:
+    return jax.tree.map(lambda a, b: jnp.where(expand(mask, b), a, b), new, old)
