@@ -115,7 +115,7 @@ def test_clients_without_a_query_set_send_nothing():
 
 
 def test_representation_uses_the_whole_history():
-    """Before scoring, all batches are support, for `max_steps` steps: equal to the reference from the same start."""
+    """Before scoring, all batches are support, for `max_steps` steps: as the reference from the same start."""
     algorithm = fedrecon(batch_size=4, recon_epochs=3, max_steps=7, **SETTINGS)
     state = algorithm.init(jax.random.key(SEED), population())
     private, server = server_parameters(algorithm, population()).prepare(state)
