@@ -210,7 +210,7 @@ def private_of(settings: Settings, num_clients: int) -> Private | None:
     return dp_fedavg(
         num_clients,
         cohort=settings.cohort or default_cohort(num_clients),
-        rounds=cast("int", settings.rounds),
+        rounds=cast("int", complete(settings).rounds),
         clip=cast("float", settings.clip),
         delta=num_clients**-1.1 if settings.delta is None else settings.delta,
         noise_multiplier=settings.noise_multiplier,

@@ -37,7 +37,7 @@ class Settings:
     Example:
         >>> Settings(algorithm="fedfm")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: unknown algorithm 'fedfm'; did you mean 'fedmf'? known: fedmf...
+        ValueError: unknown algorithm 'fedfm'; did you mean 'fedmf'? known: ...
     """
 
     dataset: str = _setting(

@@ -37,3 +37,10 @@ def pytest_xdist_make_scheduler(config, log):
             return nodeid.rpartition("-")[0] if laws else super()._split_scope(nodeid)
 
     return ByModuleAndCase(config, log)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Compiled programs of a module are of no use to the next; kept, they slow down a long session."""
+    yield
+    jax.clear_caches()

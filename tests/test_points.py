@@ -117,7 +117,7 @@ def test_what_cannot_be_folded_in(split):
     with pytest.raises(ValueError, match="epochs must be at least 0, not -1"):
         after_fold_in(algorithm, population, KEY, epochs=-1)
     without = algorithm._replace(work=algorithm.work._replace(made_of=None))
-    with pytest.raises(ValueError, match="descends no loss"):
+    with pytest.raises(ValueError, match="cannot train private leaves while the rows stay"):
         after_fold_in(without, population, KEY)
     with pytest.raises(ValueError, match="cannot rank items"):
         after_local_training(algorithm._replace(score=None), population, KEY)

@@ -8,7 +8,7 @@ import pytest
 import fedjax_rec as fr
 from experiments.your_algorithm import algorithm as skeleton
 from fedjax_rec.data.synthetic import synthetic
-from fedjax_rec.testing import LAWS, tiny_population
+from fedjax_rec.testing import LAWS, check_mesh, tiny_population
 
 README = Path(skeleton.__file__).with_name("README.md")
 
@@ -25,7 +25,10 @@ def test_law(law, population):
     def make(**federation):
         return skeleton.your_algorithm(**({"dim": 3, "batch_size": 10, "cohort": 12} | federation))
 
-    LAWS[law](make, population)
+    if law == "mesh":
+        check_mesh(make, population, (8,))
+    else:
+        LAWS[law](make, population)
 
 
 def test_learns():
