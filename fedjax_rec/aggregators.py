@@ -14,7 +14,19 @@ from fedjax_rec.tables import expand
 from fedjax_rec.types import Aggregator, FixedPoint, Key, PyTree, Server, Totals
 
 
-def _one(num_examples: jax.Array) -> jax.Array:
+def alike(num_examples: jax.Array) -> jax.Array:
+    """The weight 1 for every client, whatever its number of examples.
+
+    Args:
+        num_examples: int32[...].
+
+    Returns:
+        float32[...].
+
+    Example:
+        >>> alike(jnp.array([3, 7])).tolist()
+        [1.0, 1.0]
+    """
     return jnp.ones(num_examples.shape)
 
 
@@ -39,7 +51,7 @@ def total() -> Aggregator:
         >>> float(total().finish(Totals(server, jnp.array(3.0), None)).shared)
         6.0
     """
-    return Aggregator(_one, lambda totals: totals.server)
+    return Aggregator(alike, lambda totals: totals.server)
 
 
 def mean() -> Aggregator:
@@ -53,7 +65,7 @@ def mean() -> Aggregator:
         >>> float(mean().finish(Totals(server, jnp.array(3.0), None)).shared)
         2.0
     """
-    return Aggregator(_one, lambda totals: _divide(totals.server, totals.weight))
+    return Aggregator(alike, lambda totals: _divide(totals.server, totals.weight))
 
 
 def by_examples() -> Aggregator:
@@ -92,7 +104,7 @@ def mean_of_touchers() -> Aggregator:
         rows = jax.tree.map(lambda x: x / expand(safe, x), totals.server.tables)
         return Server(_divide(Server(totals.server.shared, None), totals.weight).shared, rows)
 
-    return Aggregator(_one, finish, per_row=True)
+    return Aggregator(alike, finish, per_row=True)
 
 
 def fixed_point(aggregator: Aggregator, *, capacity: int, limit: float = 1.0) -> Aggregator:
@@ -156,7 +168,7 @@ def by_heat() -> Aggregator:
         factor = totals.clients / jnp.maximum(totals.heat, 1.0)
         return Server(average.shared, jax.tree.map(lambda x: x * expand(factor, x), average.tables))
 
-    return Aggregator(_one, finish, heated=True)
+    return Aggregator(alike, finish, heated=True)
 
 
 def by_change() -> Aggregator:

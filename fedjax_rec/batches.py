@@ -7,6 +7,8 @@ masked out (never replaced). Held-out items are not special: they can be drawn, 
 that spares them leaks the answer (`Split.negatives` "paper-leaky" does so, to reproduce papers).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -147,6 +149,32 @@ def catalogue(num_negatives: int = 4) -> LocalBatches:
         return Batch(jnp.arange(items), {"label": label, "mask": mask, "order": _places(client.key, mask)})
 
     return LocalBatches(num_batches, batch)
+
+
+def mini_batches(batch: Batch, size: int) -> Callable[[jax.Array], jax.Array]:
+    """Cut the examples of a batch of `catalogue` into mini-batches, in their keyed random order.
+
+    Args:
+        batch: of one client.
+        size: examples in a mini-batch, B.
+
+    Returns:
+        number of the mini-batch int32[] -> its items int32[B], I in its empty slots.
+
+    Example:
+        >>> data = {"mask": jnp.array([1.0, 0, 1, 1]), "order": jnp.array([2, 4, 0, 1])}
+        >>> cut = mini_batches(Batch(jnp.arange(4), data), 2)
+        >>> cut(jnp.int32(0)).tolist(), cut(jnp.int32(1)).tolist()
+        ([2, 3], [0, 4])
+    """
+    ordered, empty = jnp.argsort(batch.data["order"]), batch.ids.shape[0]
+    examples = batch.data["mask"].sum().astype(jnp.int32)
+
+    def items(number: jax.Array) -> jax.Array:
+        place = number * size + jnp.arange(size)
+        return jnp.where(place < examples, ordered.at[place].get(mode="clip"), empty)
+
+    return items
 
 
 def _places(key: jax.Array, mask: jax.Array) -> jax.Array:

@@ -245,7 +245,8 @@ def _run(given: argparse.Namespace) -> int:
     settings = _settings(given)
     from fedjax_rec import report, run_folder
     from fedjax_rec.devices import use_cores
-    from fedjax_rec.experiment import advice, run_experiment
+    from fedjax_rec.experiment import run_experiment
+    from fedjax_rec.from_settings import advice
 
     folder = run_folder.choose_folder(settings)
     with contextlib.suppress(RuntimeError):  # jax has started: `devices` is checked against what there is

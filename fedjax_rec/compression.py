@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rec.layout import Code, Draw, on_numbers
-from fedjax_rec.transforms import _compressed
+from fedjax_rec.transforms import compressed_bound
 from fedjax_rec.types import Transform, Wire
 
 
@@ -147,7 +147,9 @@ def _compressor(name: str, code: Code, bits: float, *, header: int, raises: bool
     def wire(cost: Wire) -> Wire:
         return cost._replace(value_bits=bits, header_bits=cost.header_bits + header)
 
-    return Transform(name, on_numbers(code), wire=wire, bound=_compressed(name, raises=raises, fills=fills))
+    return Transform(
+        name, on_numbers(code), wire=wire, bound=compressed_bound(name, raises=raises, fills=fills)
+    )
 
 
 def _norm(values: jax.Array) -> jax.Array:

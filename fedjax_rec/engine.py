@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from fedjax_rec.devices import AXIS
 from fedjax_rec.lanes import run_lanes
 from fedjax_rec.population import Population
-from fedjax_rec.schedules import Job, Outcome, Queue, Report, Uplink, batch_shapes, upload_shapes
+from fedjax_rec.schedules import Job, Outcome, Queue, Report, Uplink, batch_shapes, one_of, upload_shapes
 from fedjax_rec.tables import num_rows
 from fedjax_rec.types import (
     Aggregator,
@@ -199,8 +199,7 @@ def _run_sorted(
     work = _settle(work, population, server, own)
     queue = _make_queue(clients, noise, num_batches, weight)
     report = Report(jnp.float32(0), jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.int32(0))
-    one = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), own)
-    shapes = upload_shapes(work, population, server, one)
+    shapes = upload_shapes(work, population, server, one_of(own))
     start = Outcome(_empty(uplink.aggregator, shapes, num_rows(server.tables), queue), own, report, memory)
     schedule = {"lanes": run_lanes, "waves": run_waves}[schedule_of(work, uplink)]
     job = Job(work, population, server, queue, own, lanes, uplink)
@@ -236,9 +235,32 @@ def _make_queue(clients: Client, noise: jax.Array, num_batches: jax.Array, weigh
 
 def _settle(work: ClientWork, population: Population, server: Server, old: PyTree) -> ClientWork:
     """Drop `idle` where it would do nothing to rows of this structure."""
-    if work.idle is None or work.rests is None:
+    if work.idle is None or not rests_between(work, population, server, old):
         return work
-    one = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), old)
+    return work._replace(idle=None)
+
+
+def rests_between(work: ClientWork, population: Population, server: Server, private: PyTree) -> bool:
+    """Whether rows rest while other batches train.
+
+    Args:
+        work: one client's work.
+        population: the clients.
+        server: the global model, or its shapes.
+        private: all clients' private leaves [N, ...], or their shapes.
+
+    Returns:
+        False where it cannot be told.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> from fedjax_rec.testing import tiny_population
+        >>> algorithm, population = fr.fedmf(dim=2), tiny_population()
+        >>> state = algorithm.init(jax.random.key(0), population)
+        >>> rests_between(algorithm.work, population, state.server, state.private)
+        True
+    """
+    if work.rests is None:
+        return False
     _, rows = batch_shapes(work, population, server)
-    rests = work.rests(Params(one, server.shared, rows))
-    return work._replace(idle=None) if rests else work
+    return work.rests(Params(one_of(private), server.shared, rows))

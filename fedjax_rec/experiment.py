@@ -3,7 +3,6 @@
 Nothing here touches the file system besides reading the data; `run_folder` writes what comes out.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -13,9 +12,8 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 
-from fedjax_rec.algorithms.registry import ENTRIES, accepted, factory_of
+from fedjax_rec.algorithms.registry import ENTRIES
 from fedjax_rec.data.splits import Split, merge_validation
-from fedjax_rec.devices import choose_devices, client_mesh
 from fedjax_rec.evaluation.baselines import popularity_scores, rank_common_scores, truth_ranks
 from fedjax_rec.evaluation.central.methods import parse_names
 from fedjax_rec.evaluation.central.price import Price, price_of_federation
@@ -26,16 +24,14 @@ from fedjax_rec.evaluation.protocol import Protocol, protocol_id
 from fedjax_rec.evaluation.ranking import Ranks
 from fedjax_rec.evaluation.ratings import rating_errors
 from fedjax_rec.evaluation.summary import K, summarise
-from fedjax_rec.inputs import fold_in_epochs_of, load_attributes, load_inputs, protocol_of
-from fedjax_rec.points import after_fold_in, after_local_training
+from fedjax_rec.from_settings import advice, clip_batch_size, fold_in_of, make_algorithm, point_of, private_of
+from fedjax_rec.inputs import load_attributes, load_inputs, protocol_of
 from fedjax_rec.population import population_of
-from fedjax_rec.privacy.central import Private, dp_fedavg
-from fedjax_rec.samplers import LEAST_COHORT, default_cohort
-from fedjax_rec.servers import LOCALS, SERVERS
-from fedjax_rec.settings import Settings, complete, parse_options
+from fedjax_rec.privacy.central import Private
+from fedjax_rec.samplers import default_cohort
+from fedjax_rec.settings import Settings, complete
 from fedjax_rec.simulate import History, Progress, Stop, simulate
 from fedjax_rec.traffic import Traffic, count_traffic, upload_of
-from fedjax_rec.transforms import clip
 from fedjax_rec.types import Algorithm, State
 
 
@@ -91,46 +87,32 @@ def run_experiment(
     on_stage(f"reading {settings.dataset}")
     dataset, split, heldout = load_inputs(settings)
     _check(settings, split, timed=dataset.interactions.timestamps is not None)
+    attributes = load_attributes(settings, split if heldout is None else heldout)
     protocol = protocol_of(settings, dataset, split)
     private = private_of(settings, split.num_users)
     algorithm = make_algorithm(clip_batch_size(settings, split), private)
     point = point_of(settings, algorithm, split)
-    testing = (
-        point if heldout is None else fold_in_of(settings, algorithm, heldout)
-    )  # refuses before training
+    # held-out clients are ranked as they are folded in, which may be refused: before training
+    folded = None if heldout is None else fold_in_of(settings, algorithm, heldout)
     centrals = _run_centrals(settings, protocol, split, on_stage)
-    rounds = cast("int", settings.rounds)
     on_stage(f"compiling {settings.algorithm} for {split.num_users:,} clients and {split.num_items:,} items")
-    state, history = _train(settings, algorithm, split, rounds, "best", on_block)
-    if history.stopped == "diverged" and not history.evaluations:
-        raise ValueError(f"training diverged within {len(history.rounds.loss)} rounds; {advice(settings)}")
-    validation = make_evaluator(algorithm, split, which="validation", point=point)(state)
+    state, history = _select(settings, algorithm, split, point, on_block)
     sampled = f"sampled{settings.num_candidates}"
+    validation = make_evaluator(algorithm, split, which="validation", point=point)(state)
     validated = measure(
         validation, split, sampled, "validation"
     )  # of this split: a refit's has no such items
     if settings.refit:
         on_stage(f"refitting on train + validation for {history.selected_round} rounds")
         split = merge_validation(split)
-        state, refit = _train(settings, algorithm, split, history.selected_round, "last", on_block)
-        if refit.stopped == "diverged":
-            raise ValueError(f"the refit on train + validation diverged; {advice(settings)}")
-        testing = point_of(settings, algorithm, split) if heldout is None else testing
-    tested = split if heldout is None else heldout
+        state = _refit(settings, algorithm, split, history.selected_round, on_block)
+        point = point_of(settings, algorithm, split)
+    tested, testing = (split, point) if heldout is None else (heldout, folded)
     on_stage("ranking every test item")
     test = make_evaluator(algorithm, tested, point=testing)(state)
     popularity = rank_common_scores(popularity_scores(split), tested)
-    lists = np.asarray(make_lister(algorithm, tested, K, point=testing)(state).items)
-    attributes = load_attributes(settings, tested)
-    summary = summarise(test, tested, lists, sampled=sampled, attributes=attributes)
-    metrics: dict[str, dict[str, Any]] = {
-        "test": {
-            **measure(test, tested, sampled),
-            **summary,
-            **measure_ratings(algorithm, tested, state, testing),
-        },
-        "validation": validated,
-    }
+    measured = _measure_test(sampled, attributes, algorithm, tested, state, test, testing)
+    metrics: dict[str, dict[str, Any]] = {"test": measured, "validation": validated}
     baselines = {"popularity": measure(popularity, tested, sampled)}
     baselines |= {name: found.metrics for name, found in centrals.items()}
     price = _price(protocol, metrics, baselines) if centrals else None
@@ -159,168 +141,6 @@ def run_experiment(
     )
 
 
-def advice(settings: Settings) -> str:
-    """What to try when training diverges, of what this algorithm has.
-
-    Args:
-        settings: of the run that diverged.
-
-    Returns:
-        words.
-
-    Example:
-        >>> advice(Settings()), advice(Settings(algorithm="fedals"))
-        ('lower --learning-rate, or use --aggregator mean', 'raise --regularisation')
-    """
-    known = accepted(settings.algorithm)
-    if "learning_rate" not in known:
-        return "raise --regularisation"
-    mild = settings.algorithm == "fedmf" and settings.aggregator in (None, "sum")
-    return "lower --learning-rate" + ", or use --aggregator mean" * mild
-
-
-def private_of(settings: Settings, num_clients: int) -> Private | None:
-    """How the settings federate in private.
-
-    Args:
-        settings: the experiment.
-        num_clients: N.
-
-    Returns:
-        sampler, transform and aggregator, and what they spend; None without noise.
-
-    Raises:
-        ValueError: if the algorithm has no plain sum, or a number is out of range.
-
-    Example:
-        >>> private_of(Settings(), 1000) is None
-        True
-        >>> found = private_of(Settings(clip=0.5, noise_multiplier=1.0, cohort=100), 1000)
-        >>> found.sampler.probability, f"{found.delta:.1e}"
-        (0.1, '5.0e-04')
-    """
-    if not settings.private:
-        return None
-    known = accepted(settings.algorithm)
-    if not {"sampler", "transform", "aggregator"} <= set(known):
-        raise ValueError(
-            f"{settings.algorithm} has an aggregation of its own, which has no private form; choose another "
-            "algorithm"
-        )
-    return dp_fedavg(
-        num_clients,
-        cohort=settings.cohort or default_cohort(num_clients),
-        rounds=cast("int", complete(settings).rounds),
-        clip=cast("float", settings.clip),
-        delta=num_clients**-1.1 if settings.delta is None else settings.delta,
-        noise_multiplier=settings.noise_multiplier,
-        target_epsilon=settings.target_epsilon,
-    )
-
-
-def make_algorithm(settings: Settings, private: Private | None = None) -> Algorithm:
-    """Build the algorithm that the settings name; it takes those settings that its factory knows.
-
-    Args:
-        settings: the experiment.
-        private: who is drawn, what is clipped and what noise is added; without it, nobody's noise.
-
-    Returns:
-        the algorithm.
-
-    Raises:
-        ValueError: if a value is out of range, or there are too few devices.
-
-    Example:
-        >>> make_algorithm(Settings()).work.epochs
-        1
-    """
-    s, known = complete(settings), accepted(settings.algorithm)
-    offered: dict[str, Any] = {name: getattr(s, name) for name in s.__dataclass_fields__} | {
-        "mesh": client_mesh(s.devices or choose_devices(s.cohort or LEAST_COHORT, s.lanes)),
-    }
-    if s.local_optimizer is not None:
-        offered["local_optimizer"] = LOCALS[s.local_optimizer](cast("float", s.learning_rate))
-    if s.server is not None or s.server_learning_rate is not None:
-        rule = SERVERS[s.server or "fedavg"]
-        rate = rule.learning_rate if s.server_learning_rate is None else s.server_learning_rate
-        offered["server_optimizer"] = rule.make(rate)
-    given = {name: value for name, value in offered.items() if name in known}
-    if s.clip is not None:
-        given["transform"] = clip(s.clip)
-    if private is not None:
-        given |= private.federation | {"cohort": None}
-    return factory_of(s.algorithm)(**given | parse_options(s))
-
-
-def point_of(settings: Settings, algorithm: Algorithm, split: Split) -> Point | None:
-    """With which parameters the settings rank a split's users.
-
-    Args:
-        settings: the experiment.
-        algorithm: of the run.
-        split: holds what the clients train on.
-
-    Returns:
-        the evaluation point; None for the server's parameters.
-
-    Raises:
-        ValueError: if the algorithm's clients train no table of their own.
-
-    Example:
-        >>> point_of(Settings(), make_algorithm(Settings()), load_inputs(Settings()).split) is None
-        True
-    """
-    if settings.evaluation_point == "server":
-        return None
-    return after_local_training(algorithm, population_of(split), jax.random.key(settings.seed))
-
-
-def fold_in_of(settings: Settings, algorithm: Algorithm, heldout: Split) -> Point:
-    """With which parameters held-out clients are ranked: private leaves of their own, from their histories.
-
-    Args:
-        settings: the experiment.
-        algorithm: of the run.
-        heldout: holds their histories.
-
-    Returns:
-        the evaluation point.
-
-    Raises:
-        ValueError: if the algorithm has no way to learn about a new client.
-
-    Example:
-        >>> settings = Settings(splitter="strong")
-        >>> fold_in_of(settings, make_algorithm(settings), load_inputs(settings).heldout).score is not None
-        True
-    """
-    epochs = fold_in_epochs_of(settings)
-    return after_fold_in(algorithm, population_of(heldout), jax.random.key(settings.seed), epochs=epochs)
-
-
-def clip_batch_size(settings: Settings, split: Split) -> Settings:
-    """Lower a batch size that no client can fill: the work is the same, without the empty slots.
-
-    Args:
-        settings: the experiment.
-        split: says how long the longest history is.
-
-    Returns:
-        the settings, their batch size at most that of the longest client's whole history.
-
-    Example:
-        >>> settings = complete(Settings(batch_size=10**9))
-        >>> clip_batch_size(settings, load_inputs(settings).split).batch_size
-        1990
-    """
-    if settings.batch_size is None:
-        return settings
-    longest = int(np.diff(split.offsets).max(initial=1)) + int(settings.refit)
-    width = 1 if settings.loss == "mse" else 1 + (settings.num_negatives or 0)
-    return dataclasses.replace(settings, batch_size=min(settings.batch_size, longest * width))
-
-
 def _check(settings: Settings, split: Split, *, timed: bool) -> None:
     cohort = settings.cohort or default_cohort(split.num_users)
     if cohort > split.num_users:
@@ -345,26 +165,67 @@ def _check(settings: Settings, split: Split, *, timed: bool) -> None:
         raise ValueError(f"loss='mse' fits ratings, but {split.name} has none; use --loss bce or bpr")
 
 
-def _train(
+def _select(
+    settings: Settings,
+    algorithm: Algorithm,
+    split: Split,
+    point: Point | None,
+    on_block: Callable[[Progress], Any] | None,
+) -> tuple[State, History]:
+    """Train, and keep the state of the best round on validation."""
+    state, history = simulate(
+        algorithm,
+        split,
+        rounds=cast("int", settings.rounds),
+        seed=settings.seed,
+        eval_every=cast("int", settings.eval_every),
+        stop=Stop(target=settings.target, patience=settings.patience, seconds=settings.max_seconds),
+        point=point,
+        on_block=on_block,
+    )
+    if history.stopped == "diverged" and not history.evaluations:
+        raise ValueError(f"training diverged within {len(history.rounds.loss)} rounds; {advice(settings)}")
+    return state, history
+
+
+def _refit(
     settings: Settings,
     algorithm: Algorithm,
     split: Split,
     rounds: int,
-    keep: str,
     on_block: Callable[[Progress], Any] | None,
-) -> tuple[State, History]:
-    stop = Stop(target=settings.target, patience=settings.patience, seconds=settings.max_seconds)
-    return simulate(
+) -> State:
+    """Train for so many rounds, and keep the last state."""
+    state, history = simulate(
         algorithm,
-        split if keep == "best" else population_of(split),
+        population_of(split),
         rounds=rounds,
         seed=settings.seed,
         eval_every=cast("int", settings.eval_every),
-        stop=stop if keep == "best" else None,
-        keep=keep,
-        point=point_of(settings, algorithm, split) if keep == "best" else None,
+        keep="last",
         on_block=on_block,
     )
+    if history.stopped == "diverged":
+        raise ValueError(f"the refit on train + validation diverged; {advice(settings)}")
+    return state
+
+
+def _measure_test(
+    sampled: str,
+    attributes: dict[str, np.ndarray],
+    algorithm: Algorithm,
+    tested: Split,
+    state: State,
+    test: Ranks,
+    point: Point | None,
+) -> dict[str, Any]:
+    """All that is reported of the test items: means, spread, groups, the catalogue, intervals, rating errors."""
+    lists = np.asarray(make_lister(algorithm, tested, K, point=point)(state).items)
+    return {
+        **measure(test, tested, sampled),
+        **summarise(test, tested, lists, sampled=sampled, attributes=attributes),
+        **measure_ratings(algorithm, tested, state, point),
+    }
 
 
 def _run_centrals(

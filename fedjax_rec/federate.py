@@ -78,6 +78,24 @@ class Federation(Cohorts, total=False):
     server_optimizer: optax.GradientTransformation | None
 
 
+def sample_usually(federation: Cohorts, sampler: Sampler) -> None:
+    """Give an algorithm a sampler of its own, for whoever names neither a sampler nor a cohort.
+
+    Args:
+        federation: as the factory was given it; changed in place.
+        sampler: to use then.
+
+    Example:
+        >>> from fedjax_rec.samplers import everyone
+        >>> given: Cohorts = {"cohort": 5}
+        >>> sample_usually(given, everyone())
+        >>> given
+        {'cohort': 5}
+    """
+    if federation.get("sampler") is None and federation.get("cohort") is None:
+        federation["sampler"] = sampler
+
+
 def federate(
     model: Model,
     work: ClientWork,
@@ -323,7 +341,9 @@ def _report(result: Result, clients: Client, alive: jax.Array, step: Server, sig
         batches=result.batches,
         lane_steps=result.lane_steps,
         rows=report.rows,
-        update_norm=optax.tree.norm(step),
+        update_norm=optax.tree.norm(
+            [x for x in jax.tree.leaves(step) if jnp.issubdtype(x.dtype, jnp.floating)]
+        ),
         saturated=report.saturated,
         signal=signal,
     )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rec.tables import num_rows
-from fedjax_rec.transforms import _draw
+from fedjax_rec.transforms import draw_by_row
 from fedjax_rec.types import Key, PyTree, Server, Update
 
 Draw = Callable[[Callable], jax.Array]  # (kind of random numbers) -> one for each of a client's numbers
@@ -42,7 +42,7 @@ def on_numbers(code: Code) -> Callable[[Key, Update, Server], Update]:
 
         def draw(kind: Callable) -> jax.Array:
             first = kind(jax.random.fold_in(key, 0), dense.shape)
-            return jnp.append(first, _draw(kind, jax.random.fold_in(key, 1), rows.shape))
+            return jnp.append(first, draw_by_row(kind, jax.random.fold_in(key, 1), rows.shape))
 
         own = jnp.append(jnp.ones(dense.size, bool), jnp.repeat(present, rows.shape[1]))
         new = jnp.where(own, code(jnp.append(dense, rows), own, draw), 0.0)

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from fedjax_rec.engine import schedule_of
 from fedjax_rec.population import Population
 from fedjax_rec.row_updates import choose
-from fedjax_rec.schedules import Uplink, batch_shapes, most_batches, upload_shapes
+from fedjax_rec.schedules import Uplink, batch_shapes, most_batches, one_of, upload_shapes
 from fedjax_rec.tables import num_rows
 from fedjax_rec.types import ClientWork, FixedPoint, Plan, PyTree, Sampler, Server, State
 
@@ -109,8 +109,7 @@ def make_plan(
     state: State = jax.eval_shape(lambda k: init(k, population), key)
     batch = _batch_bytes(work, population, state.server)
     model, items = _bytes(state.server), num_rows(state.server.tables)
-    one = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), state.private)
-    upload = _bytes(upload_shapes(work, population, state.server, one))
+    upload = _bytes(upload_shapes(work, population, state.server, one_of(state.private)))
     memory = {
         "data": devices * _bytes(population),
         "private": devices * _bytes((state.private, state.memory)),

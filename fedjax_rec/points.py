@@ -22,7 +22,7 @@ import optax
 from fedjax_rec.aggregators import total
 from fedjax_rec.clients import name_clients, stream
 from fedjax_rec.engine import run_cohort
-from fedjax_rec.evaluation.evaluator import LANES, Point, represent_clients, server_parameters
+from fedjax_rec.evaluation.evaluator import LANES, Point, server_parameters
 from fedjax_rec.federate import init_private
 from fedjax_rec.local import local_training
 from fedjax_rec.population import Population
@@ -144,28 +144,16 @@ def after_fold_in(algorithm: Algorithm, population: Population, key: Key, *, epo
     """
     if epochs < 0:
         raise ValueError(f"epochs must be at least 0, not {epochs}")
-    scorer, model = server_parameters(algorithm).score, algorithm.model
+    usual, model = server_parameters(algorithm, population), algorithm.model
     if algorithm.work.made_of is None and model.represent is not None:
         epochs, work = 0, algorithm.work
     else:
         work = _frozen(algorithm.work)
     fold_in = jax.jit(partial(_fold_in, model, work, Uplink(total()), epochs))
-    represent = (
-        _represent if model.represent is None else jax.jit(partial(represent_clients, model.represent))
-    )
     words = jax.random.key_data(key)
-
-    def prepare(state: State) -> PyTree:
-        private = fold_in(words, state, population)
-        return represent(state._replace(private=private), population), state.server
-
-    return Point(prepare, scorer)
-
-
-def _represent(state: State, population: Population) -> PyTree:
-    """Clients that are scored with their private leaves as they are."""
-    del population
-    return state.private
+    return usual._replace(
+        prepare=lambda state: usual.prepare(state._replace(private=fold_in(words, state, population)))
+    )
 
 
 def _fold_in(

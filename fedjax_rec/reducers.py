@@ -20,8 +20,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from fedjax_rec.aggregators import alike
 from fedjax_rec.robust import (
-    alike,
     centred_clipping,
     geometric_median,
     norm_bound,

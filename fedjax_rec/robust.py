@@ -11,7 +11,9 @@ from math import prod
 import jax
 import jax.numpy as jnp
 
+from fedjax_rec.aggregators import alike
 from fedjax_rec.tables import expand
+from fedjax_rec.transforms import shrinkage
 from fedjax_rec.types import Aggregator, PyTree, Server, Stack
 
 
@@ -92,7 +94,7 @@ def centred_clipping(radius: float, iterations: int = 1) -> Aggregator:
 
         def move(_: jax.Array, centre: Server) -> Server:
             apart = _from(server, centre)
-            moved = weighted_sum(apart, share * _factor(radius, _squared(apart)))
+            moved = weighted_sum(apart, share * shrinkage(radius, _squared(apart)))
             return jax.tree.map(jnp.add, centre, moved)
 
         return jax.lax.fori_loop(0, iterations, move, _zero(server))
@@ -125,7 +127,7 @@ def norm_bound(norm: float) -> Aggregator:
 
     def finish(stack: Stack) -> Server:
         server, present = sound_only(stack)
-        return weighted_sum(server, present * _factor(norm, _squared(server)))
+        return weighted_sum(server, present * shrinkage(norm, _squared(server)))
 
     return Aggregator(alike, finish, stacked=True)
 
@@ -158,8 +160,8 @@ def row_norm_bound(norm: float) -> Aggregator:
 
     def finish(stack: Stack) -> Server:
         server, present = sound_only(stack)
-        dense = present * _factor(norm, _squared(server.shared))
-        rows = present[:, None] * _factor(norm, _squared(server.tables, axes=2))
+        dense = present * shrinkage(norm, _squared(server.shared))
+        rows = present[:, None] * shrinkage(norm, _squared(server.tables, axes=2))
         return Server(weighted_sum(server.shared, dense), weighted_sum(server.tables, rows))
 
     return Aggregator(alike, finish, stacked=True)
@@ -181,22 +183,6 @@ def sound(stack: Stack) -> jax.Array:
     """
     finite = (jnp.isfinite(_flat(x)).all(1) for x in jax.tree.leaves(stack.server))
     return reduce(jnp.logical_and, finite, stack.sent)
-
-
-def alike(num_examples: jax.Array) -> jax.Array:
-    """The weight 1 for every client, whatever its number of examples.
-
-    Args:
-        num_examples: int32[...].
-
-    Returns:
-        float32[...].
-
-    Example:
-        >>> alike(jnp.array([3, 7])).tolist()
-        [1.0, 1.0]
-    """
-    return jnp.ones(num_examples.shape)
 
 
 def sound_only(stack: Stack) -> tuple[Server, jax.Array]:
@@ -234,10 +220,6 @@ def _squared(tree: PyTree, axes: int = 1) -> jax.Array:
     """Squared norms over all leaves, along all but the first `axes` axes, which are kept."""
     sizes = [jnp.square(x).sum(tuple(range(axes, x.ndim))) for x in jax.tree.leaves(tree)]
     return reduce(jnp.add, sizes) if sizes else jnp.float32(0)
-
-
-def _factor(norm: float, squared: jax.Array) -> jax.Array:
-    return jnp.minimum(1.0, norm / jnp.sqrt(jnp.maximum(squared, 1e-30)))
 
 
 def weighted_sum(tree: PyTree, weight: jax.Array) -> PyTree:

@@ -22,7 +22,7 @@ import numpy as np
 
 from fedjax_rec.central import arrays_of, details_of
 from fedjax_rec.evaluation.protocol import protocol_id
-from fedjax_rec.experiment import Outcome, make_algorithm, versions
+from fedjax_rec.experiment import Outcome, versions
 from fedjax_rec.folders import (
     choose_place,
     dump_json,
@@ -32,6 +32,7 @@ from fedjax_rec.folders import (
     user_arrays,
     write_folder,
 )
+from fedjax_rec.from_settings import make_algorithm
 from fedjax_rec.privacy.central import UNIT
 from fedjax_rec.settings import Settings
 from fedjax_rec.simulate import frame

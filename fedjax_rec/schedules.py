@@ -109,6 +109,11 @@ def batch_shapes(work: ClientWork, population: Population, server: Server) -> tu
     return jax.eval_shape(example, jax.ShapeDtypeStruct((2,), jnp.uint32), server.tables)
 
 
+def one_of(private: PyTree) -> PyTree:
+    """Shapes of one client's private leaves, of all clients' leaves [N, ...]."""
+    return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), private)
+
+
 def upload_shapes(work: ClientWork, population: Population, server: Server, private: PyTree) -> Server:
     """Shapes of a sum of updates, tables [I, ...]; `private` is one client's leaves, all may be shapes."""
 

@@ -86,7 +86,7 @@ def check_summable(aggregator: Aggregator) -> None:
             "medians, Krum and their like are no sums, which the accountant of Gaussian sums does not know; use "
             "the plain sum"
         )
-    if aggregator.per_row or aggregator.heated or aggregator.row_factor is not None:
+    if aggregator.by_row:
         raise ValueError(
             "how many clients touched a row is private, so rows cannot be divided by it; use the plain sum"
         )

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedjax_rec.layout import Draw, as_matrix, from_matrix, on_numbers
 from fedjax_rec.tables import num_rows
-from fedjax_rec.transforms import _compressed
+from fedjax_rec.transforms import compressed_bound
 from fedjax_rec.types import Key, Server, Transform, Update, Wire
 
 
@@ -124,7 +124,7 @@ def low_rank(rank: int) -> Transform:
         return cost._replace(row_values=sent, value_bits=32.0)  # a projection of coded numbers is not coded
 
     name = f"low_rank({rank})"
-    return Transform(name, update, wire=wire, bound=_compressed(name, raises=True, fills=True))
+    return Transform(name, update, wire=wire, bound=compressed_bound(name, raises=True, fills=True))
 
 
 def _sparsifier(kind: str, share: float, code: Callable, *, raises: bool) -> Transform:
@@ -149,7 +149,7 @@ def _sparsifier(kind: str, share: float, code: Callable, *, raises: bool) -> Tra
         return Wire(float(values), 1.0, 0.0, cost.value_bits, address, cost.header_bits)
 
     name = f"{kind}({share})"
-    return Transform(name, update, wire=wire, bound=_compressed(name, raises=raises, fills=False))
+    return Transform(name, update, wire=wire, bound=compressed_bound(name, raises=raises, fills=False))
 
 
 def _kept(share: float, numbers: np.ndarray) -> np.ndarray:

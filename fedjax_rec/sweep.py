@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec
 from fedjax_rec.blocks import run_block
 from fedjax_rec.data.splits import Split
 from fedjax_rec.devices import AXIS, LEAST_SHARE, choose_devices, client_mesh, replicate
+from fedjax_rec.engine import rests_between
 from fedjax_rec.evaluation.evaluator import server_parameters
 from fedjax_rec.evaluation.metrics import metrics_from_ranks
 from fedjax_rec.evaluation.protocol import Protocol
@@ -35,9 +36,8 @@ from fedjax_rec.evaluation.ratings import rating_errors
 from fedjax_rec.exactness import assume_rest
 from fedjax_rec.plan import device_bytes
 from fedjax_rec.population import Population, population_of
-from fedjax_rec.schedules import batch_shapes
 from fedjax_rec.spaces import Settings, grid
-from fedjax_rec.types import Algorithm, Params, PyTree, State
+from fedjax_rec.types import Algorithm, PyTree, State
 
 ERRORS = ("rmse", "mae")  # metrics of predicted ratings: less is better
 SHARE = 0.1  # of a device's memory that the models of a batch may take: they are held twice for a moment
@@ -331,12 +331,10 @@ def _chunks(
 
 def _rests(algorithm: Algorithm, population: Population) -> bool:
     """Whether a zero gradient leaves rows alone with these settings, which can only be tried untraced."""
-    work = algorithm.work
-    if work.rests is None:
+    if algorithm.work.rests is None:
         return False
     state = jax.eval_shape(lambda key: algorithm.init(key, population), jax.random.key(0))
-    one = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), state.private)
-    return work.rests(Params(one, state.server.shared, batch_shapes(work, population, state.server)[1]))
+    return rests_between(algorithm.work, population, state.server, state.private)
 
 
 # --- Running -------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from fedjax_rec.population import Population
-from fedjax_rec.schedules import upload_shapes
+from fedjax_rec.schedules import one_of, upload_shapes
 from fedjax_rec.tables import num_rows
 from fedjax_rec.types import Algorithm, RoundInfo, Server, State, Transform, Wire
 
@@ -72,8 +72,7 @@ def upload_of(algorithm: Algorithm, population: Population, state: State) -> Ser
         >>> upload_of(algorithm, population, run(algorithm, population)).tables["factor"].shape
         (40, 2)
     """
-    one = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), state.private)
-    return upload_shapes(algorithm.work, population, state.server, one)
+    return upload_shapes(algorithm.work, population, state.server, one_of(state.private))
 
 
 def _wire(server: Server, rows: float) -> Wire:

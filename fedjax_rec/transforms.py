@@ -106,6 +106,23 @@ def squared_norm(update: Update) -> jax.Array:
     return sum((jnp.sum(jnp.square(x)) for x in _leaves(update)), jnp.float32(0))
 
 
+def shrinkage(norm: float, squared: jax.Array) -> jax.Array:
+    """By what to scale updates down to a norm: min(1, norm / |x|).
+
+    Args:
+        norm: the largest norm.
+        squared: float32[...], their squared norms.
+
+    Returns:
+        float32[...].
+
+    Example:
+        >>> shrinkage(5.0, jnp.array([100.0, 4.0, 0.0])).tolist()
+        [0.5, 1.0, 1.0]
+    """
+    return jnp.minimum(1.0, norm / jnp.sqrt(jnp.maximum(squared, 1e-30)))
+
+
 def clip(norm: float) -> Transform:
     """Scale an update down to a norm: delta * min(1, norm / |delta|).
 
@@ -130,7 +147,7 @@ def clip(norm: float) -> Transform:
         raise ValueError(f"the clipping norm must be above 0, not {norm}")
 
     def scale(size: jax.Array) -> jax.Array:
-        return jnp.minimum(1.0, norm / jnp.sqrt(jnp.maximum(size, 1e-30)))
+        return shrinkage(norm, size)
 
     def update(key: Key, sent: Update, server: Server) -> Update:
         del key, server
@@ -167,7 +184,7 @@ def add_noise(deviation: float) -> Transform:
         raise ValueError(f"the noise's deviation must be at least 0, not {deviation}")
 
     def noisy(key: Key, x: jax.Array) -> jax.Array:
-        return x + deviation * _draw(jax.random.normal, key, x.shape)
+        return x + deviation * draw_by_row(jax.random.normal, key, x.shape)
 
     def bound(known: Bound) -> Bound:
         if known.norm is None:
@@ -207,7 +224,7 @@ def quantise(bits: int) -> Transform:
         low = x.min(initial=0.0)
         unit = (x.max(initial=0.0) - low) / steps
         safe = jnp.where(unit > 0, unit, 1.0)
-        level = jnp.floor((x - low) / safe + _draw(jax.random.uniform, key, x.shape))
+        level = jnp.floor((x - low) / safe + draw_by_row(jax.random.uniform, key, x.shape))
         return jnp.minimum(level, steps) * unit + low  # with 16 bits the sum itself may round up
 
     def wire(cost: Wire) -> Wire:
@@ -215,11 +232,24 @@ def quantise(bits: int) -> Transform:
         return cost._replace(value_bits=float(bits), header_bits=cost.header_bits + 64)
 
     name = f"quantise({bits})"
-    return Transform(name, _each(rounded), wire=wire, bound=_compressed(name, raises=True, fills=True))
+    return Transform(name, _each(rounded), wire=wire, bound=compressed_bound(name, raises=True, fills=True))
 
 
-def _compressed(name: str, *, raises: bool, fills: bool) -> Callable[[Bound], Bound]:
-    """What a compressor does to a bound: `raises` the norm or not; `fills` numbers that were left out, or not."""
+def compressed_bound(name: str, *, raises: bool, fills: bool) -> Callable[[Bound], Bound]:
+    """What a compressor does to what is known of an update.
+
+    Args:
+        name: of the compressor.
+        raises: whether it may raise the norm.
+        fills: whether it fills numbers that were left out.
+
+    Returns:
+        bound -> bound; it refuses orders whose cost would not be what is declared.
+
+    Example:
+        >>> compressed_bound("sign()", raises=False, fills=True)(Bound(norm=1.0)).norm
+        1.0
+    """
 
     def bound(known: Bound) -> Bound:
         for earlier in known.after:
@@ -236,8 +266,22 @@ def _compressed(name: str, *, raises: bool, fills: bool) -> Callable[[Bound], Bo
     return bound
 
 
-def _draw(kind: Callable, key: Key, shape: tuple[int, ...]) -> jax.Array:
-    """Random numbers of which row j depends on the key and j only, not on how many rows there are."""
+def draw_by_row(kind: Callable, key: Key, shape: tuple[int, ...]) -> jax.Array:
+    """Random numbers of which row j depends on the key and j only, not on how many rows there are.
+
+    Args:
+        kind: (key, shape) -> numbers, such as `jax.random.normal`.
+        key: consumed.
+        shape: [R, ...]; () for a single number.
+
+    Returns:
+        numbers of that shape.
+
+    Example:
+        >>> few, more = (draw_by_row(jax.random.normal, jax.random.key(0), (rows, 2)) for rows in (1, 3))
+        >>> bool((few == more[:1]).all())
+        True
+    """
     if not shape:
         return kind(key)
     keys = jax.vmap(lambda j: jax.random.fold_in(key, j))(jnp.arange(shape[0]))

@@ -181,6 +181,11 @@ class Aggregator(NamedTuple):
     noise: Callable[[Key, Server], Server] | None = None  # (round's key, aggregate) -> what is added to it
     norm: float | None = None  # the L2 norm that no client may exceed, for that noise to hide it
 
+    @property
+    def by_row(self) -> bool:
+        """Whether it treats each item row by who touched it."""
+        return self.per_row or self.heated or self.row_factor is not None
+
 
 class Wire(NamedTuple):
     """What one client's update costs to send; rows may be a mean over clients."""

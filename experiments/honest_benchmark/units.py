@@ -14,14 +14,12 @@ from experiments.honest_benchmark.task import Task, make, make_on_devices, round
 from fedjax_rec.central import details_of
 from fedjax_rec.data.splits import Split
 from fedjax_rec.evaluation.measure import measure, name_sampled
-from fedjax_rec.evaluation.metrics import user_metrics
-from fedjax_rec.evaluation.ranking import Places, Ranks
-from fedjax_rec.evaluation.statistics import bootstrap_intervals
+from fedjax_rec.evaluation.ranking import Ranks
+from fedjax_rec.evaluation.summary import intervals
 from fedjax_rec.experiment import measure_ratings, versions
 from fedjax_rec.points import after_local_training
 from fedjax_rec.traffic import count_traffic, upload_of
 
-METRICS = ("hr@10", "ndcg@10")
 Tell = Callable[[int, int], Any]  # rounds done, rounds to do
 
 
@@ -38,7 +36,11 @@ def run_central(task: Task, names: tuple[str, ...]) -> Result:
     found = fr.run_baselines(task.split, names=names, refit=True)
     merged = fr.merge_validation(task.split)
     methods = {
-        name: {"metrics": one.metrics, "intervals": intervals(one.ranks, merged), "seconds": one.seconds}
+        name: {
+            "metrics": one.metrics,
+            "intervals": intervals(one.ranks, name_sampled(merged)),
+            "seconds": one.seconds,
+        }
         for name, one in found.items()
     }
     result = {"methods": methods, "details": details_of(found), "ratings": central_ratings(merged)}
@@ -167,7 +169,7 @@ def run_leaky(task: Task, name: str, seed: int, tuned: Result, tell: Tell) -> Re
     if algorithm.model.represent is None and algorithm.work.send is None:
         point = after_local_training(make(name, **settings), population, jax.random.key(seed))
         own = fr.make_evaluator(algorithm, leaky, point=point)(state)
-        result["local"] = {"metrics": measure(own, leaky), "intervals": intervals(own, leaky)}
+        result["local"] = {"metrics": measure(own, leaky), "intervals": intervals(own, name_sampled(leaky))}
     return result
 
 
@@ -176,7 +178,7 @@ def _tested(
 ) -> Result:
     return {
         "metrics": measure(ranks, split) | measure_ratings(algorithm, split, state),
-        "intervals": intervals(ranks, split),
+        "intervals": intervals(ranks, name_sampled(split)),
         "round": history.selected_round,
         "traffic": count_traffic(
             state.server, history.rounds, upload_of(algorithm, fr.population_of(split), state)
@@ -184,25 +186,6 @@ def _tested(
         "clients_per_second": history.clients_per_second,
         "train_seconds": history.train_seconds,
     }
-
-
-def intervals(ranks: Ranks, split: Split) -> Result:
-    """95 % bootstrap intervals over users.
-
-    Args:
-        ranks: of the test items.
-        split: names the sampled ranking.
-
-    Returns:
-        (low, high) by ranking and metric.
-    """
-    return {"full": _intervals(ranks.full), name_sampled(split): _intervals(ranks.sampled)}
-
-
-def _intervals(places: Places) -> dict[str, tuple[float, float]]:
-    values = user_metrics(places, [10])
-    found = bootstrap_intervals(np.stack([values[name] for name in METRICS], axis=1))
-    return {name: (one.low, one.high) for name, one in zip(METRICS, found, strict=True)}
 
 
 def _facts(task: Task) -> Result:

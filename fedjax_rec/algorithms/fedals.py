@@ -36,7 +36,7 @@ from fedjax_rec.algorithms.solve import (
     solved_model,
     with_gram,
 )
-from fedjax_rec.federate import Cohorts, federate
+from fedjax_rec.federate import Cohorts, federate, sample_usually
 from fedjax_rec.samplers import everyone
 from fedjax_rec.types import Aggregator, Algorithm, PyTree, Server
 
@@ -103,13 +103,12 @@ def fedals(
             f"memory must be at least 0 and below 1, not {memory}; 1 - cohort / clients is a good one"
         )
     rule = named(aggregator) if isinstance(aggregator, str) else aggregator
-    if rule.stacked or rule.per_row or rule.heated or rule.row_factor is not None:
+    if rule.stacked or rule.by_row:
         raise ValueError(
             "fedals solves equations that it sums; a normaliser of single rows, or a median, would mix them up: "
             "use --aggregator sum, mean or examples"
         )
-    if federation.get("cohort") is None and federation.get("sampler") is None:
-        federation["sampler"] = everyone()
+    sample_usually(federation, everyone())
     equations = Equations(
         unobserved, 1.0, 1.0, lambda own, items: regularisation * (own + unobserved * items)
     )

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 from fedjax_rec.algorithms.losses import at_least, binary_cross_entropy, squares
 from fedjax_rec.algorithms.pooled import pool_history, pooled_training, with_history
 from fedjax_rec.batches import positives_per_batch
-from fedjax_rec.federate import Federation, federate
+from fedjax_rec.federate import Federation, federate, sample_usually
 from fedjax_rec.local import Loss
 from fedjax_rec.population import Population
 from fedjax_rec.samplers import at_most
@@ -104,8 +104,7 @@ def fedgnn(
     )
     if not 0 <= mix <= 1:
         raise ValueError(f"mix must be between 0 and 1, not {mix}; 0.5 is one layer of LightGCN")
-    if federation.get("cohort") is None and federation.get("sampler") is None:
-        federation["sampler"] = at_most(COHORT)
+    sample_usually(federation, at_most(COHORT))
     batches = with_history(batch_size, num_negatives, power)
     loss = _regularised(mix, positives_per_batch(batch_size, num_negatives), regularisation)
     return federate(

@@ -29,7 +29,7 @@ import optax
 from fedjax_rec.algorithms.losses import at_least
 from fedjax_rec.algorithms.pfedrec import cross_entropy_of_sigmoid, linear_head
 from fedjax_rec.batches import catalogue
-from fedjax_rec.federate import Cohorts, federate
+from fedjax_rec.federate import Cohorts, federate, sample_usually
 from fedjax_rec.population import Population
 from fedjax_rec.samplers import everyone
 from fedjax_rec.types import (
@@ -140,8 +140,7 @@ def fedrap(
     at_least(0, learning_rate=learning_rate, table_rate=table_rate, independence=independence)
     at_least(0, sparsity=sparsity, regularisation=regularisation, tolerance=tolerance)
     at_least(0, round_decay=round_decay, step_decay=step_decay)
-    if federation.get("sampler") is None and federation.get("cohort") is None:
-        federation["sampler"] = everyone()
+    sample_usually(federation, everyone())
     objective = Objective(
         independence=independence,
         sparsity=sparsity,

@@ -33,7 +33,7 @@ import optax
 from fedjax_rec.aggregators import mean_of_touchers
 from fedjax_rec.algorithms.losses import at_least
 from fedjax_rec.cutters import numbered, rated_with_negatives
-from fedjax_rec.federate import Cohorts, federate
+from fedjax_rec.federate import Cohorts, federate, sample_usually
 from fedjax_rec.population import Population
 from fedjax_rec.samplers import everyone
 from fedjax_rec.types import (
@@ -139,8 +139,7 @@ def fedrec(
             "denoise=True takes out what the virtual ratings put in; a transform would change both parts: leave "
             "it out"
         )
-    if federation.get("sampler") is None and federation.get("cohort") is None:
-        federation["sampler"] = everyone()
+    sample_usually(federation, everyone())
     passes = max(local_steps, 1) + 1 if rho else 1
     after = averaging_rounds if local_steps else math.inf
     rule = Rule(passes, after, denoise, learning_rate, decay, regularisation)

@@ -139,7 +139,7 @@ def fedrecon(
         positives = positives_per_batch(batch_size, num_negatives)
         cut = with_negatives(batch_size, num_negatives)
     chosen = named(aggregator) if isinstance(aggregator, str) else aggregator
-    if chosen is not None and (chosen.per_row or chosen.heated or chosen.row_factor is not None):
+    if chosen is not None and chosen.by_row:
         raise ValueError(
             "fedrecon also sends rows of the support half, unchanged, which a normaliser of single rows would "
             "count; use --aggregator sum, mean or examples"

@@ -30,11 +30,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_rec.aggregators import alike
 from fedjax_rec.algorithms.losses import at_least
 from fedjax_rec.algorithms.networks import affine, rectified
 from fedjax_rec.algorithms.pfedrec import cross_entropy_of_sigmoid
-from fedjax_rec.batches import catalogue
-from fedjax_rec.federate import Cohorts, federate
+from fedjax_rec.batches import catalogue, mini_batches
+from fedjax_rec.federate import Cohorts, federate, sample_usually
 from fedjax_rec.population import Population
 from fedjax_rec.samplers import everyone
 from fedjax_rec.types import (
@@ -115,13 +116,12 @@ def gpfedrec(
     at_least(0, learning_rate=learning_rate, pull=pull)
     if neighbours not in NEIGHBOURS:
         raise ValueError(f"unknown neighbours {neighbours!r}; choose one of {', '.join(NEIGHBOURS)}")
-    if federation.get("sampler") is None and federation.get("cohort") is None:
-        federation["sampler"] = everyone()
+    sample_usually(federation, everyone())
     graph = partial(_graph, like=neighbours == "similar", threshold=threshold)
     return federate(
         _perceptron(dim),
         _training(Rates(learning_rate, item_factor, pull), num_negatives, batch_size, local_epochs),
-        aggregator=Aggregator(lambda n: jnp.ones(n.shape), _hand_on, stacked=True),
+        aggregator=Aggregator(alike, _hand_on, stacked=True),
         server_optimizer=_mean_of_neighbourhoods(graph),
         exchange=partial(_send_neighbourhoods, graph),
         **federation,
@@ -169,12 +169,11 @@ def _training(rates: Rates, num_negatives: int, batch_size: int, epochs: int) ->
     def step(local: PyTree, rows: Rows, batch: Batch) -> tuple[PyTree, Rows, StepInfo]:
         near, data, table = local["near"], batch.data, rows.values["vector"]
         count = data["mask"].sum()
-        batches = jnp.ceil(count / batch_size).astype(jnp.int32)
+        batches, slots = jnp.ceil(count / batch_size).astype(jnp.int32), mini_batches(batch, batch_size)
 
         def visit(number: jax.Array, carry: PyTree) -> PyTree:
             user, layers, table, loss = carry
-            slots = _slots(data["order"], number % batches, batch_size)
-            return _descend(rates, near, data["label"], slots, user, layers, table, loss)
+            return _descend(rates, near, data["label"], slots(number % batches), user, layers, table, loss)
 
         first = (local["user"], local["layers"], table, jnp.float32(0))
         user, layers, table, loss = jax.lax.fori_loop(0, epochs * batches, visit, first)
@@ -185,16 +184,6 @@ def _training(rates: Rates, num_negatives: int, batch_size: int, epochs: int) ->
         return local, shared
 
     return ClientWork(catalogue(num_negatives), 1, start, lambda values: Rows(values, ()), step, None, finish)
-
-
-def _slots(order: jax.Array, number: jax.Array, size: int) -> jax.Array:
-    """Items int32[size] of mini-batch `number`, I in its empty slots."""
-    items = order.shape[0]
-    inside = (order // size == number) & (
-        order < items
-    )  # what is no example has order I, which has a place too
-    place = jnp.where(inside, order - number * size, size)
-    return jnp.full(size, items).at[place].set(jnp.arange(items), mode="drop")
 
 
 def _descend(

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from fedjax_rec.algorithms.losses import at_least
 from fedjax_rec.batches import positives_per_batch, with_negatives
-from fedjax_rec.federate import Federation, federate
+from fedjax_rec.federate import Federation, federate, sample_usually
 from fedjax_rec.population import Population
 from fedjax_rec.samplers import everyone
 from fedjax_rec.types import (
@@ -94,8 +94,7 @@ def pfedrec(
     """
     at_least(1, dim=dim, num_negatives=num_negatives, batch_size=batch_size, local_epochs=local_epochs)
     at_least(0, learning_rate=learning_rate, item_factor=item_factor, init_scale=init_scale)
-    if federation.get("sampler") is None and federation.get("cohort") is None:
-        federation["sampler"] = everyone()
+    sample_usually(federation, everyone())
     batches = labelled(
         with_negatives(batch_size, num_negatives), positives_per_batch(batch_size, num_negatives)
     )

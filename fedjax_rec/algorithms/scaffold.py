@@ -31,9 +31,10 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 
+from fedjax_rec.aggregators import alike
 from fedjax_rec.algorithms.fedmf import matrix_factorisation
 from fedjax_rec.algorithms.losses import above_zero, at_least, binary_cross_entropy
-from fedjax_rec.batches import catalogue
+from fedjax_rec.batches import catalogue, mini_batches
 from fedjax_rec.federate import Cohorts, federate
 from fedjax_rec.local import Loss
 from fedjax_rec.population import Population
@@ -201,13 +202,11 @@ def _descend(
     x: PyTree,
 ) -> tuple[PyTree, PyTree, jax.Array]:
     """The local steps: private leaves, the sum of x's gradient steps without their corrections, and the loss."""
-    order, empty = jnp.argsort(batch.data["order"]), batch.ids.shape[0]
-    examples = batch.data["mask"].sum().astype(jnp.int32)
+    slots, examples = mini_batches(batch, batch_size), batch.data["mask"].sum().astype(jnp.int32)
 
     def turn(k: jax.Array, carry: tuple[PyTree, PyTree, jax.Array]) -> tuple[PyTree, PyTree, jax.Array]:
         own, moved, total = carry
-        place = k % _batches(examples, batch_size) * batch_size + jnp.arange(batch_size)
-        ids = jnp.where(place < examples, order.at[place].get(mode="clip"), empty)
+        ids = slots(k % _batches(examples, batch_size))
         rows = jax.tree.map(lambda a, m, d: a + m + k * d, *read_rows((x, moved, drift), ids))
         part = Batch(ids, read_rows({name: batch.data[name] for name in ("label", "mask")}, ids))
         (value, _), grads = jax.value_and_grad(loss, has_aux=True)(Params(own, (), rows), part)
@@ -241,7 +240,7 @@ def controlled_mean(global_rate: float | jax.Array = 1.0) -> Aggregator:
         moved = jax.tree.map(lambda d: share * d, sums)
         return Server(totals.server.shared, {**moved, "control": control})
 
-    return Aggregator(lambda n: jnp.ones(n.shape), finish, heated=True)
+    return Aggregator(alike, finish, heated=True)
 
 
 def _score(params: Params) -> jax.Array:

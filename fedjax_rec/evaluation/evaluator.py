@@ -51,29 +51,12 @@ def server_parameters(algorithm: Algorithm, population: Population | None = None
     work = algorithm.model.represent
     if work is None or population is None:
         return Point(lambda state: (state.private, state.server), _block_scorer(algorithm))
-    represent = jax.jit(partial(represent_clients, work))
+    represent = jax.jit(partial(_represent, work))
     return Point(lambda state: (represent(state, population), state.server), _block_scorer(algorithm))
 
 
-def represent_clients(work: ClientWork, state: State, population: Population) -> PyTree:
-    """The private leaves with which clients are scored.
-
-    Args:
-        work: the model's `represent`.
-        state: of a run; of it the server and the private leaves [N, ...] are read.
-        population: N clients.
-
-    Returns:
-        leaves [N, ...].
-
-    Example:
-        >>> import fedjax_rec as fr
-        >>> from fedjax_rec.testing import run, tiny_population
-        >>> algorithm, population = fr.fedals(dim=4), tiny_population()
-        >>> state = run(algorithm, population)
-        >>> represent_clients(algorithm.model.represent, state, population)["vector"].shape
-        (24, 4)
-    """
+def _represent(work: ClientWork, state: State, population: Population) -> PyTree:
+    """The private leaves with which clients are scored, [N, ...]."""
     ids = jnp.arange(population.num_clients)
     clients = name_clients(stream(jax.random.key(0), "evaluation"), ids, population)
     result = run_cohort(

@@ -55,7 +55,7 @@ def summarise(
         "distribution": distribution(values[METRICS[1]]),
         "groups": _groups(values, split, attributes or {}),
         f"beyond_accuracy@{K}": beyond_accuracy(lists, _popularity(split), split.num_users),
-        "intervals": {"full": _intervals(ranks.full), sampled: _intervals(ranks.sampled)},
+        "intervals": intervals(ranks, sampled),
     }
 
 
@@ -83,6 +83,25 @@ def _groups(
         if 2 <= len(set(labels.tolist()) - {""}) <= MOST_VALUES:
             found[name] = group_means(values, labels)
     return found
+
+
+def intervals(ranks: Ranks, sampled: str) -> dict[str, dict[str, list[float]]]:
+    """95 % bootstrap intervals over users.
+
+    Args:
+        ranks: of all users.
+        sampled: name of the sampled ranking.
+
+    Returns:
+        [low, high] by ranking and metric, `hr@10` and `ndcg@10`.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> split = fr.leave_one_out(fr.synthetic(30, 90))
+        >>> sorted(intervals(fr.popularity_ranks(split), "sampled99"))
+        ['full', 'sampled99']
+    """
+    return {"full": _intervals(ranks.full), sampled: _intervals(ranks.sampled)}
 
 
 def _intervals(places: Places) -> dict[str, list[float]]:
