@@ -257,6 +257,11 @@ def _run(given: argparse.Namespace) -> int:
     for line in outcome.split.log:
         print(line)
     print(report.table(outcome))
+    left_out, skipped = (
+        int(x.sum()) for x in (outcome.history.rounds.unsound, outcome.history.rounds.skipped)
+    )
+    if left_out or skipped:
+        print(f"not finite: {left_out} updates of clients were left out, {skipped} rounds were skipped")
     if outcome.history.stopped == "diverged":
         print(f"training diverged after the best round; {advice(settings)}")
     print(f"run folder: {folder}")

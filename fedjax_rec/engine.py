@@ -41,6 +41,7 @@ class Result(NamedTuple):
     lane_steps: jax.Array  # int32[], lanes x steps
     batches: jax.Array  # int32[], local batches that the clients needed
     memory: PyTree = ()  # leaves [C, ...], what the clients' transforms remember, in cohort order
+    unsound: PyTree = ()  # bool[C], who handed in numbers that are not finite, in cohort order
 
 
 def schedule_of(work: ClientWork, uplink: Uplink) -> str:
@@ -75,6 +76,7 @@ def run_cohort(
     mesh: Mesh | None = None,
     noise: jax.Array | None = None,
     memory: PyTree = (),
+    watched: jax.Array | bool = True,
 ) -> Result:
     """Train every client of a cohort and sum (or stack) what they send.
 
@@ -90,6 +92,8 @@ def run_cohort(
         mesh: devices to split the cohort over, one axis named "clients"; None for one device.
         noise: uint32[C, 2], keys of the clients' transforms; only needed with one.
         memory: leaves [N, ...], what every client's transform remembers.
+        watched: bool[], whether rows are looked at one by one for numbers that are not finite; where updates are
+            put together before they are sent, they always are.
 
     Returns:
         totals or stack, new private leaves (an absent client's are bit-identical to the old), report.
@@ -109,15 +113,15 @@ def run_cohort(
     order = jnp.argsort(-num_batches, stable=True)
     old = jax.tree.map(lambda p: p[clients.id[order]], (private, memory))
     cohort = jax.tree.map(lambda x: x[order], (clients, noise, num_batches, weight))
-    run = partial(_run_sorted, work, uplink)
+    run = partial(_run_sorted, work, uplink, jnp.asarray(watched))
     if mesh is None:
         result = run(lanes, population, server, old, *cohort)
     else:
         result = _on_mesh(run, lanes, mesh, uplink.aggregator, population, server, old, *cohort)
     result = result._replace(totals=_decode(uplink.aggregator, result.totals))
     place = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]), unique_indices=True)
-    private, memory = jax.tree.map(lambda p: p[place], result.private)
-    result = result._replace(private=private, memory=memory)
+    private, memory, unsound = jax.tree.map(lambda p: p[place], result.private)
+    result = result._replace(private=private, memory=memory, unsound=unsound)
     if uplink.aggregator.stacked:
         result = result._replace(totals=jax.tree.map(lambda x: x[place], result.totals))
     return result
@@ -185,6 +189,7 @@ def _gather_hands(x: jax.Array, size: int, devices: int) -> jax.Array:
 def _run_sorted(
     work: ClientWork,
     uplink: Uplink,
+    watched: jax.Array,
     lanes: int,
     population: Population,
     server: Server,
@@ -194,17 +199,21 @@ def _run_sorted(
     num_batches: jax.Array,
     weight: jax.Array,
 ) -> Result:
-    """Run one device's sorted clients; `old` holds their private leaves and memories, [C, ...]: they come back."""
+    """Run one device's sorted clients; `old` holds their private leaves and memories, [C, ...].
+
+    They come back as the result's `private`, with the marks of the unsound.
+    """
     own, memory = old
     work = _settle(work, population, server, own)
     queue = _make_queue(clients, noise, num_batches, weight)
     report = Report(jnp.float32(0), jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.int32(0))
     shapes = upload_shapes(work, population, server, one_of(own))
-    start = Outcome(_empty(uplink.aggregator, shapes, num_rows(server.tables), queue), own, report, memory)
+    sums = _empty(uplink.aggregator, shapes, num_rows(server.tables), queue)
+    start = Outcome(sums, own, report, memory, jnp.zeros(weight.shape, bool))
     schedule = {"lanes": run_lanes, "waves": run_waves}[schedule_of(work, uplink)]
-    job = Job(work, population, server, queue, own, lanes, uplink)
-    totals, private, report, memory = schedule(job, start)
-    kept = (private, memory)
+    job = Job(work, population, server, queue, own, lanes, uplink, watched)
+    totals, private, report, memory, unsound = schedule(job, start)
+    kept = (private, memory, unsound)
     return Result(totals, kept, report, report.steps * lanes, num_batches.sum() * work.epochs)
 
 

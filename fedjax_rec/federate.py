@@ -19,7 +19,7 @@ client id)` and nothing else, so its place in the cohort, its lane and its devic
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from fedjax_rec.aggregators import add_heat, named, total
 from fedjax_rec.clients import client_keys, name_clients, stream
 from fedjax_rec.devices import keep_replicated
 from fedjax_rec.engine import Result, run_cohort
+from fedjax_rec.guard import keep_where, run_sound
 from fedjax_rec.plan import check_fits, make_plan, row_update_of
 from fedjax_rec.population import Population
 from fedjax_rec.row_updates import STRATEGIES
@@ -169,28 +170,23 @@ def federate(
         noise = None
         if transform is not None:
             noise = client_keys(jax.random.fold_in(stream(key, "noise"), state.round), ids)
-        result = run_cohort(
-            work,
-            uplink,
-            population,
-            state.server,
-            state.private,
-            clients,
-            alive,
-            lanes=chosen.lanes,
-            mesh=mesh,
-            noise=noise,
-            memory=state.memory,
-        )
+
+        def attempt(alive: jax.Array, watched: jax.Array) -> Result:
+            start = (state.server, state.private, clients, alive)
+            places: Any = {"lanes": chosen.lanes, "mesh": mesh, "noise": noise, "memory": state.memory}
+            return run_cohort(work, uplink, population, *start, **places, watched=watched)
+
+        result, sound = run_sound(attempt, alive)
         totals = add_heat(cast("Totals", result.totals), population) if aggregator.heated else result.totals
         secret = jax.random.fold_in(stream(key, "privacy"), state.round)
-        server, opt_state, step, signal = _step_server(aggregator, optimizer, state, totals, secret)
+        stepped = _step_server(aggregator, optimizer, state, totals, secret)
         sent = result.private if exchange is None else exchange(totals, state.server, result.private)
-        place = jnp.where(alive, ids, population.num_clients)  # an empty slot of the cohort stores nothing
+        storing = sound & ~stepped.skipped
+        place = jnp.where(storing, ids, population.num_clients)  # an empty slot of the cohort stores nothing
         kept, new = (state.private, state.memory), (sent, result.memory)
         private, memory = jax.tree.map(lambda p, new: p.at[place].set(new, mode="drop"), kept, new)
-        state = State(state.round + 1, server, opt_state, private, memory)
-        return keep_replicated(state, mesh), _report(result, clients, alive, step, signal)
+        state = State(state.round + 1, stepped.server, stepped.opt_state, private, memory)
+        return keep_replicated(state, mesh), _report(result, clients, alive, sound, stepped)
 
     return Algorithm(init, run_round, model.score, model, work, plan, mesh)
 
@@ -242,14 +238,24 @@ def init_memory(transform: Transform | None, num_clients: int, server: Server) -
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), one)
 
 
+class Stepped(NamedTuple):
+    """What the server's step makes."""
+
+    server: Server
+    opt_state: optax.OptState
+    norm: jax.Array  # float32[], of the step taken
+    signal: jax.Array  # float32[], as in `RoundInfo`
+    skipped: jax.Array  # bool[], whether the step was not finite
+
+
 def _step_server(
     aggregator: Aggregator,
     optimizer: optax.GradientTransformation,
     state: State,
     totals: Totals | Stack,
     secret: Key,
-) -> tuple[Server, optax.OptState, Server, jax.Array]:
-    """The server's part of a round: its new parameters and optimizer state, its step, and the signal in it."""
+) -> Stepped:
+    """The server's part of a round; a step that is not finite is not taken."""
 
     def call(function: Callable, *arguments: PyTree) -> PyTree:
         if aggregator.fixed is None:
@@ -263,7 +269,14 @@ def _step_server(
         update = jax.tree.map(jnp.add, update, noise)
     descent = jax.tree.map(jnp.negative, update)
     steps, opt_state = call(optimizer.update, descent, state.opt_state, state.server)
-    return cast("Server", optax.apply_updates(state.server, steps)), opt_state, cast("Server", steps), signal
+    norm = optax.tree.norm([x for x in jax.tree.leaves(steps) if jnp.issubdtype(x.dtype, jnp.floating)])
+    taken = jnp.isfinite(norm)
+    steps, opt_state = (
+        keep_where(taken, steps, jax.tree.map(jnp.zeros_like, steps)),
+        keep_where(taken, opt_state, state.opt_state),
+    )
+    server = cast("Server", optax.apply_updates(state.server, steps))
+    return Stepped(server, opt_state, jnp.where(taken, norm, 0.0), signal, ~taken)
 
 
 def _apart(always: jax.Array, function: Callable, *arguments: PyTree) -> PyTree:
@@ -332,18 +345,20 @@ def _one_client(work: ClientWork) -> Callable[[Key, State, Population, jax.Array
     return run
 
 
-def _report(result: Result, clients: Client, alive: jax.Array, step: Server, signal: jax.Array) -> RoundInfo:
+def _report(
+    result: Result, clients: Client, alive: jax.Array, sound: jax.Array, stepped: Stepped
+) -> RoundInfo:
     report = result.report
     return RoundInfo(
         loss=report.loss / jnp.maximum(report.examples, 1.0),
-        clients=(alive & (clients.num_examples > 0)).sum(dtype=jnp.int32),
+        clients=(sound & (clients.num_examples > 0)).sum(dtype=jnp.int32),
         examples=report.examples,
         batches=result.batches,
         lane_steps=result.lane_steps,
         rows=report.rows,
-        update_norm=optax.tree.norm(
-            [x for x in jax.tree.leaves(step) if jnp.issubdtype(x.dtype, jnp.floating)]
-        ),
+        update_norm=stepped.norm,
         saturated=report.saturated,
-        signal=signal,
+        signal=stepped.signal,
+        unsound=(alive & ~sound).sum(dtype=jnp.int32),
+        skipped=stepped.skipped.astype(jnp.int32),
     )

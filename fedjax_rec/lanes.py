@@ -4,6 +4,7 @@ A row is visited once, so no working copy is made of it: it is read from the glo
 added to the totals in the same loop step.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from fedjax_rec.schedules import (
     sent_rows,
     step_lanes,
     touch_rows,
+    watch,
 )
 from fedjax_rec.tables import select
 from fedjax_rec.types import PyTree
@@ -59,7 +61,12 @@ def run_lanes(job: Job, outcome: Outcome) -> Outcome:
         rows = touch_rows(job, batch)
         local, rows, info = step_lanes(job, lane.local, rows, batch, active, lane.t, count - 1 - lane.t)
         weight = queue.weight[lane.place]
-        outcome = add_row_deltas(job, outcome, weight, batch.ids, sent_rows(job, local, rows, batch))
+        sent = sent_rows(job, local, rows, batch)
+        outcome = add_row_deltas(job, outcome, weight, batch.ids, sent)
+        again = partial(
+            sent_rows, job, local, rows, batch
+        )  # looked at, `sent` would be stored before it is added
+        outcome = watch(job, outcome, lane.place, active, again)
         outcome = note(job, outcome, info, active, batch.ids)
         done = active & (lane.t + 1 >= count)
         outcome, deltas = leave(job, outcome, lane.place, done, local)

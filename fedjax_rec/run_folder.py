@@ -84,6 +84,8 @@ def result_of(outcome: Outcome) -> dict[str, Any]:
             "clients_per_second": history.clients_per_second,
             "lane_efficiency": history.lane_efficiency,
             "num_compilations": history.num_compilations,
+            "unsound_clients": int(history.rounds.unsound.sum()),
+            "skipped_rounds": int(history.rounds.skipped.sum()),
             "engine": history.plan._asdict(),
             "bytes_up_per_client": outcome.traffic.up,
             "bytes_down_per_client": outcome.traffic.down,

@@ -15,8 +15,12 @@ One visit of a batch, for every lane:
     name it, read its rows (first epoch) or take them from the lane's room (later ones)
       ->  [idle steps that the rows missed]  ->  step  ->  [idle steps to the client's end]
       ->  in the last epoch, weight * (rows - global rows) is added to the totals
+
+Who hands in a number that is not finite is marked on the way; `guard` then runs the round without them. Rows are
+looked at one by one (`watch`) only if something was wrong with their sums, for that costs a fifth of the round.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +40,8 @@ from fedjax_rec.types import (
     StepInfo,
     Transform,
 )
+
+LARGEST = 1e18  # the square of a larger number may overflow float32: it is as bad as an infinite one
 
 
 class Queue(NamedTuple):
@@ -64,7 +70,8 @@ class Outcome(NamedTuple):
     totals: Any  # Totals, or a Stack
     private: PyTree  # leaves [C, ...], in queue order
     report: Report
-    memory: PyTree = ()  # of the clients' transforms, leaves [C, ...], in queue order
+    memory: PyTree  # of the clients' transforms, leaves [C, ...], in queue order
+    unsound: jax.Array  # bool[C], in queue order, whose numbers are not finite
 
 
 class Uplink(NamedTuple):
@@ -96,6 +103,7 @@ class Job(NamedTuple):
     old: PyTree  # private leaves at the start, [C, ...]
     lanes: int
     uplink: Uplink
+    watched: jax.Array | bool = True  # whether rows are looked at one by one as they are added to the sums
 
 
 def batch_shapes(work: ClientWork, population: Population, server: Server) -> tuple[Batch, PyTree]:
@@ -199,7 +207,35 @@ def leave(
     new, deltas = jax.vmap(job.work.finish, in_axes=(0, None))(local, job.server.shared)
     at = jnp.where(done, place, job.queue.batches.shape[0])
     private = jax.tree.map(lambda p, x: p.at[at].set(x, mode="drop"), outcome.private, new)
-    return outcome._replace(private=private), deltas
+    return mark(outcome._replace(private=private), place, done & ~sound_numbers((new, deltas), done)), deltas
+
+
+def watch(
+    job: Job, outcome: Outcome, place: jax.Array, active: jax.Array, sent: Callable[[], PyTree]
+) -> Outcome:
+    """Mark the active lanes whose rows, leaves [L, ...], are unsound, if the job is to be watched."""
+
+    def look(unsound: jax.Array) -> jax.Array:
+        bad = active & ~sound_numbers(sent(), active)
+        return mark(outcome._replace(unsound=unsound), place, bad).unsound
+
+    marked = jax.lax.cond(job.watched, look, lambda unsound: unsound, outcome.unsound)
+    return outcome._replace(unsound=marked)
+
+
+def sound_numbers(values: PyTree, like: jax.Array) -> jax.Array:
+    """Whether each lane's numbers, leaves [L, ...], are finite and not too large; bool[L] as `like`."""
+    sound = jnp.ones_like(like)
+    for x in jax.tree.leaves(values):
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            sound = sound & (jnp.abs(x) <= LARGEST).reshape(x.shape[0], -1).all(1)
+    return sound
+
+
+def mark(outcome: Outcome, place: jax.Array, bad: jax.Array) -> Outcome:
+    """Note that the clients of the lanes bool[L] are unsound."""
+    at = jnp.where(bad, place, outcome.unsound.shape[0])
+    return outcome._replace(unsound=outcome.unsound.at[at].set(True, mode="drop"))
 
 
 def sent_rows(job: Job, local: PyTree, rows: Rows, batch: Batch) -> PyTree:

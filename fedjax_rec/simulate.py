@@ -21,16 +21,22 @@ from fedjax_rec.data.splits import Split
 from fedjax_rec.devices import replicate
 from fedjax_rec.evaluation.evaluator import Point, make_evaluator
 from fedjax_rec.evaluation.metrics import KS, metrics_from_ranks
+from fedjax_rec.guard import lost
 from fedjax_rec.population import Population, population_of
 from fedjax_rec.types import Algorithm, Key, Plan, RoundInfo, State
 
 Metrics = dict[str, float]
 
 EXPLODED = 1e3  # times the first round's loss: finite, and beyond all use
+LOST = 3  # so many lost rounds in a row are no accident
 
 
 class Stop(NamedTuple):
-    """When a run ends, besides its number of rounds. A run always stops when its loss is no longer finite."""
+    """When a run ends, besides its number of rounds.
+
+    A run always stops as "diverged" when its loss is no longer finite or a thousand times that of the first round,
+    or when three rounds in a row are lost (`fedjax_rec.guard.lost`).
+    """
 
     metric: str = "ndcg@10"  # full-ranking validation metric
     target: float | None = None  # stop once the metric reaches this
@@ -203,9 +209,14 @@ class _Run:
         return state, self._history(done, reason)
 
     def _sound(self) -> bool:
-        """Whether the last block's losses are finite and have not exploded since the first round."""
-        loss, first = np.asarray(self.infos[-1].loss), float(self.infos[0].loss[0])
-        return bool((np.isfinite(loss) & ~(loss > EXPLODED * max(first, 1e-6))).all())
+        """Whether the last losses are finite and have not exploded, and no `LOST` rounds in a row are lost."""
+        loss, some = np.asarray(self.infos[-1].loss), (info.loss[info.clients > 0] for info in self.infos)
+        first = next((float(part[0]) for part in some if part.size), math.inf)
+        gone = np.concatenate([lost(info) for info in self.infos[-LOST:]])
+        streak = (
+            np.convolve(gone, np.ones(LOST), "valid").max(initial=0) >= LOST if gone.size >= LOST else False
+        )
+        return bool((np.isfinite(loss) & ~(loss > EXPLODED * max(first, 1e-6))).all() and not streak)
 
     def _compile(self, key: Key, state: State, population: Population) -> State:
         """Compile by running a block of no rounds."""

@@ -34,6 +34,7 @@ from fedjax_rec.evaluation.protocol import Protocol
 from fedjax_rec.evaluation.ranking import Places, count_rivals, make_ranker
 from fedjax_rec.evaluation.ratings import rating_errors
 from fedjax_rec.exactness import assume_rest
+from fedjax_rec.guard import lost
 from fedjax_rec.plan import device_bytes
 from fedjax_rec.population import Population, population_of
 from fedjax_rec.spaces import Settings, grid
@@ -399,7 +400,7 @@ class _Run:
         algorithm = self.make(**values)
         state, infos = run_block(algorithm, size, key, state, population, turns)
         found = self.judge.measure(values, algorithm, state, population)
-        return state, jnp.isfinite(infos.loss).all(), found
+        return state, (jnp.isfinite(infos.loss) & ~lost(infos)).all(), found
 
 
 def _spread(one: Callable, mesh: jax.sharding.Mesh | None, *, donate: bool = False) -> Any:

@@ -12,14 +12,15 @@ Each law raises `AssertionError` with a message that says what differed. Laws 5 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_rec.aggregators import mean, total
+from fedjax_rec.aggregators import total
 from fedjax_rec.blocks import train, train_seeds
 from fedjax_rec.clients import name_clients, stream
 from fedjax_rec.engine import run_cohort
@@ -128,41 +129,91 @@ def _compiled(function: Callable) -> Callable:
     return jax.jit(function, compiler_options=quick)
 
 
+class _Program(NamedTuple):
+    """A compiled run: (key, state, population, rounds, cohort or None) -> state; and a mark for each trace."""
+
+    run: Callable[[Key, State, Population, int, Any], State]
+    traces: list[int]
+
+
+@lru_cache(maxsize=8)
+def _program(make: Make, lanes: int | None = None, mesh: jax.sharding.Mesh | None = None) -> _Program:
+    """One program for all laws that ask for it; a cohort (ids, alive) is its argument."""
+    federation = {name: value for name, value in (("lanes", lanes), ("mesh", mesh)) if value is not None}
+    traces: list[int] = []
+
+    def run_rounds(key: Key, state: State, population: Population, rounds: int, cohort: Any) -> State:
+        traces.append(1)
+        drawn = {} if cohort is None else {"sampler": lambda key, num_clients: cohort}  # noqa: ARG005
+        algorithm = make(**federation, **drawn)
+        one = algorithm.round
+        return jax.lax.fori_loop(0, rounds, lambda _, state: one(key, state, population)[0], state)
+
+    return _Program(_compiled(run_rounds), traces)
+
+
+@lru_cache(maxsize=8)
+def _starter(make: Make) -> Callable[[Key, Population], State]:
+    return _compiled(_plain(make).init)
+
+
+@lru_cache(maxsize=8)
+def _plain(make: Make) -> Algorithm:
+    return make()
+
+
+def _cohort(ids: Any, alive: Any = None) -> tuple[jax.Array, jax.Array]:
+    return fixed(ids, alive)(jax.random.key(0), 0)
+
+
+def _after(
+    make: Make,
+    population: Population,
+    lanes: int,
+    cohort: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+    key: Key | None = None,
+) -> State:
+    """The state after two rounds, by a shared program."""
+    key = jax.random.key(KEY) if key is None else key
+    start = _starter(make)(key, population)
+    return _program(make, lanes, mesh).run(key, start, population, 2, cohort)
+
+
 def check_lanes(make: Make, population: Population, counts: Sequence[int] = (1, 3)) -> None:
     """Law 1: the number of lanes is invisible."""
-    everyone = fixed(np.arange(population.num_clients))
-    expected = run(make(sampler=everyone, lanes=population.num_clients), population)
+    everyone = _cohort(np.arange(population.num_clients))
+    expected = _after(make, population, population.num_clients, everyone)
     for lanes in counts:
-        assert_close(run(make(sampler=everyone, lanes=lanes), population), expected, f"{lanes} lanes")
+        assert_close(_after(make, population, lanes, everyone), expected, f"{lanes} lanes")
 
 
 def check_mesh(make: Make, population: Population, counts: Sequence[int] = (1, 2, 4, 8)) -> None:
     """Law 2: the number of devices is invisible."""
-    expected = run(make(lanes=8), population)
+    expected = _after(make, population, 8)
     for devices in counts:
         if devices <= len(jax.devices()):
             mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("clients",))
-            assert_close(run(make(lanes=8, mesh=mesh), population), expected, f"{devices} devices")
+            assert_close(_after(make, population, 8, mesh=mesh), expected, f"{devices} devices")
 
 
 def check_order(make: Make, population: Population) -> None:
     """Law 3: the order of a cohort is invisible."""
     ids = np.arange(population.num_clients)
-    expected = run(make(sampler=fixed(ids), lanes=4), population)
     shuffled = np.random.default_rng(0).permutation(ids)
-    assert_close(run(make(sampler=fixed(shuffled), lanes=4), population), expected, "a shuffled cohort")
+    expected, found = (_after(make, population, 3, _cohort(order)) for order in (ids, shuffled))
+    assert_close(found, expected, "a shuffled cohort")
 
 
 def check_padding(make: Make, population: Population) -> None:
     """Law 4: empty slots of a cohort, and the length of clients outside it, are invisible."""
-    ids = np.arange(population.num_clients // 2)
-    expected = run(make(sampler=fixed(ids), lanes=4), population)
-    padded = np.concatenate([[population.num_clients], ids, [population.num_clients] * 3])
-    sampler = fixed(padded, padded < population.num_clients)
-    assert_close(run(make(sampler=sampler, lanes=4), population), expected, "a padded cohort")
-    longer = _with_long_client(population)
-    taught = run(make(sampler=fixed(ids), lanes=4), longer)
-    old = jax.tree.map(lambda p: p[: population.num_clients], taught.private)
+    ids, size = np.arange(population.num_clients), population.num_clients
+    half = _cohort(ids, ids < size // 2)
+    expected = _after(make, population, 3, half)
+    padded = np.concatenate([[size], ids[: size // 2], [size] * 3])
+    assert_close(_after(make, population, 3, _cohort(padded, padded < size)), expected, "a padded cohort")
+    taught = _after(make, _with_long_client(population), 3, half)
+    old = jax.tree.map(lambda p: p[:size], taught.private)
     assert_close(old, expected.private, "private leaves beside a longer client")
     assert_close(taught.server.tables, expected.server.tables, "tables beside a longer client")
 
@@ -170,69 +221,55 @@ def check_padding(make: Make, population: Population) -> None:
 def check_absent(make: Make, population: Population) -> None:
     """Laws 6 and 7: an absent client's private leaves keep their bits, and no data is the same as absence."""
     empty = int(np.flatnonzero(np.diff(population.offsets) == 0)[0])
-    ids = np.array([0, 1, 2, empty])
-    algorithm = make(sampler=fixed(ids), lanes=2)
-    start = _compiled(algorithm.init)(jax.random.key(KEY), population)
-    state = run(algorithm, population)
-    outside = np.setdiff1d(np.arange(population.num_clients), ids[:3])
+    ids, some = np.arange(population.num_clients), np.array([0, 1, 2, empty])
+    start = _starter(make)(jax.random.key(KEY), population)
+    state = _after(make, population, 3, _cohort(ids, np.isin(ids, some)))
+    outside = np.setdiff1d(ids, some[:3])
     for before, after in zip(jax.tree.leaves(start.private), jax.tree.leaves(state.private), strict=True):
         np.testing.assert_array_equal(before[outside], after[outside], "an absent client's private leaves")
-        if (
-            algorithm.model.represent is None
-        ):  # else a leaf may be made anew before scoring, and not in training
-            assert not np.array_equal(before[ids[:3]], after[ids[:3]]), "nobody learnt anything"  # noqa: S101
-    absent = run(make(sampler=fixed(ids, ids != empty), lanes=2), population)
+        # a leaf that represents may be made anew before scoring, and not in training
+        if _plain(make).model.represent is None:
+            assert not np.array_equal(before[some[:3]], after[some[:3]]), "nobody learnt anything"  # noqa: S101
+    absent = _after(make, population, 3, _cohort(ids, np.isin(ids, some[:3])))
     assert_close(state, absent, "a client without data against an absent one", 0)
 
 
 def check_resume(make: Make, population: Population) -> None:
     """Law 8: going on from round k equals running straight through, bit for bit."""
-    algorithm, key = make(lanes=4), jax.random.key(KEY)
-    one_round = _compiled(algorithm.round)
-    straight = state = _compiled(algorithm.init)(key, population)
-    for _ in range(4):
-        straight = one_round(key, straight, population)[0]
-    for _ in range(2):
-        state = one_round(key, state, population)[0]
-    stored = jax.tree.map(np.asarray, state)
-    state = jax.tree.map(jnp.asarray, stored)
-    for _ in range(2):
-        state = one_round(key, state, population)[0]
-    assert_close(state, straight, "a resumed run", 0)
+    key, go = jax.random.key(KEY), _program(make, 8).run
+    start = _starter(make)(key, population)
+    straight = go(key, start, population, 4, None)
+    stored = jax.tree.map(np.asarray, go(key, start, population, 2, None))
+    resumed = go(key, jax.tree.map(jnp.asarray, stored), population, 2, None)
+    assert_close(resumed, straight, "a resumed run", 0)
 
 
 def check_one_trace(make: Make, population: Population, rounds: int = 50) -> None:
     """Law 9: one trace serves every round, whatever its cohort."""
-    algorithm, key, traces = make(), jax.random.key(KEY), []
-
-    def one_round(state: State) -> State:
-        traces.append(1)
-        return algorithm.round(key, state, population)[0]
-
-    state, compiled = _compiled(algorithm.init)(key, population), _compiled(one_round)
+    key, program = jax.random.key(KEY), _program(make, 8)
+    state, before = _starter(make)(key, population), len(program.traces)
     for _ in range(rounds):
-        state = compiled(state)
-    assert len(traces) == 1, f"{len(traces)} traces of {rounds} rounds"  # noqa: S101
+        state = program.run(key, state, population, 1, None)
+    traces = len(program.traces) - before
+    assert traces <= 1, f"{traces} traces of {rounds} rounds"  # noqa: S101
 
 
 def check_seeds(make: Make, population: Population, *, by_vmap: bool = True) -> None:
     """Law 10: a batch of seeds equals the loop over them, with `train_seeds` and with `vmap`."""
-    algorithm = make(lanes=4)
+    algorithm = make(lanes=8)
     keys = jax.random.split(jax.random.key(KEY), 2)
-
-    def one(key: Key) -> State:
-        return train(key, algorithm, population, 2)[0]
-
-    loop = jax.tree.map(lambda *states: jnp.stack(states), *map(_compiled(one), keys))
+    each = [_after(make, population, 8, key=key) for key in keys]
+    loop = jax.tree.map(lambda *states: jnp.stack(states), *each)
     assert_close(train_seeds(keys, algorithm, population, 2)[0], loop, "seeds by train_seeds")
     if by_vmap:
-        assert_close(_compiled(jax.vmap(one))(keys), loop, "seeds by vmap")
+        batch = jax.vmap(lambda key: train(key, algorithm, population, 2)[0])
+        assert_close(_compiled(batch)(keys), loop, "seeds by vmap")
 
 
 def check_private(make: Make, population: Population) -> None:
     """Law 11: a client sends deltas of shared leaves and table rows, or what its work declares; nothing else."""
-    algorithm, key = make(), jax.random.key(KEY)
-    state = algorithm.init(key, population)
+    algorithm, key = _plain(make), jax.random.key(KEY)
+    state = _starter(make)(key, population)
     update = client_update(algorithm, key, state, population, 0)
     sent = jax.tree.map(jnp.shape, (update.shared, update.rows))
     declared = state.server
@@ -246,15 +283,13 @@ def check_private(make: Make, population: Population) -> None:
 
 def check_sum(make: Make, population: Population) -> None:
     """What the server sums is what the clients send: the cohort's totals are the sum of the updates."""
-    algorithm, key = make(), jax.random.key(KEY)
-    state, ids = algorithm.init(key, population), np.arange(8)
+    algorithm, key = _plain(make), jax.random.key(KEY)
+    state, ids = _starter(make)(key, population), np.arange(8)
     clients = name_clients(
         jax.random.fold_in(stream(key, "client"), state.round), jnp.asarray(ids), population
     )
-    alive = jnp.ones(8, bool)
-    result = run_cohort(
-        algorithm.work, Uplink(total()), population, state.server, state.private, clients, alive, lanes=3
-    )
+    together = _compiled(partial(run_cohort, algorithm.work, Uplink(total()), lanes=3))
+    result = together(population, state.server, state.private, clients, jnp.ones(8, bool))
     summed = jax.tree.map(np.zeros_like, jax.tree.map(np.asarray, result.totals.server))
     for i in ids:
         update = client_update(algorithm, key, state, population, int(i))
@@ -265,11 +300,11 @@ def check_sum(make: Make, population: Population) -> None:
 
 def check_dense(make: Make, population: Population) -> None:
     """Law 5: training on touched rows only equals training the whole table, for work that descends a loss."""
-    algorithm, key = make(aggregator=mean()), jax.random.key(KEY)
+    algorithm, key = _plain(make), jax.random.key(KEY)
     work = algorithm.work
     assert work.made_of is not None, "this algorithm declares no loss to train densely"  # noqa: S101
     loss, optimizer = work.made_of
-    state = algorithm.init(key, population)
+    state = _starter(make)(key, population)
     cohort_key = jax.random.fold_in(stream(key, "client"), 0)
     for i in (0, 1):
         client = jax.tree.map(lambda x: x[0], name_clients(cohort_key, jnp.array([i]), population))

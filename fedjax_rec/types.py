@@ -255,10 +255,12 @@ class RoundInfo(NamedTuple):
     lane_steps: jax.Array  # int32[], lanes x loop steps that the engine ran
     rows: jax.Array  # float32[], item rows sent up, summed over clients
     update_norm: jax.Array  # float32[], how far the global model moved
-    saturated: jax.Array  # int32[], numbers that fixed-point aggregation cut off or that were not finite
+    saturated: jax.Array  # int32[], numbers that fixed-point aggregation cut off
     signal: (
         jax.Array
     )  # float32[], norm of the aggregate over that of the noise added to it; inf without noise
+    unsound: jax.Array  # int32[], clients left out because a number of theirs was not finite
+    skipped: jax.Array  # int32[], 1 where the aggregate was not finite and the model stayed as it was
 
 
 class Plan(NamedTuple):

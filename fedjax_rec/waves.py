@@ -18,12 +18,14 @@ from fedjax_rec.schedules import (
     add_row_deltas,
     enter,
     leave,
+    mark,
     most_batches,
     name_batch,
     note,
     sent_rows,
     step_lanes,
     touch_rows,
+    watch,
 )
 from fedjax_rec.tables import expand, num_rows
 from fedjax_rec.types import Batch, PyTree, Stack, Transform, Update
@@ -99,6 +101,7 @@ def _visit(
             return local, outcome, _keep(room, t, batch if first else None, rows, room.sent), norms
         sent = sent_rows(job, local, rows, batch)
         if not job.uplink.later:
+            outcome = watch(job, outcome, place, active, partial(sent_rows, job, local, rows, batch))
             return local, add_row_deltas(job, outcome, weight, batch.ids, sent), room, norms
         kept = (rows._replace(values=sent), ()) if job.work.send is None else (room.rows, sent)
         return local, outcome, _keep(room, t, batch if first else None, *kept), norms + _squared(sent)
@@ -149,6 +152,7 @@ def _send(job: Job, place: jax.Array, steps: jax.Array, state: WaveState) -> tup
     outcome, dense = leave(job, outcome, place, done, local)
     if not job.uplink.later:
         return add_dense_deltas(job, outcome, weight, done, dense), room
+    outcome = mark(outcome, place, done & ~jnp.isfinite(norms))
     if not job.uplink.whole:
         return _send_scaled(job, steps, done, weight, norms, dense, outcome, room), room
     sizes = room_sizes(most_batches(job.work, job.population))

@@ -1,6 +1,6 @@
 """The laws of the architecture, over every registered algorithm and its main settings."""
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import optax
@@ -98,15 +98,20 @@ def _pairs():
     return [(case, law) for case in CASES for law in LAWS if law in SOME.get(case, laws[case])]
 
 
-@pytest.mark.parametrize(("case", "law"), _pairs())
-def test_law(case, law, population):
-    """A law holds for an algorithm."""
-
+@lru_cache(maxsize=1)  # the laws of a case share their programs
+def _maker(case):
     def make(**federation):
         kept = {name: value for name, value in CASES[case].items() if name not in federation}
         return factory_of(case.split(",")[0])(**kept, **federation)
 
-    (LAWS if case == "fedmf" else BRIEF)[law](make, population)
+    return make
+
+
+@pytest.mark.parametrize(("case", "law"), _pairs())
+def test_law(case, law, population):
+    """A law holds for an algorithm."""
+
+    (LAWS if case == "fedmf" else BRIEF)[law](_maker(case), population)
 
 
 def test_schedules_agree(population, monkeypatch):

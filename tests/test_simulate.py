@@ -25,7 +25,9 @@ def algorithm():
 
 def test_one_trace_over_200_random_cohorts():
     """One compilation of the round serves 200 random cohorts."""
-    check_one_trace(lambda: fr.fedmf(dim=2, cohort=5), tiny_population(), rounds=200)
+    check_one_trace(
+        lambda **federation: fr.fedmf(dim=2, cohort=5, **federation), tiny_population(), rounds=200
+    )
 
 
 def test_simulate_equals_train(split, algorithm):

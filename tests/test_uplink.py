@@ -233,7 +233,7 @@ def test_fixed_point_has_equal_bits(population, loss, epochs):
 
 
 def test_fixed_point_counts_what_it_cuts_off(population):
-    """Numbers beyond the limit, and those that are no numbers, are cut off and counted."""
+    """Numbers beyond the limit are cut off and counted; whose are no numbers is left out."""
 
     def info(limit, rate=3.0, scale=0.1):
         aggregator = aggregators.fixed_point(aggregators.total(), capacity=len(IDS), limit=limit)
@@ -243,13 +243,15 @@ def test_fixed_point_counts_what_it_cuts_off(population):
         state = algorithm.init(jax.random.key(KEY), population)
         after, found = jax.jit(algorithm.round)(jax.random.key(KEY), state, population)
         gap = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), after.server.tables, state.server.tables)
-        return int(found.saturated), max(gap.values())
+        return int(found.saturated), max(gap.values()), int(found.unsound)
 
     assert info(10.0)[0] == 0
-    cut, moved = info(0.2)
-    assert cut > 0
+    cut, moved, unsound = info(0.2)
+    assert cut > 0 == unsound
     assert moved <= 0.2 * len(IDS) * (1 + 1e-6)
-    assert info(10.0, scale=1e30)[0] > 0  # scores overflow: not every delta is a number
+    cut, moved, unsound = info(10.0, scale=1e30)  # scores overflow: not every delta is a number
+    assert (cut, moved) == (0, 0.0)
+    assert unsound > 0
 
 
 @pytest.mark.parametrize(

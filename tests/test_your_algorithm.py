@@ -18,12 +18,13 @@ def population():
     return tiny_population()
 
 
+def make(**federation):
+    return skeleton.your_algorithm(**({"dim": 3, "batch_size": 10, "cohort": 12} | federation))
+
+
 @pytest.mark.parametrize("law", LAWS)
 def test_law(law, population):
     """A law holds for the skeleton."""
-
-    def make(**federation):
-        return skeleton.your_algorithm(**({"dim": 3, "batch_size": 10, "cohort": 12} | federation))
 
     if law == "mesh":
         check_mesh(make, population, (8,))

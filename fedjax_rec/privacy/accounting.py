@@ -14,10 +14,13 @@ Two neighbours under "replace one" differ by 2 C, not C. `dp-accounting` takes t
 replacement relative to that, so `round_event` halves z there, and nowhere else: the one place for this conversion.
 """
 
+import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import binom
 
 from fedjax_rec.samplers import Everyone, Poisson, Uniform
@@ -138,10 +141,10 @@ def noise_for(
     def spends(multiplier: float) -> float:
         return epsilon_of(round_event(sampler, multiplier, num_clients), rounds, delta)
 
-    return _bisect(lambda z: spends(z) <= epsilon, tolerance)
+    return _least_noise(spends, epsilon, tolerance)
 
 
-def rounds_for(spent: Round, *, epsilon: float, delta: float, most: int = 10**6) -> int:
+def rounds_for(spent: Round, *, epsilon: float, delta: float, most: int = 10**6, near: int = 0) -> int:
     """How many rounds a budget allows.
 
     Args:
@@ -149,6 +152,7 @@ def rounds_for(spent: Round, *, epsilon: float, delta: float, most: int = 10**6)
         epsilon: the budget.
         delta: of the budget.
         most: the answer is at most this.
+        near: a guess, which saves time.
 
     Returns:
         the largest T whose epsilon is within the budget.
@@ -158,14 +162,17 @@ def rounds_for(spent: Round, *, epsilon: float, delta: float, most: int = 10**6)
         >>> rounds_for(round_event(everyone(), 3**0.5, 100), epsilon=1.001, delta=0.126936)
         3
     """
-    low, high = 0, 1
-    while high < most and epsilon_of(spent, high, delta) <= epsilon:
-        low, high = high, min(2 * high, most)
-    if high == most and epsilon_of(spent, most, delta) <= epsilon:
-        return most
+
+    def fits(rounds: int) -> bool:
+        return epsilon_of(spent, rounds, delta) <= epsilon
+
+    low, step = (near if 0 < near <= most and fits(near) else 0), 1
+    while low < most and fits(min(low + step, most)):
+        low, step = min(low + step, most), 2 * step
+    high = min(low + step, most + 1)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if epsilon_of(spent, middle, delta) <= epsilon else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 
@@ -197,18 +204,22 @@ def capacity_for(num_clients: int, probability: float, rounds: int, delta: float
     return max(1, int(np.argmax(fits)))
 
 
-def _bisect(fits: Callable[[float], bool], tolerance: float) -> float:
-    """The least number that fits, if every larger one does too."""
+def _least_noise(spends: Callable[[float], float], epsilon: float, tolerance: float) -> float:
+    """The least multiplier that spends at most epsilon: log epsilon is nearly linear in log z, used here."""
+    known = lru_cache(maxsize=None)(spends)
     high = 1.0
-    while not fits(high):
+    while known(high) > epsilon:
         high *= 2
-    low = high / 2
-    while fits(low):
-        low, high = low / 2, low
-    while high - low > tolerance * low:
-        middle = 0.5 * (low + high)
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
+    while known(high / 2) <= epsilon:
+        high /= 2
+
+    def excess(log_z: float) -> float:
+        return math.log(max(known(math.exp(log_z)), 1e-12) / epsilon)
+
+    found = math.exp(brentq(excess, math.log(high / 2), math.log(high), xtol=tolerance / 2))
+    while known(found) > epsilon:  # the root may be a little short of it
+        found *= 1 + tolerance / 2
+    return found
 
 
 def _accountant(spent: Round) -> Any:

@@ -49,7 +49,7 @@ class Private(NamedTuple):
 
     def rounds_within(self, epsilon: float) -> int:
         """How many rounds stay within a budget."""
-        return rounds_for(self.spent, epsilon=epsilon, delta=self.delta)
+        return rounds_for(self.spent, epsilon=epsilon, delta=self.delta, near=self.planned)
 
 
 def dp_fedavg(
