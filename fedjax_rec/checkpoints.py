@@ -115,7 +115,7 @@ class Keeper:
         """Read the newest sound checkpoint.
 
         Args:
-            template: shapes of the state.
+            template: a state of the run, for its structure, shapes and dtypes.
             rounds: that the run wants to reach.
 
         Returns:

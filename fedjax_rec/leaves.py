@@ -75,7 +75,7 @@ def from_arrays(arrays: Sequence[np.ndarray], template: PyTree) -> PyTree:
 
     Args:
         arrays: as `to_arrays` gives them.
-        template: the tree's structure and dtypes; arrays, or their shapes.
+        template: a tree of arrays of that structure and those dtypes.
 
     Returns:
         the tree, of jax arrays.

@@ -180,7 +180,7 @@ def save_beside(outcome: Outcome, folder: str | Path) -> Path:
 
     Args:
         outcome: of `run_experiment`.
-        folder: of the run, which the caller holds; until all files are there, `config.json` is missing, and nothing reads the others.
+        folder: of the run, which the caller holds; `config.json` is missing until all files are there.
 
     Returns:
         the folder.

@@ -233,7 +233,7 @@ class _Run:
     def kept(self, keeper: Keeper, state: State, rounds: int, mesh: Mesh | None) -> State:
         """Take a keeper of checkpoints, and go on from its newest; without one, the start is the first."""
         self.keeper, self.first_round = keeper, int(state.round) + 1
-        found = keeper.restore(jax.eval_shape(lambda: state), rounds)
+        found = keeper.restore(state, rounds)
         if found is None:
             keeper.save(int(state.round), "", lambda: self._snapshot(state, ""), now=True)
             return state

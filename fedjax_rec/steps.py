@@ -210,7 +210,8 @@ def _explained(path: Path, draft: Path) -> Iterator[None]:
         shutil.rmtree(draft, ignore_errors=True)
         text = getattr(problem, "strerror", None) or _reason(str(problem))
         raise OSError(
-            f"the checkpoint {path} could not be written: {text}; earlier ones are whole: make room and resume"
+            f"the checkpoint {path} could not be written: {text}; those before it are as they were, so mend that "
+            "and resume"
         ) from problem
 
 
