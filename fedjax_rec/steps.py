@@ -11,9 +11,11 @@ Nothing is ever unpickled.
 import contextlib
 import importlib
 import json
+import logging
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ import numpy as np
 from fedjax_rec.leaves import Leaf, digest
 from fedjax_rec.seal import find_damage, flush, seal, write_durably
 
+MARGIN = 2**17  # bytes that a step takes besides its arrays, at most
 SCHEMA = 1  # of meta.json; a change of it needs a line in MIGRATIONS
 INSTALL = "checkpoints need orbax-checkpoint; pip install 'fedjax_rec[checkpoints]'"
 Meta = dict[str, Any]
@@ -190,6 +193,7 @@ def write_step(folder: Path, meta: Meta, arrays: Sequence[np.ndarray], leaves: S
     with _explained(path, draft):
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
+        _make_sure_of_room(draft, sum(array.nbytes for array in arrays) + MARGIN)
         _save(ocp, draft / "arrays", arrays)
         write_durably(draft / "meta.json", json.dumps(meta | known, indent=1).encode())
         seal(draft)
@@ -215,6 +219,14 @@ def _explained(path: Path, draft: Path) -> Iterator[None]:
         ) from problem
 
 
+def _make_sure_of_room(folder: Path, size: int) -> None:
+    """Ask the system for the room before anything is written: a full disk is then found in order."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
 def _reason(text: str) -> str:
     """The system's words within a library's long message."""
     known = [os.strerror(number) for number in (28, 27, 30, 13, 2, 5, 122)]
@@ -224,8 +236,19 @@ def _reason(text: str) -> str:
 def _save(ocp: Any, path: Path, arrays: Sequence[np.ndarray]) -> None:
     """By position: names may hold anything. Orbax has no empty arrays, and gives scalars back as numbers."""
     kept = {f"{i:05}": np.atleast_1d(array) for i, array in enumerate(arrays) if array.size}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+    with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
         writer.save(path.absolute(), ocp.args.PyTreeSave(kept or {"none": np.zeros(1)}))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax logs every failure with its stack, several times; one line of ours says it."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def read_arrays(path: Path, meta: Meta) -> list[np.ndarray]:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from experiments.faults.kills import PATIENCE, context
 from experiments.faults.registry import Outcome, Setting, Tally, fault, tally
-from experiments.faults.work import EVERY, contents, copy, reference, run, stop_at, work
+from experiments.faults.work import EVERY, contents, copy, reference, run, stop_at, use_cache, work
+from fedjax_rec import steps
 from fedjax_rec.lock import hold
 from fedjax_rec.seal import list_files
 from fedjax_rec.simulate import Progress
@@ -48,10 +49,11 @@ def _file_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@fault("disk full", times=20, short=2)
+@fault("disk full", times=20, short=3)
 def full(setting: Setting) -> Tally:
-    """A file system without room where one may be mounted, and else, every other time, a limit on files."""
-    return tally((_full_disk if i % 2 else _full_file)(setting) for i in range(setting.times))
+    """A limit on files, a file system without room (where one may be mounted), and room that goes meanwhile."""
+    ways = (_full_file, _full_disk, _torn)
+    return tally(ways[i % len(ways)](setting) for i in range(setting.times))
 
 
 def _full_file(setting: Setting) -> Outcome:
@@ -59,6 +61,35 @@ def _full_file(setting: Setting) -> Outcome:
     largest = max(path.stat().st_size for path in list_files(folder).values())
     limit = int(setting.rng.integers(64, largest))  # below 64 bytes not even the lock could be written
     return _breaks(setting, folder, lambda _: _file_limit(limit), "File too large")
+
+
+def _torn(setting: Setting) -> Outcome:
+    """The room was there when it was asked for; in a process of its own, since orbax is loud then."""
+    folder = copy(real=setting.real, place=setting.place)
+    largest = max(path.stat().st_size for path in list_files(folder).values())
+    reading, writing = context().Pipe(duplex=False)
+    limit = int(setting.rng.integers(64, largest))
+    process = context().Process(target=_tear, args=(setting, folder, limit, writing), daemon=True)
+    process.start()
+    told: Outcome = reading.recv() if reading.poll(PATIENCE) else "lost"
+    process.join()
+    return told
+
+
+def _tear(setting: Setting, folder: Path, limit: int, told: Connection) -> None:
+    use_cache()
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    made_sure = vars(steps)["_make_sure_of_room"]
+
+    @contextlib.contextmanager
+    def broken(_: Path) -> Iterator[None]:
+        vars(steps)["_make_sure_of_room"] = lambda *_: None
+        with _file_limit(limit):
+            yield
+        vars(steps)["_make_sure_of_room"] = made_sure
+
+    told.send(_breaks(setting, folder, broken, "File too large"))
 
 
 def _full_disk(setting: Setting) -> Outcome:

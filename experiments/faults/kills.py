@@ -95,6 +95,8 @@ def _chain(setting: Setting, number: int) -> Iterator[Outcome]:
         victim.hear(PATIENCE)
         victim.process.join(PATIENCE)
         wrong = victim.final not in ("", reference(real=setting.real))
+        if not kills and not victim.final:  # it does not even start
+            kills, left = [False], left - 1
         for sound in kills:
             yield "silent" if wrong else "survived" if sound and victim.final else "lost"
 
