@@ -69,26 +69,27 @@ class Victim:
         return self.process.exitcode
 
 
-def _intact(victim: Victim) -> bool:
-    """Whether the folder holds every acknowledged round, and nothing damaged."""
+def _intact(folder: Path, acknowledged: int) -> bool:
+    """Whether the folder holds every acknowledged round, by this process or one before, and nothing damaged."""
     try:
-        found = find_step(victim.folder)
+        found = find_step(folder)
     except ValueError:
         return False
-    last = -1 if found.path is None else found.meta["round"]
-    return not found.damaged and last >= victim.acknowledged - (found.path is None)
+    last = 0 if found.path is None else found.meta["round"]
+    return not found.damaged and last >= acknowledged
 
 
 def _chain(setting: Setting, number: int) -> Iterator[Outcome]:
     """Kill one run after another, each as often as it takes to end; a wrong end damns all of its kills."""
     left = setting.times
     while left:
-        folder, kills = Path(tempfile.mkdtemp(dir=setting.place)) / "run", []
-        victim = Victim(folder, setting)
+        folder, kills = Path(tempfile.mkdtemp(dir=setting.place)) / "run", list[bool]()
+        victim, safe = Victim(folder, setting), 0
         while left and _wait(victim, setting, early=number == signal.SIGKILL):
             code, left = victim.end(number), left - 1
-            right = victim.final or code == (0 if number == signal.SIGTERM else -number)
-            kills.append(bool(right) and _intact(victim))
+            safe = max(safe, victim.acknowledged)
+            right = bool(victim.final) or code == (0 if number == signal.SIGTERM else -number)
+            kills.append(right and _intact(folder, safe))
             if victim.final:
                 break
             victim = Victim(folder, setting)
