@@ -168,16 +168,19 @@ class Keeper:
         self.spared = [name for name in self.spared if name != path.name]
         prune(self.folder, self.checkpoints.keep, self.spared)
 
-    def pause(self, done: int) -> None:
-        """Stop here if a signal asked for it.
+    def pause(self, done: int, take: Callable[[], Snapshot]) -> None:
+        """Stop here if a signal asked for it, even one that came after this block was saved or not.
 
         Args:
-            done: rounds so far, saved.
+            done: rounds so far.
+            take: what to save.
 
         Raises:
-            Paused: if so.
+            Paused: if so, once the run is saved.
+            OSError: if it cannot be saved.
         """
         if self.wish.signal:
+            self.save(done, "", take, now=True)
             raise Paused(f"{self.wish.signal}: paused after round {done}, which is saved in {self.folder}")
 
 

@@ -261,7 +261,7 @@ class _Run:
         state = self._compile(key, state, population)
         while not reason:
             if self.keeper is not None:
-                self.keeper.pause(done)
+                self.keeper.pause(done, partial(self._snapshot, state, ""))
             count = min(size - done % size, rounds - done)
             state = self._train(key, state, population, count)
             done += count

@@ -60,7 +60,7 @@ def toy(rate: float = RATE, dim: int = 4) -> Algorithm:
         table = jnp.sin(table + rate * jax.random.normal(own, table.shape))
         rest = state.opt_state | {"key": jax.random.fold_in(state.opt_state["key"], 1)}
         rest["words"] = rest["words"] * jnp.uint32(2654435761) + jnp.uint32(1)
-        private = state.private | {"user": state.private["user"] + table.mean(0)}
+        private = state.private | {"user": state.private["user"] + table.mean(0)[None]}
         server = Server({"half": state.server.shared["half"] * jnp.bfloat16(0.99)}, {"item": table})
         loss, one = jnp.abs(table).mean(), jnp.int32(1)
         info = RoundInfo(loss, one, loss, one, one, loss, loss, one, loss)
