@@ -111,6 +111,7 @@ def digest(arrays: Sequence[np.ndarray]) -> str:
     """
     total = hashlib.sha256()
     for array in arrays:
+        array = array.astype(str) if array.dtype == object else array  # noqa: PLW2901 - objects have no bits
         total.update(f"{array.dtype}{array.shape};".encode())
         total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return total.hexdigest()

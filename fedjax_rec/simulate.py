@@ -154,16 +154,13 @@ def _facts(
 ) -> dict[str, Any]:
     """What decides a run, besides the algorithm, by name."""
     whole = data._asdict() if isinstance(data, Split) else jax.tree.leaves(population)
-    arrays = [x for x in jax.tree.leaves(whole) if hasattr(x, "dtype")]
+    arrays = [np.asarray(x) for x in jax.tree.leaves(whole) if hasattr(x, "dtype")]
+    whole_seed = isinstance(seed, (int, np.integer))
     return {
         "clients": population.num_clients,
         "items": population.num_items,
-        "data hash": digest(
-            [x.astype(str).astype("U") if x.dtype == object else np.asarray(x) for x in arrays]
-        ),
-        "seed": seed
-        if isinstance(seed, (int, np.integer))
-        else np.asarray(jax.random.key_data(seed)).tolist(),
+        "data hash": digest(arrays)[:12],
+        "seed": int(seed) if whole_seed else np.asarray(jax.random.key_data(seed)).tolist(),
         "eval_every": eval_every,
         "keep": keep,
         **{name: value for name, value in stop._asdict().items() if name != "seconds"},

@@ -338,11 +338,6 @@ def test_the_command_line_goes_on(tmp_path, events, capsys, monkeypatch):
     assert (stopped / "history.csv").read_bytes() == (straight / "history.csv").read_bytes()
     found = sorted(path.name for path in stopped.iterdir() if not path.name.startswith("."))
     assert found == sorted(["checkpoints", *(path.name for path in straight.iterdir())])
-    events.write_text(events.read_text() + "0,51\n")
-    with pytest.raises(SystemExit) as stop:
-        main(["resume", str(stopped), "--rounds", "14"])
-    assert stop.value.code == 2
-    assert "data_hash is" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_resuming_what_is_no_run(tmp_path, capsys):
