@@ -36,6 +36,7 @@ from fedjax_rec.algorithms.gpfedrec import gpfedrec
 from fedjax_rec.algorithms.pfedrec import pfedrec
 from fedjax_rec.algorithms.scaffold import scaffold
 from fedjax_rec.blocks import train, train_seeds
+from fedjax_rec.checkpoints import Checkpoints
 from fedjax_rec.data.readers import from_frame, read_table
 from fedjax_rec.data.registry import load_dataset
 from fedjax_rec.data.splits import leave_one_out, merge_validation
@@ -72,6 +73,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Algorithm",
     "Batch",
+    "Checkpoints",
     "Client",
     "ClientWork",
     "History",

@@ -21,10 +21,10 @@ from fedjax_rec.evaluation.baselines import truth_ranks
 from fedjax_rec.evaluation.central import NAMES, Baseline, run_baselines
 from fedjax_rec.evaluation.measure import Metrics, measure
 from fedjax_rec.evaluation.protocol import Protocol, protocol_id
-from fedjax_rec.experiment import versions
 from fedjax_rec.folders import dump_json, dump_protocol, plain, rank_arrays, user_arrays, write_folder
 from fedjax_rec.inputs import load_split, protocol_of
 from fedjax_rec.settings import Settings
+from fedjax_rec.versions import versions
 
 
 class Central(NamedTuple):

@@ -1,4 +1,4 @@
-"""The command line: `fedjax-rec run`, `baselines`, `compare`, `data` and `doctor`.
+"""The command line: `fedjax-rec run`, `resume`, `baselines`, `compare`, `data` and `doctor`.
 
 Errors are one line on standard error and exit status 2. Settings become flags by their names, `--learning-rate`
 for `learning_rate`, with their defaults in `--help`.
@@ -79,6 +79,15 @@ def build_parser() -> _Parser:
         allow_abbrev=False,
     )
     _add_settings(run)
+    resume = commands.add_parser(
+        "resume",
+        help="go on with a run that was saved with --checkpoint-every",
+        description="Go on from the newest sound checkpoint of a run folder, bit for bit as if the run had never "
+        "stopped, and write the folder's other files. Damaged checkpoints are named and passed over.",
+        allow_abbrev=False,
+    )
+    resume.add_argument("run", metavar="RUN", help="the run folder")
+    resume.add_argument("--rounds", type=int, help="rounds to reach in all (default: as many as before)")
     data = commands.add_parser("data", help="list, describe or download data sets", allow_abbrev=False)
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
     actions.add_parser("ls", help="list the registered data sets", allow_abbrev=False)
@@ -216,13 +225,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         commands = {
             "run": _run,
+            "resume": _resume,
             "baselines": _baselines,
             "compare": _compare,
             "data": _data,
             "doctor": _doctor,
         }
         return commands[given.command](given)
-    except (ValueError, OSError) as problem:
+    except (ValueError, OSError, ImportError) as problem:
         fail(str(problem))
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted, nothing was written", file=sys.stderr)
@@ -243,17 +253,61 @@ def _settings(given: argparse.Namespace) -> Settings:
 
 def _run(given: argparse.Namespace) -> int:
     settings = _settings(given)
+    from fedjax_rec.run_folder import choose_folder
+
+    folder = choose_folder(settings)
+    if settings.checkpoint_every is None:
+        return _train(settings, folder)
+    return _train_saved(settings, folder, resume=False)
+
+
+def _resume(given: argparse.Namespace) -> int:
+    from fedjax_rec.resume import stored_settings
+
+    return _train_saved(stored_settings(given.run, given.rounds), Path(given.run), resume=True)
+
+
+def _train_saved(settings: Settings, folder: Path, *, resume: bool) -> int:
+    """A run with checkpoints; a signal ends it in order."""
+    from fedjax_rec.checkpoints import Paused
+    from fedjax_rec.folders import RESUME
+    from fedjax_rec.resume import holding
+
+    try:
+        with holding(folder):
+            return _train(settings, folder, resume=resume)
+    except Paused as pause:
+        print(f"{pause}; go on with: {RESUME} {folder}")
+        return 0
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; go on with: {RESUME} {folder}", file=sys.stderr)
+        return 130
+
+
+def _train(settings: Settings, folder: Path, *, resume: bool | None = None) -> int:
     from fedjax_rec import report, run_folder
     from fedjax_rec.devices import use_cores
     from fedjax_rec.experiment import run_experiment
     from fedjax_rec.from_settings import advice
+    from fedjax_rec.resume import checkpoints_of
 
-    folder = run_folder.choose_folder(settings)
+    checkpoint = checkpoints_of(settings, folder)
+    if checkpoint is not None:
+        checkpoint = checkpoint._replace(tell=lambda text: print(f"{PROGRAM}: {text}", file=sys.stderr))
     with contextlib.suppress(RuntimeError):  # jax has started: `devices` is checked against what there is
         use_cores()
     show = report.progress_bar(file=sys.stderr)
-    outcome = run_experiment(settings, on_stage=lambda text: print(text, file=sys.stderr), on_block=show)
-    folder = run_folder.save(outcome, folder, renumber=settings.out is None)
+    outcome = run_experiment(
+        settings,
+        on_stage=lambda text: print(text, file=sys.stderr),
+        on_block=show,
+        checkpoint=checkpoint,
+        resume=resume,
+    )
+    if checkpoint is None:
+        folder = run_folder.save(outcome, folder, renumber=settings.out is None)
+    else:
+        folder = run_folder.save_beside(outcome, folder)
     for line in outcome.split.log:
         print(line)
     print(report.table(outcome))

@@ -32,7 +32,7 @@ KNOWN = "hr@k, ndcg@k, mrr@k, mrr, auc"
 _METRIC = re.compile(r"(?:hr|ndcg|mrr)@([1-9]\d{0,8})|mrr|auc")
 _FILES = ("config.json", "protocol.json", "result.json")
 # settings that make no other configuration
-_NO_MATTER = ("seed", "out", "data_dir", "devices", "lanes", "baselines")
+_NO_MATTER = ("seed", "out", "data_dir", "devices", "lanes", "baselines", "checkpoint_every")
 
 
 class Run(NamedTuple):

@@ -13,8 +13,8 @@ import jax
 import jaxlib
 
 from fedjax_rec.devices import available_cores
-from fedjax_rec.experiment import versions
 from fedjax_rec.row_updates import PATTERNS, STRATEGIES, Measurement, choose, measure
+from fedjax_rec.versions import versions
 
 MATMUL_ITEMS = 16_384  # above, a one-hot matmul is hopeless and would take the doctor too long
 CONTENTION = 10.0  # times slower than distinct ids: native atomics stay below

@@ -3,16 +3,16 @@
 Nothing here touches the file system besides reading the data; `run_folder` writes what comes out.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
-from platform import python_version
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import jax
 import numpy as np
 
 from fedjax_rec.algorithms.registry import ENTRIES
+from fedjax_rec.checkpoints import Checkpoints, check
 from fedjax_rec.data.splits import Split, merge_validation
 from fedjax_rec.evaluation.baselines import popularity_scores, rank_common_scores, truth_ranks
 from fedjax_rec.evaluation.central.methods import parse_names
@@ -33,6 +33,9 @@ from fedjax_rec.settings import Settings, complete
 from fedjax_rec.simulate import History, Progress, Stop, simulate
 from fedjax_rec.traffic import Traffic, count_traffic, upload_of
 from fedjax_rec.types import Algorithm, State
+
+Saving = Callable[[str], Checkpoints | None]
+FREE = {"rounds", "max_seconds", "out", "data_dir", "checkpoint_every"}  # may differ when a run goes on
 
 
 class Outcome(NamedTuple):
@@ -64,6 +67,8 @@ def run_experiment(
     *,
     on_stage: Callable[[str], Any] = str,
     on_block: Callable[[Progress], Any] | None = None,
+    checkpoint: Checkpoints | None = None,
+    resume: bool | None = None,
 ) -> Outcome:
     """Run what the settings say.
 
@@ -71,12 +76,15 @@ def run_experiment(
         settings: the experiment.
         on_stage: called with a line of text when a new stage begins.
         on_block: called with a `Progress` after each block of rounds, of the refit too.
+        checkpoint: where to save the run; its refit is saved beside it.
+        resume: as in `simulate`.
 
     Returns:
         the outcome.
 
     Raises:
         ValueError: on data or settings that cannot work, before any training.
+        OSError: if a checkpoint cannot be written.
 
     Example:
         >>> outcome = run_experiment(Settings(rounds=2, dim=4, eval_every=1))
@@ -94,9 +102,10 @@ def run_experiment(
     point = point_of(settings, algorithm, split)
     # held-out clients are ranked as they are folded in, which may be refused: before training
     folded = None if heldout is None else fold_in_of(settings, algorithm, heldout)
+    saving = _saving(checkpoint, settings, protocol)
     centrals = _run_centrals(settings, protocol, split, on_stage)
     on_stage(f"compiling {settings.algorithm} for {split.num_users:,} clients and {split.num_items:,} items")
-    state, history = _select(settings, algorithm, split, point, on_block)
+    state, history = _select(settings, algorithm, split, point, on_block, saving, resume)
     sampled = f"sampled{settings.num_candidates}"
     validation = make_evaluator(algorithm, split, which="validation", point=point)(state)
     validated = measure(
@@ -105,7 +114,7 @@ def run_experiment(
     if settings.refit:
         on_stage(f"refitting on train + validation for {history.selected_round} rounds")
         split = merge_validation(split)
-        state = _refit(settings, algorithm, split, history.selected_round, on_block)
+        state = _refit(settings, algorithm, split, history.selected_round, on_block, saving)
         point = point_of(settings, algorithm, split)
     tested, testing = (split, point) if heldout is None else (heldout, folded)
     on_stage("ranking every test item")
@@ -165,12 +174,29 @@ def _check(settings: Settings, split: Split, *, timed: bool) -> None:
         raise ValueError(f"loss='mse' fits ratings, but {split.name} has none; use --loss bce or bpr")
 
 
+def _saving(checkpoint: Checkpoints | None, settings: Settings, protocol: Protocol) -> Saving:
+    """Where each part of the run is saved, and what may not differ when it goes on."""
+    if checkpoint is None:
+        return lambda _: None
+    check(checkpoint, cast("int", settings.eval_every))
+    every = dataclasses.asdict(settings)
+    free = FREE if settings.target_epsilon is None else FREE - {"rounds"}  # rounds choose the noise
+    facts = {"data_hash": protocol.data_hash} | {name: every[name] for name in every if name not in free}
+    whole = checkpoint._replace(
+        facts=facts | {"protocol_id": protocol_id(protocol)} | dict(checkpoint.facts),
+        notes={"settings": every} | dict(checkpoint.notes),
+    )
+    return lambda part: whole._replace(folder=Path(checkpoint.folder) / part)
+
+
 def _select(
     settings: Settings,
     algorithm: Algorithm,
     split: Split,
     point: Point | None,
     on_block: Callable[[Progress], Any] | None,
+    saving: Saving,
+    resume: bool | None,
 ) -> tuple[State, History]:
     """Train, and keep the state of the best round on validation."""
     state, history = simulate(
@@ -182,6 +208,8 @@ def _select(
         stop=Stop(target=settings.target, patience=settings.patience, seconds=settings.max_seconds),
         point=point,
         on_block=on_block,
+        checkpoint=saving("train"),
+        resume=resume,
     )
     if history.stopped == "diverged" and not history.evaluations:
         raise ValueError(f"training diverged within {len(history.rounds.loss)} rounds; {advice(settings)}")
@@ -194,6 +222,7 @@ def _refit(
     split: Split,
     rounds: int,
     on_block: Callable[[Progress], Any] | None,
+    saving: Saving,
 ) -> State:
     """Train for so many rounds, and keep the last state."""
     state, history = simulate(
@@ -204,6 +233,7 @@ def _refit(
         eval_every=cast("int", settings.eval_every),
         keep="last",
         on_block=on_block,
+        checkpoint=saving("refit"),
     )
     if history.stopped == "diverged":
         raise ValueError(f"the refit on train + validation diverged; {advice(settings)}")
@@ -271,22 +301,3 @@ def measure_ratings(
         return {}
     predictions = np.asarray(make_rater(algorithm, split, point=point)(state))
     return {"rating": rating_errors(predictions, split.test_ratings)}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computed a result.
-
-    Returns:
-        name -> version.
-
-    Example:
-        >>> "jax" in versions()
-        True
-    """
-    found = {"python": python_version(), "backend": jax.default_backend()}
-    for name in ("fedjax_rec", "jax", "jaxlib", "flax", "optax", "numpy", "pandas"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found

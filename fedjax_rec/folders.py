@@ -15,6 +15,8 @@ from fedjax_rec.data.splits import Split
 from fedjax_rec.evaluation.protocol import Protocol, protocol_id
 from fedjax_rec.evaluation.ranking import Ranks, count_rivals
 
+CHECKPOINTS, RESUME = "checkpoints", "fedjax-rec resume"
+
 
 def choose_place(out: str | None, name: str) -> Path:
     """Choose a folder: the one asked for, or the first free runs/NAME-NUMBER.
@@ -40,7 +42,8 @@ def choose_place(out: str | None, name: str) -> Path:
             raise ValueError(f"--out {out!r} is no path: it holds a null character")
         folder = Path(out).expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--out {folder} exists and is not empty; name a new folder")
+        hint = f", or go on with: {RESUME} {folder}" if (folder / CHECKPOINTS).is_dir() else ""
+        raise ValueError(f"--out {folder} exists and is not empty; name a new folder{hint}")
     parent = next(place for place in folder.parents if place.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ValueError(f"--out {folder} cannot be created: {parent} is not a folder that can be written")
@@ -101,6 +104,36 @@ def write_folder(folder: str | Path, write: Callable[[Path], None], *, renumber:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+    return folder
+
+
+def fill_folder(folder: Path, write: Callable[[Path], None], last: str) -> Path:
+    """Write files into a folder that holds others; the one that says that all are there goes first and comes last.
+
+    Args:
+        folder: where; files of the same names are replaced.
+        write: fills the folder that it is given.
+        last: the file without which the others are not believed.
+
+    Returns:
+        the folder.
+
+    Raises:
+        OSError: if it cannot be written.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     folder = fill_folder(Path(place), lambda draft: dump_json(draft / "a.json", {}), "a.json")
+        ...     [path.name for path in folder.iterdir()]
+        ['a.json']
+    """
+    for left in folder.glob(".draft-*"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".draft-", dir=folder) as place:
+        write(Path(place))
+        (folder / last).unlink(missing_ok=True)
+        for path in sorted(Path(place).iterdir(), key=lambda path: (path.name == last, path.name)):
+            path.replace(folder / path.name)
     return folder
 
 

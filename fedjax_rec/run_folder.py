@@ -8,6 +8,7 @@
 `per_user.npz`            external user ids, rank, ties and rivals of each user's test item
 `curves.png`              training loss and validation metrics
 `model.npz`               parameters and vocabulary, plain arrays
+`checkpoints/`            with `--checkpoint-every`: what `fedjax-rec resume` goes on from
 ========================  ==============================================================================
 """
 
@@ -22,11 +23,14 @@ import numpy as np
 
 from fedjax_rec.central import arrays_of, details_of
 from fedjax_rec.evaluation.protocol import protocol_id
-from fedjax_rec.experiment import Outcome, versions
+from fedjax_rec.experiment import Outcome
 from fedjax_rec.folders import (
+    CHECKPOINTS,
+    RESUME,
     choose_place,
     dump_json,
     dump_protocol,
+    fill_folder,
     plain,
     rank_arrays,
     user_arrays,
@@ -37,6 +41,7 @@ from fedjax_rec.privacy.central import UNIT
 from fedjax_rec.settings import Settings
 from fedjax_rec.simulate import frame
 from fedjax_rec.types import Algorithm, PyTree, Server
+from fedjax_rec.versions import versions
 
 SEPARATOR = "/"
 
@@ -172,6 +177,25 @@ def save(outcome: Outcome, folder: str | Path, *, renumber: bool = False) -> Pat
     return write_folder(folder, lambda draft: _write(outcome, draft), renumber=renumber)
 
 
+def save_beside(outcome: Outcome, folder: str | Path) -> Path:
+    """Write the files of a run into its folder, beside its checkpoints.
+
+    Args:
+        outcome: of `run_experiment`.
+        folder: of the run, which the caller holds; `config.json` is missing until all files are there.
+
+    Returns:
+        the folder.
+
+    Raises:
+        OSError: if it cannot be written.
+
+    Example:
+        see `fedjax_rec.resume`.
+    """
+    return fill_folder(Path(folder), lambda draft: _write(outcome, draft), "config.json")
+
+
 def _write(outcome: Outcome, folder: Path) -> None:
     from fedjax_rec.report import draw_curves
 
@@ -239,7 +263,8 @@ def load(folder: str | Path) -> Recommender:
     folder = Path(folder)
     for name in ("config.json", "model.npz"):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} is not a run folder: {name} is missing")
+            hint = f"; go on with: {RESUME} {folder}" * (folder / CHECKPOINTS).is_dir()
+            raise ValueError(f"{folder} is not a run folder: {name} is missing{hint}")
     try:
         return _read(folder)
     except (KeyError, TypeError, zipfile.BadZipFile, EOFError, OSError) as problem:

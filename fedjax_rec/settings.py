@@ -123,6 +123,9 @@ class Settings:
     target: float | None = _setting(None, "stop at this validation ndcg@10", "run")
     patience: int | None = _setting(None, "stop after so many rounds without a better one", "run")
     max_seconds: float | None = _setting(None, "stop after so much wall-clock time", "run")
+    checkpoint_every: int | None = _setting(
+        None, "save the run every so many rounds, a multiple of --eval-every, for `fedjax-rec resume`", "run"
+    )
     lanes: int | None = _setting(None, "lanes of the engine; by default one for 8 clients, at most 64", "run")
     devices: int | None = _setting(
         None, "devices to split each cohort over; by default all accelerators, or a core each", "run"
@@ -151,7 +154,7 @@ class Settings:
 _LEAST = {
     "dim": 1, "num_negatives": 1, "batch_size": 1, "local_epochs": 1, "cohort": 1, "rounds": 1, "eval_every": 1,
     "lanes": 1, "devices": 1, "num_candidates": 1, "min_user_events": 0, "seed": 0, "protocol_seed": 0,
-    "patience": 1, "fold_in_epochs": 0,
+    "patience": 1, "checkpoint_every": 1, "fold_in_epochs": 0,
     "regularisation": 0, "prox": 0, "init_scale": 0, "learning_rate": 0, "max_seconds": 0,
     "server_learning_rate": 0, "core": 0,
 }  # fmt: skip

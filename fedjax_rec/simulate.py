@@ -1,9 +1,10 @@
 """Simulation: rounds in compiled blocks, validation between blocks, stopping, history.
 
 One compiled program runs a whole block of rounds on device (`blocks.run_block`); `simulate` adds what needs the
-host: validation, stopping, progress.
+host: validation, stopping, progress, checkpoints.
 """
 
+import json
 import math
 import re
 import time
@@ -15,13 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from jax.sharding import Mesh
 
 from fedjax_rec.blocks import Compilations, run_block
+from fedjax_rec.checkpoints import ENDED, Checkpoints, Keeper, Place, Snapshot, check, fingerprint, keeping
 from fedjax_rec.data.splits import Split
 from fedjax_rec.devices import replicate
 from fedjax_rec.evaluation.evaluator import Point, make_evaluator
 from fedjax_rec.evaluation.metrics import KS, metrics_from_ranks
 from fedjax_rec.guard import lost
+from fedjax_rec.leaves import digest
 from fedjax_rec.population import Population, population_of
 from fedjax_rec.types import Algorithm, Key, Plan, RoundInfo, State
 
@@ -93,6 +97,8 @@ def simulate(
     keep: str = "best",
     point: Point | None = None,
     on_block: Callable[[Progress], Any] | None = None,
+    checkpoint: Checkpoints | None = None,
+    resume: bool | None = None,
 ) -> tuple[State, History]:
     """Run a federated algorithm, selecting the round on validation.
 
@@ -106,13 +112,18 @@ def simulate(
         state: where to go on from; consumed.
         keep: "best" returns the state of the best validation round, "last" the last one.
         point: with which parameters validation ranks (`fedjax_rec.points`); by default the server's.
-        on_block: called with a `Progress` after each block.
+        on_block: called with a `Progress` after each block, once it is saved if it was time.
+        checkpoint: where to save the run; it then goes on from the newest sound checkpoint there, bit for bit.
+        resume: True if there must be a checkpoint, False if there may not be one; by default either will do.
 
     Returns:
         the state, and the history.
 
     Raises:
-        ValueError: if a setting is out of range, or the cohort exceeds the population.
+        ValueError: if a setting is out of range, the cohort exceeds the population, or the checkpoints are another
+            run's, naming what differs.
+        OSError: if a checkpoint cannot be written; earlier ones are whole.
+        Paused: (an exit with status 0) if a signal stopped a run with checkpoints, once it was saved.
 
     Example:
         >>> import fedjax_rec as fr
@@ -122,6 +133,8 @@ def simulate(
         ([2, 3], 'rounds')
     """
     _check(rounds, eval_every, keep)
+    if checkpoint is not None:
+        check(checkpoint, eval_every)
     stop = stop or Stop()
     cutoffs = _cutoffs(stop)
     began = time.perf_counter()
@@ -130,10 +143,39 @@ def simulate(
     evaluate = _validator(algorithm, data, cutoffs, point)
     population = replicate(population, algorithm.mesh)
     state = jax.jit(algorithm.init)(key, population) if state is None else replicate(state, algorithm.mesh)
-    size = min(eval_every, max(rounds, 1))
+    size = eval_every if checkpoint is not None else min(eval_every, max(rounds, 1))
     block = jax.jit(partial(run_block, algorithm, size), donate_argnums=1)
     run = _Run(block, evaluate, stop, keep, on_block, began, algorithm.plan(population))
-    return run.go(key, state, population, rounds, size)
+    if checkpoint is None:
+        return run.go(key, state, population, rounds, size)
+    facts = _facts(seed, eval_every, keep, stop, data, population)
+    program = fingerprint(block.lower(key, state, population, jnp.int32(0)).as_text())
+    with keeping(checkpoint, _place(checkpoint, facts, run.plan, program), resume) as keeper:
+        state = run.kept(keeper, state, rounds, algorithm.mesh)
+        return run.go(key, state, population, rounds, size)
+
+
+def _facts(
+    seed: int | Key, eval_every: int, keep: str, stop: Stop, data: Split | Population, population: Population
+) -> dict[str, Any]:
+    """What decides a run, besides the algorithm, by name."""
+    whole = data._asdict() if isinstance(data, Split) else jax.tree.leaves(population)
+    arrays = [np.asarray(x) for x in jax.tree.leaves(whole) if hasattr(x, "dtype")]
+    whole_seed = isinstance(seed, (int, np.integer))
+    return {
+        "clients": population.num_clients,
+        "items": population.num_items,
+        "data hash": digest(arrays)[:12],
+        "seed": int(seed) if whole_seed else np.asarray(jax.random.key_data(seed)).tolist(),
+        "eval_every": eval_every,
+        "keep": keep,
+        **{name: value for name, value in stop._asdict().items() if name != "seconds"},
+    }
+
+
+def _place(checkpoint: Checkpoints, facts: dict[str, Any], plan: Plan, program: str) -> Place:
+    chosen = {name: getattr(plan, name) for name in ("devices", "lanes", "schedule", "row_update")}
+    return Place(json.loads(json.dumps(dict(checkpoint.facts) | facts, default=str)), chosen, program)
 
 
 def _check(rounds: int, eval_every: int, keep: str) -> None:
@@ -188,20 +230,49 @@ class _Run:
         self.infos: list[RoundInfo] = []
         self.evaluations: list[tuple[int, Metrics]] = []
         self.best: tuple[float, int, State | None] = (-math.inf, -1, None)
+        self.keeper: Keeper | None = None
+        self.ended = ""  # why the run that goes on had ended, if more rounds do not undo it
+
+    def kept(self, keeper: Keeper, state: State, rounds: int, mesh: Mesh | None) -> State:
+        """Take a keeper of checkpoints, and go on from its newest; without one, the start is the first."""
+        self.keeper, self.first_round = keeper, int(state.round) + 1
+        found = keeper.restore(state, rounds)
+        if found is None:
+            keeper.save(int(state.round), "", lambda: self._snapshot(state, ""), now=True)
+            return state
+        self.infos = [] if found.infos is None else [found.infos]
+        value, best_round, best = found.best
+        self.evaluations, self.best = list(found.evaluations), (value, best_round, replicate(best, mesh))
+        self.first_round, self.ended = found.first_round, found.stopped if found.stopped in ENDED else ""
+        self.began -= found.seconds["all"]
+        self.train_seconds = found.seconds["train"]
+        return replicate(found.state, mesh)
+
+    def _snapshot(self, state: State, reason: str) -> Snapshot:
+        infos = jax.tree.map(lambda *x: np.concatenate(x), *self.infos) if self.infos else None
+        seconds = {"all": time.perf_counter() - self.began, "train": self.train_seconds}
+        seconds["compile"] = self.compile_seconds
+        return Snapshot(state, infos, tuple(self.evaluations), self.best, self.first_round, reason, seconds)
 
     def go(
         self, key: Key, state: State, population: Population, rounds: int, size: int
     ) -> tuple[State, History]:
-        done, reason = int(state.round), "" if int(state.round) < rounds else "rounds"
-        self.first_round = done + 1
+        done = int(state.round)
+        reason = self.ended or ("" if done < rounds else "rounds")
+        if self.keeper is None:
+            self.first_round = done + 1
         state = self._compile(key, state, population)
         while not reason:
-            count = min(size, rounds - done)
+            if self.keeper is not None:
+                self.keeper.pause(done, partial(self._snapshot, state, ""))
+            count = min(size - done % size, rounds - done)
             state = self._train(key, state, population, count)
             done += count
             sound = self._sound()
             validation = self._validate(done, state) if sound else None
             reason = self._ended(done, rounds, validation) if sound else "diverged"
+            if self.keeper is not None:
+                self.keeper.save(done, reason, partial(self._snapshot, state, reason))
             self._tell(done, rounds, count, validation, reason)
         _, selected, best = self.best
         if best is not None:

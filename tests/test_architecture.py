@@ -12,19 +12,19 @@ import fedjax_rec
 ROOT = Path(fedjax_rec.__file__).parent
 FLOORS = {
     "types": 0, "permutation": 0, "tables": 0, "row_updates": 0, "data": 0,
-    "membership": 0, "spaces": 0,
+    "membership": 0, "spaces": 0, "seal": 0, "lock": 0, "stopping": 0, "versions": 0,
     "population": 1, "batches": 1, "cutters": 1, "local": 1, "exactness": 1, "soundness": 1,
     "engine": 1, "schedules": 1,
     "lanes": 1, "waves": 1, "clients": 1, "guard": 1,
     "layout": 1, "compression": 1, "sparsifiers": 1, "feedback": 1,
     "devices": 1, "plan": 1, "samplers": 1, "aggregators": 1, "transforms": 1, "reducers": 1, "servers": 1,
     "robust": 1, "attacks": 1,
-    "evaluation": 1,
-    "federate": 2, "traffic": 2,
-    "blocks": 3, "simulate": 3, "algorithms": 3, "points": 3, "sweep": 3,
+    "evaluation": 1, "leaves": 1,
+    "federate": 2, "traffic": 2, "steps": 2,
+    "blocks": 3, "simulate": 3, "algorithms": 3, "points": 3, "sweep": 3, "checkpoints": 3,
     "privacy": 4, "settings": 4, "inputs": 4, "from_settings": 4, "experiment": 4,
     "report": 4, "run_folder": 4, "doctor": 4, "compare": 4, "formats": 4,
-    "testing": 4, "central": 4, "folders": 4,
+    "testing": 4, "central": 4, "folders": 4, "resume": 4,
     "cli": 5, "__init__": 5,
 }  # fmt: skip
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -26,7 +26,7 @@ from experiments.benchmarks.peers import measure_peer
 from experiments.benchmarks.side import Side, engine_side, race, spread
 from experiments.benchmarks.task import DIM, Draws, Task, algorithm, load, share_draws
 from fedjax_rec.devices import client_mesh, use_cores
-from fedjax_rec.experiment import versions
+from fedjax_rec.versions import versions
 
 PEERS = ("floor", "torch", "fedjax", "naive")
 CASES = ((1, 1000), (5, 1000), (1, 100), (5, 100))

@@ -30,7 +30,7 @@ from fedjax_rec.data.splits import Split
 from fedjax_rec.evaluation.layout import lay_out
 from fedjax_rec.evaluation.ranking import check_scores, make_ranker
 from fedjax_rec.evaluation.recommend import make_recommender
-from fedjax_rec.experiment import versions
+from fedjax_rec.versions import versions
 
 DIM, SEED, AIM = 64, 0, 100.0
 Params = tuple[jax.Array, jax.Array, jax.Array]

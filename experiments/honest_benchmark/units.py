@@ -16,9 +16,10 @@ from fedjax_rec.data.splits import Split
 from fedjax_rec.evaluation.measure import measure, name_sampled
 from fedjax_rec.evaluation.ranking import Ranks
 from fedjax_rec.evaluation.summary import intervals
-from fedjax_rec.experiment import measure_ratings, versions
+from fedjax_rec.experiment import measure_ratings
 from fedjax_rec.points import after_local_training
 from fedjax_rec.traffic import count_traffic, upload_of
+from fedjax_rec.versions import versions
 
 Tell = Callable[[int, int], Any]  # rounds done, rounds to do
 
