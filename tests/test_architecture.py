@@ -19,7 +19,7 @@ FLOORS = {
     "layout": 1, "compression": 1, "sparsifiers": 1, "feedback": 1,
     "devices": 1, "plan": 1, "samplers": 1, "aggregators": 1, "transforms": 1, "reducers": 1, "servers": 1,
     "robust": 1, "attacks": 1, "adversary": 1, "promotion": 1, "fedrecattack": 1,
-    "targets": 1, "pieck": 1, "flipping": 1,
+    "targets": 1, "pieck": 1, "flipping": 1, "row_hiding": 1, "inference": 0,
     "evaluation": 1,
     "federate": 2, "traffic": 2,
     "blocks": 3, "simulate": 3, "algorithms": 3, "points": 3, "sweep": 3,
