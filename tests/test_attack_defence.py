@@ -37,8 +37,8 @@ def test_a_defence_passes_if_it_halves_exposure_for_less_than_five_percent(runs)
 
 
 def test_smoke(tmp_path, monkeypatch, capsys):
-    """Two runs, their files, table and figure; what is there is not run again, and smoke does not mix with it."""
-    monkeypatch.setattr("experiments.attack_defence.__main__.SMOKE", (("none", "PIECK-UEA"), ("none",)))
+    """A run, its file, table and figure; what is there is not run again, and smoke does not mix with it."""
+    monkeypatch.setattr("experiments.attack_defence.__main__.SMOKE", (("PIECK-UEA",), ("none",)))
     settings = settings_of(None, smoke=True)[0]
     (tmp_path / "reference.json").write_text("{}")
     main(["--smoke", "--results", str(tmp_path)])

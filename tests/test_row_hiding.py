@@ -52,8 +52,9 @@ def test_own_rows_arrive_and_others_are_as_declared(name):
     sent, server = an_update()
     own = set(sent.ids[sent.ids < ITEMS].tolist())
     plain = Wire(len(own), 4, 0, 32, 6)
-    assert HIDING[name].wire is not None
-    declared, counts = HIDING[name].wire(plain), []
+    wire, counts = HIDING[name].wire, []
+    assert wire is not None
+    declared = wire(plain)
     for seed in range(1 if name != "random" else 40):
         transform = HIDING[name]
         key = jax.random.key(seed)
@@ -90,12 +91,9 @@ def trained(transform: Transform):
 def test_training_notices_nothing():
     """Without noise the sums are those of a run that hides nothing, in the engine and with its memory."""
     plain = trained(clip(1e9))
-    for name in ("pseudo", "random"):
-        hidden = trained(HIDING[name])
-        assert_close(hidden.server.tables, plain.server.tables, "tables")
-        np.testing.assert_array_equal(
-            hidden.memory["drawn"], np.isin(np.arange(24), [0, 1, 2, *range(4, 12)])
-        )
+    hidden = trained(HIDING["pseudo"])
+    assert_close(hidden.server.tables, plain.server.tables, "tables")
+    np.testing.assert_array_equal(hidden.memory["drawn"], np.isin(np.arange(24), [0, 1, 2, *range(4, 12)]))
 
 
 def test_bounds_are_known_unless_numbers_are_added():

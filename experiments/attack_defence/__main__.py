@@ -8,9 +8,12 @@ and `table.md` and `exposure.png` are written beside the runs. See the README be
 """
 
 import argparse
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import fedjax_rec as fr
 from experiments.attack_defence import grid, table
@@ -31,16 +34,20 @@ def settings_of(folder: Path | None, *, smoke: bool) -> tuple[grid.Setting, grid
 
 
 def run_missing(given: argparse.Namespace) -> None:
-    """Run what has no file yet: the reference first, then the grid, one defence after the other."""
+    """Run what has no file yet: the reference first, then the grid, one attack after the other."""
     setting, reference = settings_of(given.data_dir, smoke=given.smoke)
     attacks, defences = SMOKE if given.smoke else (tuple(grid.ATTACKS), tuple(grid.DEFENCES))
     given.results.mkdir(parents=True, exist_ok=True)
-    tasks = {table.REFERENCE: lambda: grid.measure_run(reference, grid.reference_algorithm(reference))}
-    for defence in defences:
-        for attack in attacks:
-            tasks[table.name_run(attack, defence)] = lambda a=attack, d=defence: (
-                {"attack": a, "defence": d} | grid.measure_run(setting, grid.make_algorithm(setting, a, d))
-            )
+
+    def pair(attack: str, defence: str) -> dict[str, Any]:
+        found = grid.measure_run(setting, grid.make_algorithm(setting, attack, defence))
+        return {"attack": attack, "defence": defence} | found
+
+    tasks: dict[str, Callable[[], dict[str, Any]]] = {
+        table.REFERENCE: lambda: grid.measure_run(reference, grid.reference_algorithm(reference))
+    }
+    for attack, defence in itertools.product(attacks, defences):
+        tasks[table.name_run(attack, defence)] = partial(pair, attack, defence)
     for name, task in tasks.items():
         path = given.results / f"{name}.json"
         if not path.exists():

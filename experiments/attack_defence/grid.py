@@ -54,25 +54,25 @@ class Defence(NamedTuple):
 # label flip trains as the others do; the rest was chosen of a few powers of ten for its exposure without defence
 ATTACKS: dict[str, Callable[[Setting], Adversary | None]] = {
     "none": lambda _: None,
-    "label flip": lambda s: promotion.label_flip(s.fakes, num_negatives=1),
     "EB": lambda s: _colluding(s, promotion.explicit_boosting, learning_rate=10.0),
-    "A-hum": lambda s: _colluding(s, promotion.a_hum, learning_rate=0.3),
     "PIECK-IPE": lambda s: _colluding(s, promotion.pieck_ipe, learning_rate=100.0),
     "PIECK-UEA": lambda s: _colluding(s, promotion.pieck_uea, learning_rate=10.0, popular=_popular(s)),
     "FedRecAttack": lambda s: _colluding(s, promotion.fedrecattack, learning_rate=1.0, rows=_rows(s)),
+    "A-hum": lambda s: _colluding(s, promotion.a_hum, learning_rate=0.3),
+    "label flip": lambda s: promotion.label_flip(s.fakes, num_negatives=1),
 }
 DEFENCES: dict[str, Callable[[Setting], Defence]] = {
     "none": lambda _: Defence(),
     # a client's whole update to the norm of the median honest one, its rows to that of the 90 % quantile
     "norm bound": lambda _: Defence(transform=fr.transforms.clip(0.25)),
     "row norm bound": lambda _: Defence(reducers.row_norm_bound(0.04)),
-    "centred clipping": lambda _: Defence(reducers.centred_clipping(0.25), mean=True),
+    "centred clipping": lambda _: Defence(reducers.centred_clipping(0.25, iterations=3), mean=True),
     "multi-Krum": lambda s: Defence(reducers.multi_krum(s.cohort // 10), mean=True),
     "median, touchers": lambda _: Defence(reducers.median(over="touchers"), mean=True),
     "median, 20 touchers": lambda _: Defence(reducers.median(over="touchers", min_touchers=20), mean=True),
     "trimmed .3, touchers": lambda _: Defence(reducers.trimmed_mean(0.3, over="touchers"), mean=True),
-    "trimmed .1, cohort": lambda _: Defence(reducers.trimmed_mean(0.1), mean=True),
     "median, cohort": lambda _: Defence(reducers.median(), mean=True),
+    "trimmed .1, cohort": lambda _: Defence(reducers.trimmed_mean(0.1), mean=True),
 }
 
 
