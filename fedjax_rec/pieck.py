@@ -45,7 +45,7 @@ def pieck_ipe(
         'pieck_ipe'
 
     Source: Zhang et al. 2024, "Preventing the popular item embedding based attack in federated recommendations",
-    section IV-C, and the code of PIECK (ApproxClient), whose test for ten items is where 10 comes from.
+    and the code of PIECK (ApproxClient), whose test for ten items is where 10 comes from.
     """
     wanted = known_targets(targets, learning_rate=learning_rate, popular=popular, rounds=rounds, tau=tau)
     weight = np.arange(popular, 0, -1) / (popular * (popular + 1) / 2)
@@ -85,7 +85,7 @@ def pieck_uea(targets: Targets, *, learning_rate: float = 1.0, popular: int = 15
         'pieck_uea'
 
     Source: Zhang et al. 2024, "Preventing the popular item embedding based attack in federated recommendations",
-    section IV-D, and the code of PIECK (PopClient).
+    and the code of PIECK (PopClient).
     """
     wanted = known_targets(targets, learning_rate=learning_rate, popular=popular, rounds=rounds)
 

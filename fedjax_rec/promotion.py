@@ -77,7 +77,7 @@ def explicit_boosting(targets: Targets, *, learning_rate: float = 1.0, deviation
         'explicit_boosting'
 
     Source: Zhang et al. 2022, "PipAttack: poisoning federated recommender systems for manipulating item
-    promotion", section 4.2; constants of the code of PIECK (Zhang et al. 2024), PipAttackEB.
+    promotion"; constants of the code of PIECK (Zhang et al. 2024), PipAttackEB.
     """
     wanted = known_targets(targets, learning_rate=learning_rate, deviation=deviation)
 
@@ -120,7 +120,7 @@ def a_ra(targets: Targets, *, learning_rate: float = 1.0, users: int = 10, devia
         'a_ra'
 
     Source: Rong et al. 2022, "Poisoning deep learning based recommender model in federated learning scenarios",
-    section 4.2 (A-ra), with the constants of their code.
+    A-ra, with the constants of their code.
     """
     return _synthetic("a_ra", targets, learning_rate, users, deviation, steps=0)
 
@@ -148,7 +148,7 @@ def a_hum(
         'a_hum'
 
     Source: Rong et al. 2022, "Poisoning deep learning based recommender model in federated learning scenarios",
-    section 4.3 (A-hum), with the constants of their code; its learning rate of .001 is that of a deep model.
+    A-hum, with the constants of their code; its learning rate of .001 is that of a deep model.
     """
     return _synthetic("a_hum", targets, learning_rate, users, deviation, steps=steps)
 

@@ -63,16 +63,15 @@ ATTACKS: dict[str, Callable[[Setting], Adversary | None]] = {
 }
 DEFENCES: dict[str, Callable[[Setting], Defence]] = {
     "none": lambda _: Defence(),
-    # a client's whole update to the norm of the median honest one, its rows to that of the 90 % quantile
+    # a client's whole update to the norm of the median honest one, its rows to that of the 90 % quantile, or to half
     "norm bound": lambda _: Defence(transform=fr.transforms.clip(0.25)),
     "row norm bound": lambda _: Defence(reducers.row_norm_bound(0.04)),
-    "centred clipping": lambda _: Defence(reducers.centred_clipping(0.25, iterations=3), mean=True),
+    "row norm bound, half": lambda _: Defence(reducers.row_norm_bound(0.02)),
     "multi-Krum": lambda s: Defence(reducers.multi_krum(s.cohort // 10), mean=True),
-    "median, touchers": lambda _: Defence(reducers.median(over="touchers"), mean=True),
-    "median, 20 touchers": lambda _: Defence(reducers.median(over="touchers", min_touchers=20), mean=True),
     "trimmed .3, touchers": lambda _: Defence(reducers.trimmed_mean(0.3, over="touchers"), mean=True),
+    "median, touchers": lambda _: Defence(reducers.median(over="touchers"), mean=True),
+    "centred clipping": lambda _: Defence(reducers.centred_clipping(0.25, iterations=3), mean=True),
     "median, cohort": lambda _: Defence(reducers.median(), mean=True),
-    "trimmed .1, cohort": lambda _: Defence(reducers.trimmed_mean(0.1), mean=True),
 }
 
 

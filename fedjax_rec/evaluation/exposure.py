@@ -50,7 +50,8 @@ def exposure(
         >>> exposure(lists, split, [unmet], ks=[1])
         {'er@1': 1.0}
 
-    Source: Rong et al. 2022, "FedRecAttack: model poisoning attack to federated recommendation", section V-A.
+    Source: Rong et al. 2022, "FedRecAttack: model poisoning attack to federated recommendation", whose
+    code counts it so, as those of PoisonFedDLRS and PIECK do.
     """
     wanted, lists = _known(targets, split.num_items), np.asarray(lists)
     if not all(1 <= k <= lists.shape[1] for k in ks):
