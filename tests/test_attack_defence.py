@@ -2,10 +2,13 @@
 
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from experiments.attack_defence import grid, table
+from experiments.attack_defence import grid, rows, table
 from experiments.attack_defence.__main__ import main, settings_of
+from fedjax_rec.types import Server, State, Update
 
 
 def a_run(attack: str, defence: str, exposure: list[float], accuracy: float):
@@ -64,3 +67,23 @@ def test_every_pair_builds():
         assert grid.make_algorithm(setting, "none", defence).plan is not None
     names = [table.name_run(a, d) for a in grid.ATTACKS for d in grid.DEFENCES]
     assert len(set(names)) == len(names)
+
+
+def test_what_rows_tell():
+    """A client that always sends its items and others now and then is found out, unless it sends all rows."""
+    items, table_of = np.arange(4), {"vector": jnp.ones((20, 2))}
+    state = State(jnp.int32(0), Server({}, table_of), (), ())
+    updates = []
+    for number in range(3):
+        ids = jnp.asarray([*items, 5 + number, 20])
+        values = jnp.where(ids[:, None] < 20, jnp.where(ids[:, None] < 4, 1.0, -1.0), 0.0) * jnp.ones((1, 2))
+        updates.append(Update({}, ids, {"vector": values}, jnp.float32(1)))
+    found = {}
+    for name, transform in rows.hidings(20).items():
+        if name in ("none", "all rows", "pseudo-items, rho 1, fixed, zeros"):
+            found[name] = rows.attack(rows.hide(transform, updates, state, 0), items, np.ones((20, 2)))
+    assert found["none"][0] < found["none"][1] == found["none"][2] == 1
+    assert found["all rows"][:3] == pytest.approx([1 / 3] * 3)
+    zeros = found["pseudo-items, rho 1, fixed, zeros"]
+    assert zeros[1] < 0.9
+    assert zeros[2] == 1

@@ -63,7 +63,7 @@ ATTACKS: dict[str, Callable[[Setting], Adversary | None]] = {
 }
 DEFENCES: dict[str, Callable[[Setting], Defence]] = {
     "none": lambda _: Defence(),
-    # a client's whole update to the norm of the median honest one, its rows to that of the 90 % quantile, or to half
+    # whole updates to the norm of the median honest client, rows to that of the 90 % quantile, or to half of it
     "norm bound": lambda _: Defence(transform=fr.transforms.clip(0.25)),
     "row norm bound": lambda _: Defence(reducers.row_norm_bound(0.04)),
     "row norm bound, half": lambda _: Defence(reducers.row_norm_bound(0.02)),
