@@ -63,9 +63,10 @@ ATTACKS: dict[str, Callable[[Setting], Adversary | None]] = {
 }
 DEFENCES: dict[str, Callable[[Setting], Defence]] = {
     "none": lambda _: Defence(),
-    # whole updates to the norm of the median honest client, rows to that of the 90 % quantile, or to half of it
+    # whole updates to the norm of the median honest client, rows to that of the 90 % quantile, or less
     "norm bound": lambda _: Defence(transform=fr.transforms.clip(0.25)),
     "row norm bound": lambda _: Defence(reducers.row_norm_bound(0.04)),
+    "row norm bound, 3/4": lambda _: Defence(reducers.row_norm_bound(0.03)),
     "row norm bound, half": lambda _: Defence(reducers.row_norm_bound(0.02)),
     "multi-Krum": lambda s: Defence(reducers.multi_krum(s.cohort // 10), mean=True),
     "trimmed .3, touchers": lambda _: Defence(reducers.trimmed_mean(0.3, over="touchers"), mean=True),
