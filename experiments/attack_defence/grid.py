@@ -51,7 +51,7 @@ class Defence(NamedTuple):
     transform: Transform | None = None
 
 
-# label flip trains as the others do; the rest was chosen of a few powers of ten for its exposure without defence
+# label flip trains as the others do; the other rates were chosen by hand, without defence, on another target
 ATTACKS: dict[str, Callable[[Setting], Adversary | None]] = {
     "none": lambda _: None,
     "EB": lambda s: _colluding(s, promotion.explicit_boosting, learning_rate=10.0),
