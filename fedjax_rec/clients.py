@@ -9,7 +9,7 @@ import jax
 from fedjax_rec.population import Population
 from fedjax_rec.types import Client, Key
 
-PURPOSES = ("init", "private", "cohort", "client", "noise", "faults", "evaluation", "privacy")
+PURPOSES = ("init", "private", "cohort", "client", "noise", "faults", "evaluation", "privacy", "attack")
 
 
 def stream(key: Key, purpose: str) -> Key:

@@ -40,6 +40,7 @@ from fedjax_rec.schedules import Uplink
 from fedjax_rec.soundness import check_sound
 from fedjax_rec.tables import read_rows
 from fedjax_rec.types import (
+    Adversary,
     Aggregator,
     Algorithm,
     Client,
@@ -68,6 +69,7 @@ class Cohorts(TypedDict, total=False):
     sampler: Sampler | None
     cohort: int | None
     transform: Transform | None
+    adversary: Adversary | None
     lanes: int | None
     mesh: Mesh | None
     row_update: str | None
@@ -106,6 +108,7 @@ def federate(
     aggregator: Aggregator | str = "sum",
     server_optimizer: optax.GradientTransformation | None = None,
     transform: Transform | None = None,
+    adversary: Adversary | None = None,
     exchange: Exchange | None = None,
     lanes: int | None = None,
     mesh: Mesh | None = None,
@@ -123,6 +126,7 @@ def federate(
         aggregator: how updates are summed, or its name in `aggregators.NAMES`.
         server_optimizer: any optax transformation; `optax.sgd(1.0)` (FedAvg) by default.
         transform: what a client does to its whole update before it sends it (`fedjax_rec.transforms`).
+        adversary: which clients are malicious, and what they do (`fedjax_rec.promotion`); None for nobody.
         exchange: what the server sends back to each client of the cohort, besides the global model.
         lanes: L; by default by the rule of 8.
         mesh: devices to split each cohort over, of `fedjax_rec.devices.client_mesh`; None for one.
@@ -150,6 +154,7 @@ def federate(
         raise ValueError("row update 'matmul' sums floats; with fixed-point sums use 'scatter' or 'sorted'")
     check_sound(aggregator, transform, exchanges=exchange is not None)
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
+    work = work if adversary is None else adversary.wrap(work)
     uplink = Uplink(aggregator, transform, strategy)
 
     def plan(population: Population) -> Plan:
@@ -188,7 +193,8 @@ def federate(
         state = State(state.round + 1, stepped.server, stepped.opt_state, private, memory)
         return keep_replicated(state, mesh), _report(result, clients, alive, sound, stepped)
 
-    return Algorithm(init, run_round, model.score, model, work, plan, mesh)
+    algorithm = Algorithm(init, run_round, model.score, model, work, plan, mesh)
+    return algorithm if adversary is None or adversary.join is None else adversary.join(algorithm, sampler)
 
 
 def init_private(model: Model, key: Key, num_clients: int, server: Server) -> PyTree:

@@ -1,8 +1,9 @@
 """Transforms: what a client does to its whole update before it sends it.
 
 Each is written for ONE client, `update(key, Update, Server) -> Update`; the engine vmaps it over the clients of a
-wave, inside the compiled round. Rows beyond the client's own have id I and deltas of 0, and must keep them. A
-transform sees the unweighted update, and the global model that the client started from.
+wave, inside the compiled round. Rows beyond the client's own have id I and deltas of 0, and must keep them; a
+transform may append slots (`row_hiding`), if it says in `wire` what they cost. A transform sees the unweighted
+update, and the global model that the client started from.
 """
 
 import math

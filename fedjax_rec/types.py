@@ -284,3 +284,12 @@ class Algorithm(NamedTuple):
     work: ClientWork
     plan: Callable[[Any], Plan]  # population -> what the engine will do
     mesh: jax.sharding.Mesh | None = None
+
+
+class Adversary(NamedTuple):
+    """Malicious clients: what becomes of the clients' work, and what the algorithm must carry for them."""
+
+    name: str
+    wrap: Callable[[ClientWork], ClientWork]
+    # (algorithm, its sampler) -> the algorithm with what colluding clients know between rounds; None: as it is
+    join: Callable[[Algorithm, Sampler], Algorithm] | None = None

@@ -2,6 +2,7 @@
 
 from fedjax_rec.evaluation.baselines import popularity_ranks, popularity_scores, truth_of, truth_ranks
 from fedjax_rec.evaluation.catalogue import beyond_accuracy
+from fedjax_rec.evaluation.exposure import exposure, make_exposure
 from fedjax_rec.evaluation.groups import distribution, group_means
 from fedjax_rec.evaluation.lists import list_metrics, place_metrics
 from fedjax_rec.evaluation.metrics import metrics_from_ranks, standard_errors, user_metrics
@@ -30,9 +31,11 @@ __all__ = [
     "bootstrap_interval",
     "count_rivals",
     "distribution",
+    "exposure",
     "group_means",
     "holm",
     "list_metrics",
+    "make_exposure",
     "make_ranker",
     "make_recommender",
     "merge_top_k",

@@ -1,0 +1,1 @@
+"""Attacks that promote an item against robust aggregation, on MovieLens 100K."""
