@@ -50,6 +50,7 @@ from fedjax_rec.evaluation.central import price_of_federation, run_baselines
 from fedjax_rec.evaluation.evaluator import make_evaluator
 from fedjax_rec.evaluation.metrics import metrics_from_ranks
 from fedjax_rec.evaluation.protocol import Protocol, protocol_id
+from fedjax_rec.faults import Faults
 from fedjax_rec.federate import client_update, federate
 from fedjax_rec.local import local_training, proximal
 from fedjax_rec.population import Population, population_of
@@ -79,6 +80,7 @@ __all__ = [
     "Checkpoints",
     "Client",
     "ClientWork",
+    "Faults",
     "History",
     "LocalBatches",
     "Model",

@@ -77,6 +77,7 @@ def run_cohort(
     noise: jax.Array | None = None,
     memory: PyTree = (),
     watched: jax.Array | bool = True,
+    limit: jax.Array | None = None,
 ) -> Result:
     """Train every client of a cohort and sum (or stack) what they send.
 
@@ -94,6 +95,8 @@ def run_cohort(
         memory: leaves [N, ...], what every client's transform remembers.
         watched: bool[], whether rows are looked at one by one for numbers that are not finite; where updates are
             put together before they are sent, they always are.
+        limit: int32[C], local batches of an epoch after which a client stops; None for none. It then counts
+            with as many examples as it processed.
 
     Returns:
         totals or stack, new private leaves (an absent client's are bit-identical to the old), report.
@@ -104,15 +107,13 @@ def run_cohort(
     Example:
         see `fedjax_rec.federate.federate`, which calls it.
     """
-    num_batches = jnp.where(alive, work.batches.num_batches(clients.num_examples), 0) * (
-        clients.num_examples > 0
-    )
-    weight = uplink.aggregator.weight(clients.num_examples)
+    num_batches, counted = _workload(work, clients.num_examples, alive, limit)
+    weight = uplink.aggregator.weight(counted)
     weight = jnp.where(num_batches > 0, weight, 0.0).astype(jnp.float32)
     noise = jnp.zeros_like(clients.key) if noise is None else noise
     order = jnp.argsort(-num_batches, stable=True)
     old = jax.tree.map(lambda p: p[clients.id[order]], (private, memory))
-    cohort = jax.tree.map(lambda x: x[order], (clients, noise, num_batches, weight))
+    cohort = jax.tree.map(lambda x: x[order], (clients, noise, num_batches, weight, counted))
     run = partial(_run_sorted, work, uplink, jnp.asarray(watched))
     if mesh is None:
         result = run(lanes, population, server, old, *cohort)
@@ -125,6 +126,20 @@ def run_cohort(
     if uplink.aggregator.stacked:
         result = result._replace(totals=jax.tree.map(lambda x: x[place], result.totals))
     return result
+
+
+def _workload(
+    work: ClientWork, num_examples: jax.Array, alive: jax.Array, limit: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """int32[C] local batches of each client, 0 of an absent one, and int32[C] examples that are in them."""
+    usual = jnp.where(alive, work.batches.num_batches(num_examples), 0) * (num_examples > 0)
+    if limit is None:
+        return usual, num_examples
+    done = jnp.clip(limit, 0, usual)
+    share = done / jnp.maximum(usual, 1)  # rounded up, n share fills as many batches as were done
+    return done, jnp.where(
+        done < usual, jnp.ceil(num_examples * share).astype(num_examples.dtype), num_examples
+    )
 
 
 def _decode(aggregator: Aggregator, totals: Any) -> Any:
@@ -198,6 +213,7 @@ def _run_sorted(
     noise: jax.Array,
     num_batches: jax.Array,
     weight: jax.Array,
+    counted: jax.Array,
 ) -> Result:
     """Run one device's sorted clients; `old` holds their private leaves and memories, [C, ...].
 
@@ -205,7 +221,7 @@ def _run_sorted(
     """
     own, memory = old
     work = _settle(work, population, server, own)
-    queue = _make_queue(clients, noise, num_batches, weight)
+    queue = _make_queue(clients, noise, num_batches, weight, counted)
     report = Report(jnp.float32(0), jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.int32(0))
     shapes = upload_shapes(work, population, server, one_of(own))
     sums = _empty(uplink.aggregator, shapes, num_rows(server.tables), queue)
@@ -228,18 +244,18 @@ def _empty(aggregator: Aggregator, shapes: Server, items: int, queue: Queue) -> 
     facts: PyTree = ()
     if aggregator.facts is not None:
         present = queue.batches > 0
-        facts = jax.tree.map(
-            lambda x: jnp.where(present, x, 0.0).sum(), aggregator.facts(queue.clients.num_examples)
-        )
+        facts = jax.tree.map(lambda x: jnp.where(present, x, 0.0).sum(), aggregator.facts(queue.counted))
     return Totals(sums, queue.weight.sum(), jnp.zeros(items) if aggregator.per_row else None, facts)
 
 
-def _make_queue(clients: Client, noise: jax.Array, num_batches: jax.Array, weight: jax.Array) -> Queue:
+def _make_queue(
+    clients: Client, noise: jax.Array, num_batches: jax.Array, weight: jax.Array, counted: jax.Array
+) -> Queue:
     def pad(x: jax.Array) -> jax.Array:
         return jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)])
 
     waiting = (num_batches > 0).sum(dtype=jnp.int32)
-    return Queue(jax.tree.map(pad, clients), pad(noise), pad(num_batches), pad(weight), waiting)
+    return Queue(jax.tree.map(pad, clients), pad(noise), pad(num_batches), pad(weight), pad(counted), waiting)
 
 
 def _settle(work: ClientWork, population: Population, server: Server, old: PyTree) -> ClientWork:

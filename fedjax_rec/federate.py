@@ -31,6 +31,7 @@ from fedjax_rec.aggregators import add_heat, named, total
 from fedjax_rec.clients import client_keys, name_clients, stream
 from fedjax_rec.devices import keep_replicated
 from fedjax_rec.engine import Result, run_cohort
+from fedjax_rec.faults import Faults, check_faults, strike
 from fedjax_rec.guard import keep_where, run_sound
 from fedjax_rec.plan import check_fits, make_plan, row_update_of
 from fedjax_rec.population import Population
@@ -70,6 +71,7 @@ class Cohorts(TypedDict, total=False):
     cohort: int | None
     transform: Transform | None
     adversary: Adversary | None
+    faults: Faults | None
     lanes: int | None
     mesh: Mesh | None
     row_update: str | None
@@ -109,6 +111,7 @@ def federate(
     server_optimizer: optax.GradientTransformation | None = None,
     transform: Transform | None = None,
     adversary: Adversary | None = None,
+    faults: Faults | None = None,
     exchange: Exchange | None = None,
     lanes: int | None = None,
     mesh: Mesh | None = None,
@@ -127,6 +130,7 @@ def federate(
         server_optimizer: any optax transformation; `optax.sgd(1.0)` (FedAvg) by default.
         transform: what a client does to its whole update before it sends it (`fedjax_rec.transforms`).
         adversary: which clients are malicious, and what they do (`fedjax_rec.promotion`); None for nobody.
+        faults: which clients fail, sleep or come late (`fedjax_rec.faults`); None for nobody.
         exchange: what the server sends back to each client of the cohort, besides the global model.
         lanes: L; by default by the rule of 8.
         mesh: devices to split each cohort over, of `fedjax_rec.devices.client_mesh`; None for one.
@@ -143,16 +147,11 @@ def federate(
     Example:
         see `fedjax_rec.algorithms.fedmf`.
     """
-    if lanes is not None and lanes < 1:
-        raise ValueError(f"lanes must be at least 1, not {lanes}")
-    strategy = row_update_of(jax.default_backend()) if row_update is None else row_update
-    if strategy not in STRATEGIES:
-        raise ValueError(f"unknown row update {strategy!r}; choose one of {', '.join(STRATEGIES)}")
     sampler = uniform(cohort) if sampler is None else sampler
     aggregator = named(aggregator) if isinstance(aggregator, str) else aggregator
-    if aggregator.fixed and strategy == "matmul":
-        raise ValueError("row update 'matmul' sums floats; with fixed-point sums use 'scatter' or 'sorted'")
+    strategy = _check_row_update(lanes, row_update, aggregator)
     check_sound(aggregator, transform, exchanges=exchange is not None)
+    check_faults(faults or Faults(), private=aggregator.noise is not None)
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     work = work if adversary is None else adversary.wrap(work)
     uplink = Uplink(aggregator, transform, strategy)
@@ -168,10 +167,11 @@ def federate(
 
     def run_round(key: Key, state: State, population: Population) -> tuple[State, RoundInfo]:
         cohort_key = jax.random.fold_in(stream(key, "cohort"), state.round)
-        ids, alive = sampler(cohort_key, population.num_clients)
+        ids, drawn = sampler(cohort_key, population.num_clients)
         clients = name_clients(jax.random.fold_in(stream(key, "client"), state.round), ids, population)
         chosen = plan(population)
         check_fits(chosen, aggregator.fixed)
+        alive, limit = _arrive(faults, work, stream(key, "faults"), state.round, clients, drawn)
         noise = None
         if transform is not None:
             noise = client_keys(jax.random.fold_in(stream(key, "noise"), state.round), ids)
@@ -179,22 +179,47 @@ def federate(
         def attempt(alive: jax.Array, watched: jax.Array) -> Result:
             start = (state.server, state.private, clients, alive)
             places: Any = {"lanes": chosen.lanes, "mesh": mesh, "noise": noise, "memory": state.memory}
-            return run_cohort(work, uplink, population, *start, **places, watched=watched)
+            return run_cohort(work, uplink, population, *start, **places, watched=watched, limit=limit)
 
         result, sound = run_sound(attempt, alive)
         totals = add_heat(cast("Totals", result.totals), population) if aggregator.heated else result.totals
         secret = jax.random.fold_in(stream(key, "privacy"), state.round)
-        stepped = _step_server(aggregator, optimizer, state, totals, secret)
+        trained = sound & (clients.num_examples > 0)
+        stepped = _step_server(aggregator, optimizer, state, totals, secret, trained.any())
         sent = result.private if exchange is None else exchange(totals, state.server, result.private)
         storing = sound & ~stepped.skipped
         place = jnp.where(storing, ids, population.num_clients)  # an empty slot of the cohort stores nothing
         kept, new = (state.private, state.memory), (sent, result.memory)
         private, memory = jax.tree.map(lambda p, new: p.at[place].set(new, mode="drop"), kept, new)
         state = State(state.round + 1, stepped.server, stepped.opt_state, private, memory)
-        return keep_replicated(state, mesh), _report(result, clients, alive, sound, stepped)
+        missing = (drawn & ~alive & (clients.num_examples > 0)).sum(dtype=jnp.int32)
+        return keep_replicated(state, mesh), _report(result, trained, alive & ~sound, missing, stepped)
 
     algorithm = Algorithm(init, run_round, model.score, model, work, plan, mesh)
     return algorithm if adversary is None or adversary.join is None else adversary.join(algorithm, sampler)
+
+
+def _check_row_update(lanes: int | None, row_update: str | None, aggregator: Aggregator) -> str:
+    """The strategy of the row update, by default that of the back end."""
+    if lanes is not None and lanes < 1:
+        raise ValueError(f"lanes must be at least 1, not {lanes}")
+    strategy = row_update_of(jax.default_backend()) if row_update is None else row_update
+    if strategy not in STRATEGIES:
+        raise ValueError(f"unknown row update {strategy!r}; choose one of {', '.join(STRATEGIES)}")
+    if aggregator.fixed and strategy == "matmul":
+        raise ValueError("row update 'matmul' sums floats; with fixed-point sums use 'scatter' or 'sorted'")
+    return strategy
+
+
+def _arrive(
+    faults: Faults | None, work: ClientWork, key: Key, round_: jax.Array, clients: Client, drawn: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """Which of the drawn clients take part, and how many batches they do at most."""
+    if faults is None:
+        return drawn, None
+    batches = work.batches.num_batches(clients.num_examples)
+    present = drawn & (clients.num_examples > 0)
+    return strike(faults, key, round_, clients.id, present, batches, work.epochs)
 
 
 def init_private(model: Model, key: Key, num_clients: int, server: Server) -> PyTree:
@@ -251,7 +276,7 @@ class Stepped(NamedTuple):
     opt_state: optax.OptState
     norm: jax.Array  # float32[], of the step taken
     signal: jax.Array  # float32[], as in `RoundInfo`
-    skipped: jax.Array  # bool[], whether the step was not finite
+    skipped: jax.Array  # bool[], whether the step was not taken
 
 
 def _step_server(
@@ -260,8 +285,12 @@ def _step_server(
     state: State,
     totals: Totals | Stack,
     secret: Key,
+    anyone: jax.Array,
 ) -> Stepped:
-    """The server's part of a round; a step that is not finite is not taken."""
+    """The server's part of a round; a step that is not finite, or of nobody, is not taken.
+
+    Noise is added to a round of nobody too: that nobody came is private.
+    """
 
     def call(function: Callable, *arguments: PyTree) -> PyTree:
         if aggregator.fixed is None:
@@ -276,7 +305,7 @@ def _step_server(
     descent = jax.tree.map(jnp.negative, update)
     steps, opt_state = call(optimizer.update, descent, state.opt_state, state.server)
     norm = optax.tree.norm([x for x in jax.tree.leaves(steps) if jnp.issubdtype(x.dtype, jnp.floating)])
-    taken = jnp.isfinite(norm)
+    taken = jnp.isfinite(norm) & (anyone | (aggregator.noise is not None))
     steps, opt_state = (
         keep_where(taken, steps, jax.tree.map(jnp.zeros_like, steps)),
         keep_where(taken, opt_state, state.opt_state),
@@ -352,12 +381,12 @@ def _one_client(work: ClientWork) -> Callable[[Key, State, Population, jax.Array
 
 
 def _report(
-    result: Result, clients: Client, alive: jax.Array, sound: jax.Array, stepped: Stepped
+    result: Result, trained: jax.Array, unsound: jax.Array, missing: jax.Array, stepped: Stepped
 ) -> RoundInfo:
     report = result.report
     return RoundInfo(
         loss=report.loss / jnp.maximum(report.examples, 1.0),
-        clients=(sound & (clients.num_examples > 0)).sum(dtype=jnp.int32),
+        clients=trained.sum(dtype=jnp.int32),
         examples=report.examples,
         batches=result.batches,
         lane_steps=result.lane_steps,
@@ -365,6 +394,7 @@ def _report(
         update_norm=stepped.norm,
         saturated=report.saturated,
         signal=stepped.signal,
-        unsound=(alive & ~sound).sum(dtype=jnp.int32),
+        unsound=unsound.sum(dtype=jnp.int32),
         skipped=stepped.skipped.astype(jnp.int32),
+        missing=missing,
     )

@@ -87,7 +87,7 @@ def keep_where(good: jax.Array, new: PyTree, old: PyTree) -> PyTree:
 
 
 def lost(infos: RoundInfo) -> jax.Array:
-    """Which rounds were lost: the step was not taken, or more clients were unsound than sound.
+    """Which rounds were lost: somebody trained but the step was not taken, or most clients were unsound.
 
     Args:
         infos: leaves [T].
@@ -96,8 +96,8 @@ def lost(infos: RoundInfo) -> jax.Array:
         bool[T].
 
     Example:
-        >>> info = RoundInfo(*[jnp.zeros(3)] * 11)._replace(clients=jnp.array([5, 5, 5]))
+        >>> info = RoundInfo(*[jnp.zeros(3)] * 12)._replace(clients=jnp.array([5, 5, 5]))
         >>> lost(info._replace(unsound=jnp.array([0, 5, 6]), skipped=jnp.array([1, 0, 0]))).tolist()
         [True, False, True]
     """
-    return (infos.skipped > 0) | (infos.unsound > infos.clients)
+    return ((infos.skipped > 0) & (infos.clients > 0)) | (infos.unsound > infos.clients)

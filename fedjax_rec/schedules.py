@@ -51,6 +51,7 @@ class Queue(NamedTuple):
     noise: jax.Array  # uint32[C + 1, 2], the keys of the clients' transforms
     batches: jax.Array  # int32[C + 1], local batches in an epoch; 0 = absent
     weight: jax.Array  # float32[C + 1]
+    counted: jax.Array  # int32[C + 1], examples of each that are processed in an epoch
     waiting: jax.Array  # int32[], clients that have something to do
 
 

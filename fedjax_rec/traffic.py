@@ -40,7 +40,7 @@ def count_traffic(
         bytes up and down.
 
     Example:
-        >>> info = RoundInfo(*[np.zeros(1)] * 11)._replace(rows=np.array([6.0]), clients=np.array([3]))
+        >>> info = RoundInfo(*[np.zeros(1)] * 12)._replace(rows=np.array([6.0]), clients=np.array([3]))
         >>> count_traffic(Server({}, np.zeros((1024, 4))), info)
         Traffic(up=34.5, down=32.0)
         >>> count_traffic(Server({}, np.zeros((1024, 4))), info, Server({}, np.zeros((1024, 1))))

@@ -260,7 +260,10 @@ class RoundInfo(NamedTuple):
         jax.Array
     )  # float32[], norm of the aggregate over that of the noise added to it; inf without noise
     unsound: jax.Array  # int32[], clients left out because a number of theirs was not finite
-    skipped: jax.Array  # int32[], 1 where the aggregate was not finite and the model stayed as it was
+    skipped: (
+        jax.Array
+    )  # int32[], 1 where nobody took part or the step was not finite: the model stayed as it was
+    missing: jax.Array  # int32[], clients with data that were drawn and did not arrive (`faults`)
 
 
 class Plan(NamedTuple):

@@ -77,7 +77,7 @@ def test_a_row_costs_r_floats_on_the_way_up():
     """And D on the way down, with the basis and the words of its key."""
     population, algorithm = tiny_population(), fr.colr(rank=2, **SMALL)
     (state,) = ref.run_engine(algorithm, population, KEY, 0)
-    info = RoundInfo(*[jnp.zeros(1)] * 11)._replace(rows=jnp.array([30.0]), clients=jnp.array([3]))
+    info = RoundInfo(*[jnp.zeros(1)] * 12)._replace(rows=jnp.array([30.0]), clients=jnp.array([3]))
     traffic = count_traffic(state.server, info, upload_of(algorithm, population, state))
     assert traffic.up == (10 * 2 * 32 + 10 * 6) / 8  # 40 items: 6 bits an id
     assert traffic.down == (10 * 6 + 2 * 6 + 2) * 4

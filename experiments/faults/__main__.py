@@ -14,12 +14,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from experiments.faults.registry import FAULTS, Setting, Tally
 from experiments.faults.work import use_cache
 
-MODULES = ("kills", "damage", "disk", "drift")  # whose import registers faults
+MODULES = ("kills", "damage", "disk", "drift", "clients")  # whose import registers faults
+MOST_DEVICES = 8  # of one core each
 
 
 def register() -> None:
@@ -85,4 +87,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     use_cache()
+    jax.config.update("jax_num_cpu_devices", MOST_DEVICES)
     raise SystemExit(main())

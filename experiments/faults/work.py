@@ -63,7 +63,7 @@ def toy(rate: float = RATE, dim: int = 4) -> Algorithm:
         private = state.private | {"user": state.private["user"] + table.mean(0)[None]}
         server = Server({"half": state.server.shared["half"] * jnp.bfloat16(0.99)}, {"item": table})
         loss, one = jnp.abs(table).mean(), jnp.int32(1)
-        info = RoundInfo(loss, one, loss, one, one, loss, loss, one, loss, jnp.int32(0), jnp.int32(0))
+        info = RoundInfo(loss, one, loss, one, one, loss, loss, one, loss, *[jnp.int32(0)] * 3)
         return State(state.round + 1, server, rest, private, state.memory), info
 
     def plan(population: fr.Population) -> Plan:

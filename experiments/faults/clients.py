@@ -1,0 +1,162 @@
+"""Clients that go wrong: bad numbers, drop-out, and the same clients on other numbers of devices."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import fedjax_rec as fr
+from experiments.faults.registry import Outcome, Setting, Tally, fault, tally
+from fedjax_rec.aggregators import fixed_point, total
+from fedjax_rec.clients import stream
+from fedjax_rec.faults import Faults, strike
+from fedjax_rec.leaves import digest, to_arrays
+from fedjax_rec.robust import norm_bound
+from fedjax_rec.testing import fixed, tiny_population
+from fedjax_rec.transforms import clip, quantise
+from fedjax_rec.types import RoundInfo, State
+
+KEY = jax.random.key(3)
+SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10}
+BAD = (np.nan, np.inf, -np.inf, 1e30)  # what a bad client starts from, so that its update is bad too
+DENORMAL = 1e-40
+WAYS: dict[str, dict[str, Any]] = {  # by which updates reach the sums
+    "lanes": {},
+    "waves": {"local_epochs": 2},
+    "a clip": {"transform": clip(1.0)},
+    "whole updates": {"transform": quantise(8)},
+    "a stack": {"aggregator": norm_bound(1.0)},
+    "integers": {"aggregator": fixed_point(total(), capacity=24)},
+    "a server optimizer": {"server_optimizer": optax.adam(0.1)},
+}
+EXACT: dict[str, Any] = {"aggregator": fixed_point(total(), capacity=24)}
+RATES = (0.0, 0.2, 0.5, 0.9, 1.0)
+ALGORITHMS: dict[str, tuple[Callable[..., fr.Algorithm], dict[str, Any]]] = {
+    "fedmf": (fr.fedmf, {}),
+    "fedmf, bpr": (fr.fedmf, {"loss": "bpr", "local_epochs": 2}),
+    "fedncf": (fr.fedncf, {"architecture": "gmf"}),
+    "fedper": (fr.fedper, {"base_layers": 1}),
+    "fedtwotower": (fr.fedtwotower, {"hidden": 4}),
+}
+DEVICES = (1, 2, 4, 8)
+
+
+@functools.cache
+def _program(way: str) -> Callable[..., tuple[State, RoundInfo]]:
+    """A round: (vectors [N, D], who is present bool[N], order int32[N], number int32[]) -> state and report."""
+    population = tiny_population()
+
+    @jax.jit
+    def run(
+        vectors: jax.Array, alive: jax.Array, order: jax.Array, turn: jax.Array
+    ) -> tuple[State, RoundInfo]:
+        settings = EXACT if way == "exact" else WAYS[way]
+        algorithm = fr.fedmf(sampler=lambda key, n: (order, alive[order]), **SMALL, **settings)  # noqa: ARG005
+        state = algorithm.init(KEY, population)
+        state = state._replace(private=state.private | {"vector": vectors}, round=turn)
+        return algorithm.round(KEY, state, population)
+
+    return run
+
+
+@functools.cache
+def _vectors() -> jax.Array:
+    return fr.fedmf(**SMALL).init(KEY, tiny_population()).private["vector"]
+
+
+@fault("bad client updates", times=500, short=12)
+def bad_numbers(setting: Setting) -> Tally:
+    """NaN, infinite, 1e30 and denormal clients, 1 to all of a cohort: the round is that of the others."""
+    ways = list(WAYS) if setting.real else list(WAYS)[:1]
+    return tally(_spoil(setting.rng, ways[number % len(ways)]) for number in range(setting.times))
+
+
+def _spoil(rng: np.random.Generator, way: str) -> Outcome:
+    vectors, run = np.asarray(_vectors()), _program(way)
+    size = len(vectors)
+    bad = np.isin(np.arange(size), rng.permutation(size)[: rng.integers(1, size + 1)])
+    value = rng.choice([*BAD, DENORMAL])
+    sick = np.where(bad[:, None], np.float32(value), vectors)
+    everyone, order, turn = jnp.ones(size, bool), jnp.arange(size), jnp.int32(rng.integers(10**6))
+    found, info = run(jnp.asarray(sick), everyone, order, turn)
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(found.server)):
+        return "lost"
+    if value == DENORMAL:  # small numbers are numbers: nobody is left out
+        return "survived" if int(info.unsound) == 0 else "lost"
+    expected, _ = run(jnp.asarray(vectors), jnp.asarray(~bad), order, turn)
+    return "survived" if _same(found, expected, ~bad) else "silent"
+
+
+@fault("drop-out", times=200, short=10)
+def dropped(setting: Setting) -> Tally:
+    """None to all of a cohort fail: the sum is exactly that of the survivors, and a round of nobody is skipped."""
+    rates = RATES if setting.real else RATES[-2:]
+    return tally(_drop(setting.rng, rates[number % len(rates)]) for number in range(setting.times))
+
+
+@functools.cache
+def _faulty(rate: float) -> Callable[[jax.Array], tuple[State, RoundInfo]]:
+    """A round in which clients fail: number of the round -> state and report."""
+    population = tiny_population()
+    ids = np.arange(population.num_clients)
+    algorithm = fr.fedmf(sampler=fixed(ids), faults=Faults(drop_out=rate), **SMALL, **EXACT)
+
+    @jax.jit
+    def run(turn: jax.Array) -> tuple[State, RoundInfo]:
+        return algorithm.round(KEY, algorithm.init(KEY, population)._replace(round=turn), population)
+
+    return run
+
+
+def _drop(rng: np.random.Generator, rate: float) -> Outcome:
+    turn, size = jnp.int32(rng.integers(10**6)), len(_vectors())
+    found, info = _faulty(rate)(turn)
+    ids, there = jnp.arange(size), jnp.ones(size, bool)
+    arrived, _ = strike(
+        Faults(drop_out=rate), stream(KEY, "faults"), turn, ids, there, jnp.ones(size, int), 1
+    )
+    expected, others = _program("exact")(_vectors(), arrived, jnp.asarray(rng.permutation(size)), turn)
+    counted = int(info.clients) == int(others.clients) and int(info.skipped) == int(not arrived.any())
+    return "survived" if counted and _same(found, expected, np.ones(size, bool)) else "silent"
+
+
+@fault("devices", times=20, short=4)
+def devices(setting: Setting) -> Tally:
+    """1, 2, 4 and 8 devices, five algorithms, fixed-point sums: one SHA-256."""
+    return tally(_on(list(ALGORITHMS)[number // 4], DEVICES[number % 4]) for number in range(setting.times))
+
+
+def _on(name: str, count: int) -> Outcome:
+    return "survived" if _hash(name, count) == _hash(name, 1) else "silent"
+
+
+@functools.cache
+def _hash(name: str, count: int) -> str:
+    """SHA-256 of the state after two rounds on so many devices."""
+    if count > len(jax.devices()):
+        raise ValueError(
+            f"{count} devices are needed, there are {len(jax.devices())}; start this script anew"
+        )
+    make, settings = ALGORITHMS[name]
+    population = tiny_population()
+    sampler = fixed(np.arange(population.num_clients))
+    algorithm = make(
+        **SMALL | settings, **EXACT, sampler=sampler, lanes=2 * count, mesh=fr.client_mesh(count)
+    )
+    state, _ = fr.simulate(algorithm, population, rounds=2, eval_every=2)
+    return digest(to_arrays((state.server, state.private)))
+
+
+def _same(found: State, expected: State, which: np.ndarray) -> bool:
+    """Equal bits of the server, of its optimizer, and of some clients' vectors."""
+    vectors = (np.asarray(state.private["vector"])[which] for state in (found, expected))
+    pairs = zip(
+        jax.tree.leaves((found.server, found.opt_state)),
+        jax.tree.leaves((expected.server, expected.opt_state)),
+        strict=True,
+    )
+    return all(np.array_equal(a, b) for a, b in pairs) and np.array_equal(*vectors)
