@@ -126,6 +126,7 @@ def clip_batch_size(settings: Settings, split: Split) -> Settings:
         the settings, their batch size at most that of the longest client's whole history.
 
     Example:
+        >>> from fedjax_rec.inputs import load_inputs
         >>> settings = complete(Settings(batch_size=10**9))
         >>> clip_batch_size(settings, load_inputs(settings).split).batch_size
         1990
@@ -152,6 +153,7 @@ def point_of(settings: Settings, algorithm: Algorithm, split: Split) -> Point | 
         ValueError: if the algorithm's clients train no table of their own.
 
     Example:
+        >>> from fedjax_rec.inputs import load_inputs
         >>> point_of(Settings(), make_algorithm(Settings()), load_inputs(Settings()).split) is None
         True
     """
@@ -175,6 +177,7 @@ def fold_in_of(settings: Settings, algorithm: Algorithm, heldout: Split) -> Poin
         ValueError: if the algorithm has no way to learn about a new client.
 
     Example:
+        >>> from fedjax_rec.inputs import load_inputs
         >>> settings = Settings(splitter="strong")
         >>> fold_in_of(settings, make_algorithm(settings), load_inputs(settings).heldout).score is not None
         True

@@ -315,17 +315,14 @@ def test_the_command_line_goes_on(tmp_path, events, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     assert main(_small(events, straight)) == 0
-    saved = stopped / "checkpoints" / "train" / "round-00000004"
 
-    def interrupt():
-        while not saved.exists():
-            time.sleep(0.002)
-        signal.raise_signal(signal.SIGINT)
+    def interrupt(progress):
+        if progress.round == 4:
+            signal.raise_signal(signal.SIGINT)
 
-    watcher = threading.Thread(target=interrupt)
-    watcher.start()
-    assert main([*_small(events, stopped), "--checkpoint-every", "2"]) == 0
-    watcher.join()
+    with monkeypatch.context() as patched:
+        patched.setattr("fedjax_rec.report.progress_bar", lambda **_: interrupt)
+        assert main([*_small(events, stopped), "--checkpoint-every", "2"]) == 0
     assert f"go on with: fedjax-rec resume {stopped}" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"config\.json is missing; go on with: fedjax-rec resume"):
         fr.load(stopped)
