@@ -17,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from fedjax_rec.data.columns import Columns, Where, encode, to_interactions
+from fedjax_rec.data.columns import Columns, to_interactions
 from fedjax_rec.data.errors import DataError, unknown_column
 from fedjax_rec.data.interactions import Dataset, Heldout, Interactions
 from fedjax_rec.data.text import Table, open_text, parse, read_header
+from fedjax_rec.data.vocabulary import Where, encode
 
 
 def read_loo_directory(path: str | Path, *, duplicates: str = "error") -> Dataset:
