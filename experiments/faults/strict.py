@@ -1,6 +1,6 @@
 """A slow and strict reader of ratings files in plain Python: what the fast one is compared with.
 
-It shares no code with `fedjax_rec.data`, only the rules, which stand in the docstring of `fedjax_rec.data.readers`.
+It shares no code with `fedjax_rec.data`, only the rules, which are those of the docstring of its `readers`.
 """
 
 import math
@@ -124,13 +124,14 @@ def _header(fields: Sequence[str], typed: bool) -> list[int]:
     """The places of user, item, rating and time, -1 where there is none."""
     _demand(not any("\n" in name or "\r" in name for name in fields), "a name over two lines")
     names = [name.strip() for name in fields]
+    wanted: list[tuple[str, ...]]
     _demand(not all(re.fullmatch(r"[+-]?[0-9.]+", name) for name in names), "no header")
     if typed:
         _demand(all(":" in name for name in names), "a name without a type")
         names = [name.rsplit(":", 1)[0] for name in names]
         wanted = [("user_id",), ("item_id",), ("rating",), ("timestamp",)]
     else:
-        wanted = list(_ALIASES.values())
+        wanted = [*_ALIASES.values()]
         names = [name.casefold() for name in names]
     found = [next((alias for alias in aliases if alias in names), None) for aliases in wanted]
     _demand(None not in found[:2], "no column of users or items")

@@ -183,9 +183,10 @@ def _refuse_odd_bytes(text: Text) -> None:
             ends = [end for end in (data.find(b"\n", start), data.find(b"\r", start)) if end >= 0]
             length = min(ends, default=len(data)) - first
             if length > LONGEST_LINE:
+                line = text.line_at(first)
                 raise DataError(
-                    f"{path}:{text.line_at(first)}: a line of {length:,} bytes, at most {LONGEST_LINE:,} are read; is "
-                    "this a file of ratings?"
+                    f"{path}:{line}: {length:,} bytes in a line, at most {LONGEST_LINE:,} are read; "
+                    "are these ratings?"
                 )
 
 
