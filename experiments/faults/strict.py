@@ -20,6 +20,7 @@ _ALIASES = {
     "timestamp": ("timestamp",),
 }
 _LONGEST_LINE, _LONGEST_ID = 2**17, 1000
+_BLANKS = " \t\n\r\v\f"  # around numbers; around ids all that Unicode calls white space
 
 
 class RefusedError(Exception):
@@ -150,7 +151,7 @@ def _ids(fields: Sequence[str]) -> list[int | str]:
 
 
 def _number(field: str) -> float:
-    _demand(bool(_NUMBER.fullmatch(field.strip())), "no number")
+    _demand(bool(_NUMBER.fullmatch(field.strip(_BLANKS))), "no number")
     _demand(math.isfinite(float(field)), "not finite")
     return float(field)
 
@@ -167,7 +168,7 @@ def _times(fields: Sequence[str] | None) -> list[int] | list[float] | None:
     if fields is None:
         return None
     numbers = [_number(field) for field in fields]
-    if all(_INTEGER.fullmatch(field.strip()) for field in fields):
+    if all(_INTEGER.fullmatch(field.strip(_BLANKS)) for field in fields):
         whole = [int(field) for field in fields]
         _demand(all(-(2**63) <= time < 2**63 for time in whole), "beyond int64")
         return whole

@@ -271,7 +271,7 @@ def parse_chunks(
         names: the names of all its columns, in order.
         ids: the columns that hold ids: int64 if every id so far is a plain decimal integer, text otherwise.
         header: whether the first line holds the names.
-        rows: of a chunk; by default what a sixteenth of the file holds, within 1 and 16 MiB.
+        rows: of a chunk; by default what a 64th of the file holds, within 256 KiB and 16 MiB.
 
     Yields:
         The chunks; columns that are not ids are numbers where all their fields in the chunk are numbers.
@@ -287,7 +287,7 @@ def parse_chunks(
     """
     data, found = text.data, 0
     if rows is None:
-        share = min(max(len(data) // 16, PIECE), 16 * PIECE)
+        share = min(max(len(data) // 64, PIECE // 4), 16 * PIECE)
         rows = max(share * text.most_rows // len(data), 1)
     try:
         for frame in _chunks(text, _distinct(names), ids, header, rows):
