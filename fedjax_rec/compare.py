@@ -10,13 +10,13 @@ are adjusted together (Holm), so that a table of many runs does not find winners
 
 import json
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_rec.data.arrays import read_arrays
 from fedjax_rec.data.errors import nearest
 from fedjax_rec.evaluation.metrics import user_metrics
 from fedjax_rec.evaluation.ranking import Places
@@ -105,9 +105,8 @@ def read_run(folder: str | Path) -> Run:
         raise ValueError(f"{folder} has no per-user data (per_user.npz is missing), so it cannot be compared")
     try:
         config, protocol = (json.loads((folder / name).read_text("utf-8")) for name in _FILES[:2])
-        with (folder / "per_user.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            users = {name: arrays[name] for name in arrays.files}
-    except (ValueError, zipfile.BadZipFile, EOFError, OSError) as problem:
+        users = read_arrays(folder / "per_user.npz")
+    except (ValueError, OSError) as problem:
         raise ValueError(f"{folder} is not a sound run folder: {problem}") from problem
     if not (isinstance(config, dict) and isinstance(protocol, dict) and "protocol_id" in protocol):
         raise ValueError(f"{folder} is not a sound run folder: protocol.json has no protocol_id")

@@ -14,7 +14,6 @@
 
 import dataclasses
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ import jax
 import numpy as np
 
 from fedjax_rec.central import arrays_of, details_of
+from fedjax_rec.data.arrays import read_arrays
 from fedjax_rec.evaluation.protocol import protocol_id
 from fedjax_rec.experiment import Outcome
 from fedjax_rec.folders import (
@@ -267,15 +267,14 @@ def load(folder: str | Path) -> Recommender:
             raise ValueError(f"{folder} is not a run folder: {name} is missing{hint}")
     try:
         return _read(folder)
-    except (KeyError, TypeError, zipfile.BadZipFile, EOFError, OSError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as problem:
         raise ValueError(f"{folder} is not a sound run folder: {problem}") from problem
 
 
 def _read(folder: Path) -> Recommender:
     settings = Settings(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
     algorithm = make_algorithm(dataclasses.replace(settings, devices=1))
-    with (folder / "model.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        stored = {name: arrays[name] for name in arrays.files}
+    stored = read_arrays(folder / "model.npz")
     nested = _nest({name: stored[name] for name in stored if name.startswith("params/")})
     server = nested["server"]
     return Recommender(

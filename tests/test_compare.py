@@ -275,7 +275,7 @@ def test_baselines_stand_beside_runs(runs, tmp_path, capsys):
     """A folder of baselines is a row for each method; FOLDER:METHOD is one of them, with its own ranks."""
     folder = tmp_path / "central"
     write_run(folder, np.arange(USERS), without=("rank_full", "tied_full", "rank_sampled", "tied_sampled"))
-    with np.load(folder / "per_user.npz") as arrays:
+    with np.load(folder / "per_user.npz", allow_pickle=False) as arrays:
         kept = {name: arrays[name] for name in arrays.files}
     ranks = {"ease": np.arange(USERS) % 7, "popularity": np.arange(USERS) % 50}
     for name, places in ranks.items():

@@ -105,3 +105,14 @@ def test_movielens_1m(shared_data):
     own = counts[positives][:, None]
     rank = (scores > own).sum(1) + (scores == own).sum(1) / 2
     assert abs((rank < 10).mean() - 0.4538) < 0.001
+
+
+def test_blanks_around_ids(tmp_path):
+    """They play no part, in whichever of the files they stand."""
+    (tmp_path / "train.tsv").write_text("user\titem\n 7\t1\n8\t1 \n")
+    (tmp_path / "test.tsv").write_text("user\titem\n8\t 2\n7 \t2\n")
+    (tmp_path / "negatives.tsv").write_text("user\titems\n 8\t3\n7\t4 3\n")
+    data: Any = read_loo_directory(tmp_path)
+    assert data.interactions.user_ids.tolist() == [7, 8]
+    assert data.test.items.tolist() == [1, 1]
+    assert data.test.candidates.tolist() == [[3, 2], [2, -1]]

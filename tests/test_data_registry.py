@@ -1,5 +1,6 @@
 """The registry: folders, the cache, mirrors, and downloads that go wrong in every way."""
 
+import contextlib
 import hashlib
 import http.server
 import io
@@ -39,6 +40,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Serves the server's `files`, with a claimed length from `lengths`, and notes what was asked."""
 
     server: Any
+    headerless = False
 
     def do_GET(self):
         self.server.asked.append(self.path)
@@ -47,9 +49,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
             return
         self.send_response(200)
-        self.send_header("Content-Length", str(self.server.lengths.get(self.path, len(content))))
+        if not self.headerless:
+            self.send_header("Content-Length", str(self.server.lengths.get(self.path, len(content))))
         self.end_headers()
-        self.wfile.write(content)
+        with contextlib.suppress(OSError):  # the other side may have had enough
+            self.wfile.write(content)
 
     def log_message(self, *_):
         """Stay silent."""
@@ -150,6 +154,11 @@ CORRUPT = bytes([GOOD[0] ^ 1]) + GOOD[1:]
 BROKEN = {
     "missing": ({}, {}, "HTTP Error 404"),
     "truncated": ({"/ml-100k.zip": GOOD[:50]}, {"/ml-100k.zip": len(GOOD)}, "truncated, 50 of"),
+    "claims to be larger": (
+        {"/ml-100k.zip": GOOD},
+        {"/ml-100k.zip": 2**40},
+        "wrong size, 1099511627776 bytes",
+    ),
     "wrong size": ({"/ml-100k.zip": GOOD + b"x"}, {}, "wrong size"),
     "corrupt": ({"/ml-100k.zip": CORRUPT}, {}, "wrong sha256"),
 }
@@ -169,19 +178,60 @@ def test_broken_downloads(server, local, kind):
     assert server.asked[-3:] == ["/ml-100k.zip", "/none.zip", "/mirror/ml-100k.zip"]
 
 
+def test_no_more_is_taken_than_was_published(server, local, monkeypatch):
+    """Without an announced length a download ends at the published size or the cap; a slow one ends, too."""
+    monkeypatch.setattr(server.RequestHandlerClass, "headerless", True)
+    server.files = {"/ml-100k.zip": GOOD + bytes(10**6)}
+    assert f"wrong size, more than {len(GOOD)} bytes" in failed()
+    local(sha256=None, size=None)
+    monkeypatch.setattr(download, "_MOST", 1000)
+    assert "wrong size, more than 1000 bytes" in failed()
+    monkeypatch.setattr(download, "_MOST", 10**7)
+    monkeypatch.setattr(download, "_PATIENCE", -1.0)
+    monkeypatch.setattr(download, "_SLOWEST", 1e12)
+    assert "too slow" in failed()
+    assert not list(local().glob("*"))
+
+
+def test_no_way_out_of_https(local, monkeypatch):
+    """A redirection to plain http elsewhere is refused before its bytes are used."""
+    real = urllib.request.urlopen
+
+    def elsewhere(*args, **kwargs):
+        answer = real(*args, **kwargs)
+        answer.url = "http://example.org/ml-100k.zip"
+        return answer
+
+    monkeypatch.setattr(urllib.request, "urlopen", elsewhere)
+    assert "not an https address" in failed()
+    assert not list(local().glob("*"))
+
+
 def test_no_connection(local):
     """A refused connection is one line, too."""
     local(url="http://127.0.0.1:9/ml-100k.zip")
     assert "127.0.0.1:9" in failed()
     local(url="file:///etc/hostname")
-    assert "not an http or https address" in failed()
+    assert "not an https address" in failed()
+    local(url="http://example.org/ml-100k.zip")
+    assert "not an https address" in failed()
 
 
 EVIL = {
     "no member": archive(("other", b"")),
-    "path traversal": archive(("../../ml-100k/u.data", U_DATA), ("/ml-100k/u.data", U_DATA)),
+    "path traversal": archive(("ml-100k/u.data", U_DATA), ("../../ml-100k/u.data", U_DATA)),
+    "absolute": archive(("ml-100k/u.data", U_DATA), ("/ml-100k/u.data", U_DATA)),
     "link": archive(("ml-100k/u.data", b"/etc/passwd"), mode=stat.S_IFLNK | 0o777),
     "no archive": b"<html>blocked</html>",
+}
+
+
+EVIL_REASONS = {
+    "no member": "has no ml-100k/u.data",
+    "path traversal": "a name that leads elsewhere",
+    "absolute": "an absolute name",
+    "link": "not a regular file",
+    "no archive": "damaged zip archive",
 }
 
 
@@ -190,10 +240,7 @@ def test_evil_archives(server, local, tmp_path, kind):
     """Only a regular member of exactly the right name is ever written, and only in the right place."""
     server.files = {"/ml-100k.zip": EVIL[kind]}
     folder = local(sha256=None, size=None)
-    reason = {"link": "not a regular file", "no archive": "damaged zip archive"}.get(
-        kind, "has no ml-100k/u.data"
-    )
-    assert reason in failed()
+    assert EVIL_REASONS[kind] in failed()
     assert not list(folder.glob("*"))
     assert not list(tmp_path.rglob("u.data"))
 

@@ -20,7 +20,7 @@ import numpy as np
 from experiments.faults.registry import FAULTS, Setting, Tally
 from experiments.faults.work import use_cache
 
-MODULES = ("kills", "damage", "disk", "drift", "clients")  # whose import registers faults
+MODULES = ("kills", "damage", "disk", "drift", "clients", "files")  # whose import registers faults
 MOST_DEVICES = 8  # of one core each
 
 

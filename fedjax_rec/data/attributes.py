@@ -52,9 +52,9 @@ def read_user_attributes(path: str | Path, user_ids: np.ndarray) -> dict[str, np
     text = text._replace(data=text.data.replace(text.separator.encode(), b"\t"), separator="\t")
     names = list(columns) or ["user" if name == "user_id" else name for name in _untyped(read_header(text))]
     if "user" not in names:
-        raise DataError(f"{path}: no column 'user_id'; its columns are {', '.join(names)}")
+        raise DataError(f"{text.where(0)}: no column 'user_id'; its columns are {', '.join(names)}")
     table = parse(text, names, ids=names, header=not columns)
-    frame = table.frame.astype(str)
+    frame = table.frame.astype(str).apply(lambda column: column.str.strip())
     repeated = frame["user"].duplicated().to_numpy()
     if repeated.any():
         row = int(repeated.argmax())

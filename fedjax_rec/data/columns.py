@@ -1,22 +1,21 @@
 """Columns to `Interactions`: codes by first appearance, checked numbers, and the rule for duplicate pairs.
 
-Every reader ends here. A check that fails names its row through `where`, which a file reader turns into
-`file:line` only then.
+Every reader ends here, with a frame or with the chunks of a file. A check that fails names its row through
+`where`, which a file reader turns into `file:line` only then.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from fedjax_rec.data.duplicates import KEEP, keep_one
 from fedjax_rec.data.errors import DataError
 from fedjax_rec.data.interactions import Interactions
+from fedjax_rec.data.vocabulary import Vocabulary, Where
 
-Where = Callable[[int], str]
-
-_KEEP = ("error", "first", "last")
-_EXACT = 2.0**53  # float64 holds every integer up to here
+_EXACT = 2.0**53  # float64 holds every integer below
 
 
 class Columns(NamedTuple):
@@ -35,7 +34,7 @@ def to_interactions(frame: pd.DataFrame, columns: Columns, where: Where, duplica
         frame: one row for each event, at least one.
         columns: which columns to take.
         where: names a row of the frame, counted from zero, in messages.
-        duplicates: what to do when a user meets an item twice: "error", or keep the "first" or "last" row.
+        duplicates: "error", or keep the "first" or the "last" event of a pair, by time where there are times.
 
     Returns:
         The interactions in the frame's order.
@@ -50,58 +49,73 @@ def to_interactions(frame: pd.DataFrame, columns: Columns, where: Where, duplica
         >>> events.users, events.user_ids, events.item_ids[0]
         (array([0, 1], dtype=int32), array(['b', 'a'], dtype='<U1'), np.int64(1000000000000000))
     """
-    if duplicates not in _KEEP:
-        raise DataError(f"duplicates={duplicates!r}: choose one of {', '.join(map(repr, _KEEP))}")
-    users, user_ids = encode(frame[columns.user], columns.user, where)
-    items, item_ids = encode(frame[columns.item], columns.item, where)
-    ratings = None if columns.rating is None else _ratings(frame[columns.rating], where)
-    times = None if columns.timestamp is None else _timestamps(frame[columns.timestamp], where)
-    events = Interactions(users, items, ratings, times, user_ids, item_ids)
-    return _without_duplicates(events, where, duplicates)
+    check_rule(duplicates)
+    return keep_one(gather([frame], len(frame), columns, where), where, duplicates)
 
 
-def encode(values: pd.Series, name: str, where: Where) -> tuple[np.ndarray, np.ndarray]:
-    """Codes a column of ids densely, in the order of first appearance.
+def check_rule(duplicates: str) -> str:
+    """Checks the name of a rule for duplicate pairs.
 
     Args:
-        values: [M] ids of any type.
-        name: the column's name, for messages.
-        where: names a row in messages.
+        duplicates: the name.
 
     Returns:
-        int32[M] codes, and the external ids: int64 where all are integers in plain decimal form, else str.
+        The same.
 
     Raises:
-        DataError: naming the first row whose id is empty.
+        DataError: if there is no such rule.
 
     Example:
-        >>> encode(pd.Series(["7", "07", "7"]), "user", str)
-        (array([0, 1, 0], dtype=int32), array(['7', '07'], dtype='<U2'))
+        >>> check_rule("last")
+        'last'
     """
-    if values.dtype == object:
-        values = values.map(str, na_action="ignore")
-    codes, uniques = pd.factorize(values)
-    ids = _external(pd.Series(uniques))
-    empty = codes < 0
-    if ids.dtype.kind == "U":
-        empty |= (np.char.str_len(np.char.strip(ids)) == 0)[codes]
-    if empty.any():
-        raise DataError(f"{where(int(empty.argmax()))}: empty {name!r}")
-    return codes.astype(np.int32), ids
+    if duplicates not in KEEP:
+        raise DataError(f"duplicates={duplicates!r}: choose one of {', '.join(map(repr, KEEP))}")
+    return duplicates
 
 
-def _external(uniques: pd.Series) -> np.ndarray:
-    if uniques.dtype.kind in "iu" and uniques.max() <= np.iinfo(np.int64).max:
-        return uniques.to_numpy(np.int64)
-    if uniques.dtype.kind == "f" and (uniques % 1 == 0).all() and uniques.abs().max() <= _EXACT:
-        return uniques.to_numpy(np.int64)  # integers that went through a float column
-    texts = np.array(uniques.astype(str).tolist(), dtype=np.str_)
-    integral = np.char.isdecimal(np.char.replace(texts, "-", "", count=1)) & (np.char.str_len(texts) < 19)
-    if integral.all():
-        numbers = np.where(np.char.rfind(texts, "-") > 0, "0", texts).astype(np.int64)
-        if (numbers.astype(np.str_) == texts).all():
-            return numbers
-    return texts
+def gather(chunks: Iterable[pd.DataFrame], most: int, columns: Columns, where: Where) -> Interactions:
+    """Codes and checks the columns of a table that comes in chunks; duplicates are left in.
+
+    Args:
+        chunks: of the table, in order.
+        most: rows that may come, at least as many as do.
+        columns: which columns to take.
+        where: names a row of the table, counted from zero, in messages.
+
+    Returns:
+        The interactions in the table's order.
+
+    Raises:
+        DataError: naming the first row of a chunk that has an empty id or a number that is not finite.
+
+    Example:
+        >>> halves = (pd.DataFrame({"u": [n], "i": [5]}) for n in (3, 1))
+        >>> gather(halves, 2, Columns("u", "i"), str).user_ids
+        array([3, 1])
+    """
+    names = Vocabulary(columns.user), Vocabulary(columns.item)
+    codes = np.empty(most, np.int32), np.empty(most, np.int32)
+    ratings = None if columns.rating is None else np.empty(most, np.float32)
+    times = None if columns.timestamp is None else _Times(most)
+    rows = 0
+    for chunk in chunks:
+        block, here = slice(rows, rows + len(chunk)), _shift(where, rows)
+        for vocabulary, column in zip(names, codes, strict=True):
+            column[block] = vocabulary.codes(chunk[vocabulary.name], here)
+        if ratings is not None:
+            ratings[block] = _ratings(chunk[columns.rating], here)
+        if times is not None:
+            times.put(chunk[columns.timestamp], block, here)
+        rows += len(chunk)
+    users, items = (column[:rows] for column in codes)
+    user_ids, item_ids = (vocabulary.ids() for vocabulary in names)
+    held = None if times is None else times.take(rows, where)
+    return Interactions(users, items, None if ratings is None else ratings[:rows], held, user_ids, item_ids)
+
+
+def _shift(where: Where, start: int) -> Where:
+    return lambda row: where(row + start)
 
 
 def _numbers(values: pd.Series, name: str, where: Where) -> np.ndarray:
@@ -111,7 +125,8 @@ def _numbers(values: pd.Series, name: str, where: Where) -> np.ndarray:
         row = int(bad.argmax())
         value = values.iloc[row]
         shown = repr(value) if isinstance(value, str) else str(value)
-        raise DataError(f"{where(row)}: {name} {shown} is not a finite number")
+        shown = shown if len(shown) < 60 else f"{shown[:50]}..."
+        raise DataError(f"{where(row)}: {name} {shown} is not a finite number; correct or delete the line")
     return array
 
 
@@ -129,48 +144,53 @@ def _ratings(values: pd.Series, where: Where) -> np.ndarray:
     large = np.abs(array) > np.finfo(np.float32).max
     if large.any():
         row = int(large.argmax())
-        raise DataError(f"{where(row)}: rating {array[row]} is too large for float32")
+        raise DataError(
+            f"{where(row)}: rating {array[row]} is too large for float32; correct or delete the line"
+        )
     return array.astype(np.float32)
 
 
-def _timestamps(values: pd.Series, where: Where) -> np.ndarray:
-    if values.dtype.kind == "M":
-        values = _seconds(values)
-    array = _numbers(values, "timestamp", where)
-    if array.dtype.kind == "i" or ((np.abs(array) <= _EXACT).all() and (array % 1 == 0).all()):
-        return array.astype(np.int64)
-    return array.astype(np.float64)
+class _Times:
+    """Times as int64, or as float64 from the first fraction on.
+
+    Whole seconds may be any int64. Beside numbers in another form (a point, an exponent) all must be below 2^53,
+    so that float64 holds each exactly.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.whole = np.empty(most, np.int64)
+        self.floats = False  # whether any chunk came as floats,
+        self.fractions: np.ndarray | None = None  # and the times once one of them was no integer
+
+    def put(self, values: pd.Series, block: slice, where: Where) -> None:
+        array = _numbers(_seconds(values) if values.dtype.kind == "M" else values, "timestamp", where)
+        if array.dtype.kind == "f":
+            self.floats = True
+            _refuse_large(array, where)
+            if self.fractions is None and (array % 1 != 0).any():
+                self.fractions = self.whole.view(np.float64)  # in the same place
+                self.fractions[: block.start] = self.whole[: block.start].astype(np.float64)
+        elif array.dtype.kind == "u" and (array > np.iinfo(np.int64).max).any():
+            _refuse_large(array.astype(np.float64), where)
+        (self.whole if self.fractions is None else self.fractions)[block] = array
+
+    def take(self, rows: int, where: Where) -> np.ndarray:
+        times = (self.whole if self.fractions is None else self.fractions)[:rows]
+        if self.floats:
+            _refuse_large(times, where)
+        return times
+
+
+def _refuse_large(array: np.ndarray, where: Where) -> None:
+    large = (array >= _EXACT) | (array <= -_EXACT)
+    if large.any():
+        row = int(large.argmax())
+        raise DataError(
+            f"{where(row)}: timestamp {array[row]} is out of range (whole seconds within int64, or numbers below "
+            "2^53); correct or delete the line"
+        )
 
 
 def _seconds(values: pd.Series) -> pd.Series:
     epoch = pd.Timestamp(0, tz=getattr(values.dtype, "tz", None))
     return (values - epoch) / pd.Timedelta(seconds=1)
-
-
-def _without_duplicates(events: Interactions, where: Where, duplicates: str) -> Interactions:
-    pairs = pd.Series(events.users.astype(np.int64) * events.num_items + events.items)
-    repeated = pairs.duplicated(keep="last" if duplicates == "last" else "first").to_numpy()
-    if not repeated.any():
-        return events
-    if duplicates == "error":
-        row = int(repeated.argmax())
-        first = int((pairs == pairs.iloc[row]).to_numpy().argmax())
-        user, item = events.user_ids[events.users[row]], events.item_ids[events.items[row]]
-        raise DataError(
-            f"{where(row)}: user {user} already has item {item} at {where(first)}; "
-            "pass duplicates='first' or duplicates='last' to keep one of them"
-        )
-    return _take(events, ~repeated)
-
-
-def _take(events: Interactions, kept: np.ndarray) -> Interactions:
-    users, user_order = pd.factorize(events.users[kept])
-    items, item_order = pd.factorize(events.items[kept])
-    return Interactions(
-        users.astype(np.int32),
-        items.astype(np.int32),
-        None if events.ratings is None else events.ratings[kept],
-        None if events.timestamps is None else events.timestamps[kept],
-        events.user_ids[user_order],
-        events.item_ids[item_order],
-    )

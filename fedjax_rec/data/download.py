@@ -1,27 +1,31 @@
 """Downloads: mirrors in turn, every byte verified, and nothing half-written under the final name.
 
-A file appears under its final name by one atomic rename, after its archive had the right size and checksum.
-Beside it lies `<file>.sha256`, the checksum of the file as it was installed, and `verify` compares with it at
-every later use.
+Only https is used (and plain http of this machine itself). What comes is written to a `.part`, no byte beyond what
+was announced or published is taken, and a file appears under its final name by one atomic rename, flushed to disk,
+after its archive had the right size and checksum. Beside it lies `<file>.sha256`, the checksum of the file as it
+was installed, and `verify` compares with it at every later use.
 """
 
 import hashlib
 import http.client
 import os
-import shutil
-import stat
 import tempfile
+import time
+import urllib.parse
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
+from fedjax_rec.data.archives import extract
 from fedjax_rec.data.errors import DataError
 
 _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 30.0  # seconds without a byte
+_PATIENCE = 60.0  # seconds after which a download must have come
+_SLOWEST = 1024  # bytes a second, on the average
+_MOST = 2**30  # bytes of a download whose size is not published
+_HERE = ("127.0.0.1", "localhost", "::1")
 _FAILURES = (OSError, http.client.HTTPException, DataError)  # urllib's URLError is an OSError
 
 
@@ -59,7 +63,7 @@ def install(
         urls: where the same bytes can be had; tried in turn.
         target: the final name of the file; its folder is created.
         member: the member's full name where the download is a zip archive, None where it is the file itself.
-        size: bytes of the download, where known.
+        size: bytes of the download, where known; else it may have 1 GiB.
         sha256: checksum of the download, where known.
         progress: show a progress bar, where `tqdm` is installed.
 
@@ -72,19 +76,24 @@ def install(
     Example:
         >>> install(["ftp://example.org/a.zip"], Path(tempfile.mkdtemp()) / "a", member=None)
         Traceback (most recent call last):
-        fedjax_rec.data.errors.DataError: ftp://example.org/a.zip: not an http or https address
+        fedjax_rec.data.errors.DataError: ftp://example.org/a.zip: not an https address
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as folder:
-            archive = Path(folder) / (urls[0].rsplit("/", 1)[-1] or "download")
+            archive = Path(folder) / "download.part"
             digest = _first_good(urls, archive, size, sha256, progress)
             ready = archive
             if member is not None:
-                ready = Path(folder) / "member"
+                ready = Path(folder) / "member.part"
                 extract(archive, member, ready)
-            _record(target).write_text(f"{sha256_of(ready)}  {target.name}\n")
-            os.replace(ready, target)  # noqa: PTH105 - named in the docstring as the atomic step
+            record = Path(folder) / "record.part"
+            with record.open("w") as sink:
+                sink.write(f"{sha256_of(ready)}  {target.name}\n")
+                _flush(sink)
+            os.replace(record, _record(target))  # noqa: PTH105 - named in the docstring as the atomic step
+            os.replace(ready, target)  # noqa: PTH105 - the same
+            _flush_folder(target.parent)
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error.strerror or error})") from error
     return digest
@@ -111,38 +120,6 @@ def verify(path: Path) -> None:
         raise DataError(f"{path}: changed since it was downloaded; delete it to download it again")
 
 
-def extract(archive: Path, member: str, target: Path) -> None:
-    """Copies one member of a zip archive; no name inside the archive ever becomes a path.
-
-    Args:
-        archive: the zip file.
-        member: the member's full name, matched exactly.
-        target: the file to write.
-
-    Raises:
-        DataError: if it is no zip file, is damaged, or has no such regular file.
-
-    Example:
-        >>> path = Path(tempfile.mkdtemp()) / "a.zip"
-        >>> with zipfile.ZipFile(path, "w") as bundle:
-        ...     bundle.writestr("ml/u.data", "196")
-        >>> extract(path, "ml/u.data", path.with_name("u.data"))
-        >>> path.with_name("u.data").read_text()
-        '196'
-    """
-    try:
-        with zipfile.ZipFile(archive) as bundle:
-            found = bundle.getinfo(member)
-            if found.is_dir() or stat.S_IFMT(found.external_attr >> 16) not in (0, stat.S_IFREG):
-                raise DataError(f"{archive}: {member} is not a regular file")
-            with bundle.open(found) as source, target.open("wb") as sink:
-                shutil.copyfileobj(source, sink, _CHUNK)
-    except KeyError as error:
-        raise DataError(f"{archive}: the archive has no {member}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{archive}: damaged zip archive ({error})") from error
-
-
 def _record(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
@@ -153,34 +130,62 @@ def _first_good(
     reasons = []
     for url in urls:
         try:
-            _download(url, target, progress)
+            _download(url, target, size, progress)
             return _check(target, size, sha256)
         except _FAILURES as error:
             reasons.append(f"{url}: {' '.join(str(error).split()) or type(error).__name__}")
     raise DataError("; ".join(reasons))
 
 
-def _download(url: str, target: Path, progress: bool) -> None:
-    if not url.startswith(("https://", "http://")):
-        raise DataError("not an http or https address")
+def _download(url: str, target: Path, size: int | None, progress: bool) -> None:
+    _refuse_open(url)
     request = urllib.request.Request(url, headers={"User-Agent": "fedjax_rec"})  # noqa: S310 - checked above
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer, target.open("wb") as sink:  # noqa: S310
-        length = answer.headers.get("Content-Length")
-        received = _copy(answer, sink, int(length) if length else None, progress)
-    if length and received != int(length):
+        _refuse_open(answer.url)
+        header = answer.headers.get("Content-Length") or ""
+        length = int(header) if header.isdecimal() else None
+        if length is not None and length != (length if size is None else size):
+            raise DataError(f"wrong size, {length} bytes instead of {size}")
+        received = _copy(answer, sink, size or _MOST, length, progress)
+        _flush(sink)
+    if length is not None and received != length:
         raise DataError(f"truncated, {received} of {length} bytes")
 
 
-def _copy(source: BinaryIO, sink: BinaryIO, total: int | None, progress: bool) -> int:
+def _refuse_open(url: str) -> None:
+    """Plain http is for this machine itself alone, also at the end of a redirection."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _HERE):
+        raise DataError("not an https address")
+
+
+def _copy(source: Any, sink: BinaryIO, most: int, total: int | None, progress: bool) -> int:
     bar = _bar(total) if progress else None
-    received = 0
-    while chunk := source.read(_CHUNK):
+    received, began = 0, time.monotonic()
+    while chunk := source.read1(_CHUNK):
         received += sink.write(chunk)
+        if received > most:
+            raise DataError(f"wrong size, more than {most} bytes")
+        if (took := time.monotonic() - began) > _PATIENCE and received < _SLOWEST * took:
+            raise DataError(f"too slow, {received} bytes in {took:.0f} s")
         if bar is not None:
             bar.update(len(chunk))
     if bar is not None:
         bar.close()
     return received
+
+
+def _flush(sink: IO) -> None:
+    sink.flush()
+    os.fsync(sink.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _bar(total: int | None):  # type: ignore[no-untyped-def]  # noqa: ANN202 - tqdm is optional and untyped

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 class DataError(ValueError):
     """Bad or missing data; the message is one line that names the file, the line and what to try."""
 
+    def __init__(self, message: str) -> None:
+        """The message; what it quotes of the data cannot break the line."""
+        super().__init__(" ".join(message.splitlines()))
+
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """The known name that resembles `name` most, whatever its case.

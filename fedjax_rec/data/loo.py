@@ -17,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from fedjax_rec.data.columns import Columns, Where, encode, to_interactions
+from fedjax_rec.data.columns import Columns, to_interactions
 from fedjax_rec.data.errors import DataError, unknown_column
 from fedjax_rec.data.interactions import Dataset, Heldout, Interactions
 from fedjax_rec.data.text import Table, open_text, parse, read_header
+from fedjax_rec.data.vocabulary import Where, encode
 
 
 def read_loo_directory(path: str | Path, *, duplicates: str = "error") -> Dataset:
@@ -83,7 +84,7 @@ def _read(path: Path, name: str, content: str) -> Table:
     names = read_header(text)
     for needed in ("user", content):
         if needed not in names:
-            raise unknown_column(str(file), needed, names)
+            raise unknown_column(text.where(0), needed, names)
     table = parse(text, names, ids=["user", content], header=True)
     for needed in ("user", content):
         encode(table.frame[needed], needed, table.where)
@@ -98,7 +99,7 @@ def _read_lists(path: Path) -> _Lists:
 
 
 def _texts(ids: Iterable) -> pd.Index:
-    return pd.Index([str(name) for name in ids], dtype=object)
+    return pd.Index([str(name).strip() for name in ids], dtype=object)
 
 
 def _extend(ids: np.ndarray, *more: Iterable) -> np.ndarray:

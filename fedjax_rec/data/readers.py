@@ -10,19 +10,34 @@
 | `from_frame` | a pandas frame |
 | `read_any` | a path: chooses one of the above by the name |
 
-Text may be gzip, utf-8 or latin-1, with or without a byte-order mark, with any line ends; blank lines are
-skipped. Every error is a one-line `DataError` that names the file and the line.
+What is read, and what is refused in a one-line `DataError` that names the file, the line and the way out:
+
+| | rule |
+|---|---|
+| text | gzip or plain; utf-8, else latin-1; a byte-order mark; any line ends; no NUL bytes, no line over 128 KiB |
+| lines | blank ones are skipped; all others have the same number of fields, with nothing behind them |
+| quotes | around fields of csv only, closed, with nothing behind them; plain characters between tabs and `::` |
+| header | where the table above has one, and nowhere else; the columns asked for, each once |
+| ids | names, be they negative, fractional or huge: coded by first appearance; not empty; blanks around are cut |
+| ratings | finite, within float32 |
+| times | whole seconds within int64; once there is a point or an exponent, all below 2^53 |
+| duplicates | refused, or the "first" or "last" event kept: by time, by line where there is none or it is equal |
+| size | at least one event; added memory at most 4 times a text over 16 MB whose ids recur (10 events each, say) |
+
+A user without an event has no line, and so does not exist; users that a filter empties are counted by the splits.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from fedjax_rec.data.columns import Columns, to_interactions
+from fedjax_rec.data.columns import Columns, check_rule, gather, to_interactions
+from fedjax_rec.data.duplicates import keep_one
 from fedjax_rec.data.errors import DataError, unknown_column
 from fedjax_rec.data.interactions import Interactions
-from fedjax_rec.data.text import open_text, parse, read_header
+from fedjax_rec.data.text import Text, check_fields, open_text, parse_chunks, read_header
 
 _MOVIELENS = Columns("user", "item", "rating", "timestamp")
 _ALIASES = {
@@ -31,6 +46,8 @@ _ALIASES = {
     "rating": ("rating",),
     "timestamp": ("timestamp",),
 }
+_NUMBER = re.compile(r"[+-]?[0-9.]+")
+_PICKLED = (".pkl", ".pickle", ".pt", ".pth", ".npy", ".npz", ".joblib")
 _PARQUET = (".parquet", ".pq")
 _TABLES = (".csv", ".tsv", ".txt", ".tab")
 SUFFIXES = (".data", ".dat", ".inter", *_PARQUET, *_TABLES)  # what `read_any` knows, before any .gz
@@ -41,7 +58,7 @@ def read_movielens_100k(path: str | Path, *, duplicates: str = "error") -> Inter
 
     Args:
         path: the file: user, item, rating (stars), timestamp (seconds) between tabs, no header.
-        duplicates: "error", or keep the "first" or the "last" of several events of one pair.
+        duplicates: "error", or keep the "first" or the "last" event of a pair, by time.
 
     Returns:
         The interactions in file order.
@@ -64,7 +81,7 @@ def read_movielens_dat(path: str | Path, *, duplicates: str = "error") -> Intera
 
     Args:
         path: the file: user, item, rating (stars), timestamp (seconds) between `::`, no header.
-        duplicates: "error", or keep the "first" or the "last" of several events of one pair.
+        duplicates: "error", or keep the "first" or the "last" event of a pair, by time.
 
     Returns:
         The interactions in file order.
@@ -87,7 +104,7 @@ def read_movielens_csv(path: str | Path, *, duplicates: str = "error") -> Intera
 
     Args:
         path: the file, with the header `userId,movieId,rating,timestamp`.
-        duplicates: "error", or keep the "first" or the "last" of several events of one pair.
+        duplicates: "error", or keep the "first" or the "last" event of a pair, by time.
 
     Returns:
         The interactions in file order.
@@ -103,7 +120,7 @@ def read_movielens_csv(path: str | Path, *, duplicates: str = "error") -> Intera
         array([1260759144])
     """
     columns = Columns("userId", "movieId", "rating", "timestamp")
-    return _read_named(Path(path), lambda names: _resolve(str(path), names, columns), duplicates)
+    return _read_named(Path(path), lambda where, names: _resolve(where, names, columns), duplicates)
 
 
 def read_recbole(
@@ -123,7 +140,7 @@ def read_recbole(
         item: name of the items' column.
         rating: name of the ratings' column; the default may be absent, None leaves it out.
         timestamp: name of the column of times (seconds); the default may be absent, None leaves it out.
-        duplicates: "error", or keep the "first" or the "last" of several events of one pair.
+        duplicates: "error", or keep the "first" or the "last" event of a pair, by time.
 
     Returns:
         The interactions in file order.
@@ -138,15 +155,17 @@ def read_recbole(
         >>> read_recbole(path).item_ids
         array(['i9'], dtype='<U2')
     """
-    text = open_text(Path(path), "\t")
-    header = read_header(text)
-    untyped = [name for name in header if ":" not in name]
-    if untyped:
-        raise DataError(f"{path}:1: header field {untyped[0]!r} is not of the form name:type")
-    names = [name.rsplit(":", 1)[0] for name in header]
-    columns = _resolve(str(path), names, Columns(user, item, rating, timestamp), optional=True)
-    table = parse(text, names, ids=columns[:2], header=True)
-    return to_interactions(table.frame, columns, table.where, duplicates)
+
+    def choose(where: str, header: list[str]) -> Columns:
+        untyped = [name for name in header if ":" not in name]
+        if untyped:
+            raise DataError(f"{where}: header field {untyped[0]!r} is not of the form name:type")
+        plain = [name.rsplit(":", 1)[0] for name in header]
+        found = _resolve(where, plain, Columns(user, item, rating, timestamp), optional=True)
+        typed = dict(zip(plain, header, strict=True))
+        return Columns(*(None if name is None else typed[name] for name in found))  # type: ignore[arg-type]
+
+    return _read_named(Path(path), choose, duplicates, "\t")
 
 
 def read_table(
@@ -166,7 +185,7 @@ def read_table(
         item: name of the items' column.
         rating: name of the ratings' column, or None for implicit feedback.
         timestamp: name of the column of times (seconds, or dates in parquet), or None.
-        duplicates: "error", or keep the "first" or the "last" of several events of one pair.
+        duplicates: "error", or keep the "first" or the "last" event of a pair, by time.
 
     Returns:
         The interactions in file order.
@@ -185,7 +204,7 @@ def read_table(
     columns = Columns(user, item, rating, timestamp)
     if path.suffix.lower() in _PARQUET:
         return _from_frame(_read_parquet(path), columns, str(path), duplicates)
-    return _read_named(path, lambda names: _resolve(str(path), names, columns), duplicates)
+    return _read_named(path, lambda where, names: _resolve(where, names, columns), duplicates)
 
 
 def from_frame(
@@ -205,7 +224,7 @@ def from_frame(
         item: name of the items' column.
         rating: name of the ratings' column; the default may be absent, None leaves it out.
         timestamp: name of the column of times (seconds or dates); the same.
-        duplicates: "error", or keep the "first" or the "last" of several events of one pair.
+        duplicates: "error", or keep the "first" or the "last" event of a pair, by time.
 
     Returns:
         The interactions in the frame's order.
@@ -238,7 +257,7 @@ def read_any(
         item: the same for the items.
         rating: the same for the ratings, which may be absent.
         timestamp: the same for the times (seconds), which may be absent.
-        duplicates: "error", or keep the "first" or the "last" of several events of one pair.
+        duplicates: "error", or keep the "first" or the "last" event of a pair, by time.
 
     Returns:
         The interactions in file order.
@@ -267,21 +286,63 @@ def read_any(
         frame = _read_parquet(path)
         return _from_frame(frame, _guess(str(path), list(frame.columns), given), str(path), duplicates)
     if suffix in _TABLES:
-        return _read_named(path, lambda names: _guess(str(path), names, given), duplicates)
+        return _read_named(path, lambda where, names: _guess(where, names, given), duplicates)
+    if suffix in _PICKLED:
+        raise DataError(f"{path}: {suffix} may hold pickled code and is never read; save the ratings as csv")
     raise DataError(f"{path}: unknown format {suffix!r}; known are {', '.join(SUFFIXES)} (text also as .gz)")
 
 
 def _read_headless(path: Path, separator: str, duplicates: str) -> Interactions:
-    table = parse(open_text(path, separator), _MOVIELENS, ids=_MOVIELENS[:2], header=False)  # type: ignore[arg-type]
-    return to_interactions(table.frame, _MOVIELENS, table.where, duplicates)
+    def choose(text: Text) -> tuple[list[str], Columns]:
+        line, first = next(text.records())
+        if len(first) == len(_MOVIELENS) and all(field.strip().isidentifier() for field in first):
+            raise DataError(
+                f"{path}:{line}: a header ({', '.join(first)}), and this format has none; delete it"
+            )
+        return list(filter(None, _MOVIELENS)), _MOVIELENS
+
+    return _read_text(path, separator, choose, duplicates, header=False)
 
 
-def _read_named(path: Path, choose: Callable[[list[str]], Columns], duplicates: str) -> Interactions:
-    text = open_text(path)
-    names = read_header(text)
-    columns = choose(names)
-    table = parse(text, names, ids=columns[:2], header=True)
-    return to_interactions(table.frame, columns, table.where, duplicates)
+def _read_named(
+    path: Path, choose: Callable[[str, list[str]], Columns], duplicates: str, separator: str | None = None
+) -> Interactions:
+    def named(text: Text) -> tuple[list[str], Columns]:
+        where, names = text.where(0), read_header(text)
+        if all(_NUMBER.fullmatch(name) for name in names):
+            shown = ", ".join(names[:4])
+            raise DataError(
+                f"{where}: numbers ({shown}) where the names of the columns should be; add a header"
+            )
+        return names, choose(where, names)
+
+    return _read_text(path, separator, named, duplicates, header=True)
+
+
+def _read_text(
+    path: Path,
+    separator: str | None,
+    choose: Callable[[Text], tuple[list[str], Columns]],
+    duplicates: str,
+    *,
+    header: bool,
+) -> Interactions:
+    """Parses and codes a file chunk by chunk; of its text nothing is held when duplicates are looked for."""
+    check_rule(duplicates)
+    text = open_text(path, separator)
+    names, columns = choose(text)
+    chunks = parse_chunks(text, names, ids=columns[:2], header=header)
+
+    def where(row: int) -> str:
+        return open_text(path, separator).where(row + header)
+
+    try:
+        events = gather(chunks, text.most_rows, columns, where)
+    except DataError:
+        check_fields(text, len(names))
+        raise
+    del text, chunks
+    return keep_one(events, where, duplicates)
 
 
 def _from_frame(frame: pd.DataFrame, columns: Columns, source: str, duplicates: str) -> Interactions:
@@ -313,6 +374,8 @@ def _resolve(where: str, known: list[str], columns: Columns, *, optional: bool =
     for part in ("rating", "timestamp") if optional else ():
         if parts[part] == part and part not in known:
             parts[part] = None
+    if parts["user"] == parts["item"]:
+        raise DataError(f"{where}: column {parts['user']!r} cannot be both the users and the items")
     for name in parts.values():
         if name is not None and name not in known:
             raise unknown_column(where, name, [str(column) for column in known])
@@ -322,7 +385,13 @@ def _resolve(where: str, known: list[str], columns: Columns, *, optional: bool =
 
 
 def _guess(where: str, known: list[str], given: dict[str, str]) -> Columns:
-    folded = {str(name).casefold(): str(name) for name in known}
+    folded: dict[str, str] = {}
+    for name in map(str, known):
+        alias = folded.setdefault(name.casefold(), name)
+        if alias != name and not given and any(name.casefold() in aliases for aliases in _ALIASES.values()):
+            raise DataError(
+                f"{where}: columns {alias!r} and {name!r} differ in case only; say which with user=..."
+            )
     found = {
         part: next((folded[alias] for alias in aliases if alias in folded), None)
         for part, aliases in _ALIASES.items()

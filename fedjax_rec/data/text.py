@@ -1,10 +1,13 @@
-"""Delimited text to a frame: the fast parser first, and a scan line by line only when something is wrong.
+"""Delimited text to frames: the fast parser first, and a scan line by line only when something is wrong.
 
-Fields are counted for the whole file at once (separators against rows), so that a short line cannot pass
-for a missing value. Ids are read as integers where their text is the plain decimal form of an integer and as
-text otherwise, so that `007` and `7` stay two ids.
+A file is parsed in chunks, so that no more than the text itself and one chunk is held. Fields are counted for the
+whole file at once (separators against rows), so that a short line cannot pass for a missing value. Ids are read as
+integers where their text is the plain decimal form of an integer and as text otherwise, so that `007` and `7` stay
+two ids. What is no text at all is refused before it is parsed: NUL bytes, endless lines, gzip that unpacks to far
+more than text can.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -18,9 +21,16 @@ import pandas as pd
 
 from fedjax_rec.data.errors import DataError
 
+LONGEST_LINE = 2**17  # bytes
+MOST_COLUMNS = 1000
+MOST_UNPACKED = 100  # times the size of a gzip file, where it unpacks to more than
+ANY_UNPACKED = 2**24  # bytes
+PIECE = 2**20  # bytes worked on at a time, at least
 _GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
-_ODD_INTEGER = re.compile(rb"[\t\n\r,;\"](?:[+ ]|-?0[0-9]|-0)")  # integers that are not in plain decimal form
+_QUOTED = re.compile(rb'"[^"\r\n]*"')
+# integers that are not in plain decimal form
+_ODD_INTEGER = re.compile(rb"[\t\n\r,;\"](?:[+ ]|-?0[0-9]|-0)")
 
 
 class Text(NamedTuple):
@@ -37,15 +47,19 @@ class Text(NamedTuple):
         return csv.QUOTE_NONE if self.separator == "\t" else csv.QUOTE_MINIMAL
 
     def records(self) -> Iterator[tuple[int, list[str]]]:
-        """The fields of every line that is not blank, with its 1-based line number; slow."""
+        """The fields of every line that is not blank, with the 1-based number of its first line; slow."""
         lines = io.TextIOWrapper(io.BytesIO(self.data), self.encoding, newline="")
-        reader = csv.reader(lines, delimiter=self.separator, quoting=self.quoting)  # type: ignore[arg-type]
+        reader = csv.reader(lines, delimiter=self.separator, quoting=self.quoting, strict=True)  # type: ignore[arg-type]
+        line = 1
         try:
             for fields in reader:
-                if len(fields) > 1 or (fields and fields[0].strip()):
-                    yield reader.line_num, fields
+                if len(fields) > 1 or (fields and fields[0].strip(" \t")):
+                    yield line, fields
+                line = reader.line_num + 1
         except csv.Error as error:
-            raise DataError(f"{self.path}:{reader.line_num}: malformed text ({error})") from error
+            raise DataError(
+                f"{self.path}:{line}: malformed text ({error}); is a quote not closed?"
+            ) from error
 
     def where(self, record: int) -> str:
         """`file:line` of a record, counted from zero over the lines that are not blank; slow."""
@@ -53,6 +67,16 @@ class Text(NamedTuple):
             if index == record:
                 return f"{self.path}:{line}"
         return str(self.path)
+
+    def line_at(self, offset: int) -> int:
+        """The 1-based number of the line that holds a byte."""
+        ends = sum(self.data.count(end, 0, offset) for end in (b"\n", b"\r"))
+        return 1 + ends - self.data.count(b"\r\n", 0, offset)
+
+    @property
+    def most_rows(self) -> int:
+        """At least as many as there are lines."""
+        return self.data.count(b"\n") + self.data.count(b"\r") + 1
 
 
 class Table(NamedTuple):
@@ -77,7 +101,8 @@ def read_bytes(path: Path) -> bytes:
         Its bytes.
 
     Raises:
-        DataError: if it is missing, a directory, unreadable, or broken gzip.
+        DataError: if it is missing, a directory, unreadable, broken gzip, or gzip that unpacks to more than 16 MiB
+            and a hundred times its size.
 
     Example:
         >>> read_bytes(Path("/nowhere/u.data"))
@@ -87,12 +112,27 @@ def read_bytes(path: Path) -> bytes:
     if not path.is_file():
         raise DataError(f"{path}: {'a directory, not a file' if path.is_dir() else 'no such file'}")
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if data[:2] == _GZIP else data
+        with path.open("rb") as file:
+            if file.read(2) != _GZIP:
+                return path.read_bytes()
+        return _unpacked(path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: broken or truncated gzip ({error})") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _unpacked(path: Path) -> bytes:
+    most = max(ANY_UNPACKED, MOST_UNPACKED * path.stat().st_size)
+    data = io.BytesIO()
+    with gzip.open(path) as source:
+        while piece := source.read(PIECE):
+            if data.tell() + len(piece) > most:
+                raise DataError(
+                    f"{path}: gzip of more than {most:,} bytes of text; unpack it, if that is right"
+                )
+            data.write(piece)
+    return data.getvalue()
 
 
 def open_text(path: Path, separator: str | None = None) -> Text:
@@ -116,29 +156,58 @@ def open_text(path: Path, separator: str | None = None) -> Text:
         b'1\t2\t3\t4'
     """
     data = read_bytes(path).removeprefix(_BOM)
-    if not data.strip():
-        raise DataError(f"{path}: empty file, no interactions")
+    if not data or data.isspace():
+        raise DataError(f"{path}:1: empty file, no interactions")
+    _refuse_odd_bytes(Text(path, data, "", ""))
     if separator == "::":
         if b"\t" in data:
-            line = data[: data.index(b"\t")].count(b"\n") + 1
+            line = Text(path, data, "", "").line_at(data.index(b"\t"))
             raise DataError(f"{path}:{line}: a tab in a file whose separator is '::'")
         data, separator = data.replace(b"::", b"\t"), "\t"
     return Text(path, data, _encoding(data), separator or _separator(data))
 
 
+def _refuse_odd_bytes(text: Text) -> None:
+    """NUL bytes, and lines without an end, which contain a whole piece: looking at each piece is enough."""
+    path, data = text.path, text.data
+    zero = data.find(b"\0")
+    if zero >= 0:
+        hint = "; save it as utf-8" * (data[:2] in (b"\xff\xfe", b"\xfe\xff") or zero < 2)
+        raise DataError(
+            f"{path}:{text.line_at(zero)}: a NUL byte, so this is not utf-8 or latin-1 text{hint}"
+        )
+    step = LONGEST_LINE // 2
+    for start in range(0, len(data) - step, step):
+        if data.find(b"\n", start, start + step) < 0 and data.find(b"\r", start, start + step) < 0:
+            first = max(data.rfind(b"\n", 0, start), data.rfind(b"\r", 0, start)) + 1
+            ends = [end for end in (data.find(b"\n", start), data.find(b"\r", start)) if end >= 0]
+            length = min(ends, default=len(data)) - first
+            if length > LONGEST_LINE:
+                line = text.line_at(first)
+                raise DataError(
+                    f"{path}:{line}: {length:,} bytes in a line, at most {LONGEST_LINE:,} are read; "
+                    "are these ratings?"
+                )
+
+
 def _encoding(data: bytes) -> str:
     if data.isascii():
         return "utf-8"
+    decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(data)
     try:
-        data.decode("utf-8")
+        for start in range(0, len(data), PIECE):
+            decoder.decode(view[start : start + PIECE], final=start + PIECE >= len(data))
     except UnicodeDecodeError:
         return "latin-1"
     return "utf-8"
 
 
 def _separator(data: bytes) -> str:
-    first = data.lstrip().split(b"\n", 1)[0]
-    return next((mark for mark in "\t;" if mark.encode() in first), ",")
+    """The first of tab, semicolon and comma that the first line has outside of quotes."""
+    start = len(data) - len(data.lstrip(b" \t\r\n"))
+    start = max(data.rfind(b"\n", 0, start), data.rfind(b"\r", 0, start)) + 1
+    bare = _QUOTED.sub(b"", re.split(rb"[\r\n]", data[start : start + LONGEST_LINE + 1], maxsplit=1)[0])
+    return next((mark for mark in "\t;" if mark.encode() in bare), ",")
 
 
 def read_header(text: Text) -> list[str]:
@@ -150,11 +219,21 @@ def read_header(text: Text) -> list[str]:
     Returns:
         The names, without surrounding blanks.
 
+    Raises:
+        DataError: naming the line, if a name goes on in the next line, or if there are too many.
+
     Example:
         >>> read_header(Text(Path("a"), b"user, item", "utf-8", ","))
         ['user', 'item']
     """
-    return [name.strip() for name in next(text.records())[1]]
+    line, fields = next(text.records())
+    if len(fields) > MOST_COLUMNS:
+        raise DataError(f"{text.path}:{line}: {len(fields):,} columns, at most {MOST_COLUMNS:,} are read")
+    if any("\n" in name or "\r" in name for name in fields):
+        raise DataError(
+            f"{text.path}:{line}: a column's name goes on in the next line; is a quote not closed?"
+        )
+    return [name.strip() for name in fields]
 
 
 def parse(text: Text, names: Sequence[str], *, ids: Sequence[str], header: bool) -> Table:
@@ -178,48 +257,128 @@ def parse(text: Text, names: Sequence[str], *, ids: Sequence[str], header: bool)
         0   7  1
         1  07  2
     """
-    # Columns that nobody asks for may share a name, which pandas does not allow.
-    names = [f"{name}#{n}" if name in names[:n] else name for n, name in enumerate(names)]
-    odd = _ODD_INTEGER.search(text.data) or _ODD_INTEGER.match(b"\n" + text.data[:4])
-    frame = _fast(text, names, dict.fromkeys(ids, str) if odd else {}, header)
-    as_text = {name: str for name in ids if frame is not None and frame[name].dtype != "int64"}
-    if as_text and not odd:
-        frame = _fast(text, names, as_text, header)
-    table = Table(text, pd.DataFrame() if frame is None else frame, header)
-    separators = text.data.count(text.separator.encode())
-    if frame is None or separators != (len(frame) + header) * (len(names) - 1):
-        _check_fields(table, len(names))
-    if not len(table.frame):
-        raise DataError(f"{text.path}: no interactions{' after the header' if header else ''}")
-    return table
+    frames = list(parse_chunks(text, names, ids=ids, header=header, rows=text.most_rows))
+    return Table(text, frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True), header)
 
 
-def _fast(text: Text, names: Sequence[str], dtype: Mapping[str, type], header: bool) -> pd.DataFrame | None:
-    skip = next(text.records())[0] if header else 0
+def parse_chunks(
+    text: Text, names: Sequence[str], *, ids: Sequence[str], header: bool, rows: int | None = None
+) -> Iterator[pd.DataFrame]:
+    r"""Parses a file, some rows at a time.
+
+    Args:
+        text: the file.
+        names: the names of all its columns, in order.
+        ids: the columns that hold ids: int64 if every id so far is a plain decimal integer, text otherwise.
+        header: whether the first line holds the names.
+        rows: of a chunk; by default what a 64th of the file holds, within 256 KiB and 16 MiB.
+
+    Yields:
+        The chunks; columns that are not ids are numbers where all their fields in the chunk are numbers.
+
+    Raises:
+        DataError: at the end, naming the line that has the wrong number of fields, or line 1 if there are no rows.
+            Whoever stops before the end calls `check_fields`, whose error comes before any other.
+
+    Example:
+        >>> file = Text(Path("a"), b"7,1\n07,2", "utf-8", ",")
+        >>> [len(chunk) for chunk in parse_chunks(file, ["u", "i"], ids=["u"], header=False, rows=1)]
+        [1, 1]
+    """
+    data, found = text.data, 0
+    if rows is None:
+        share = min(max(len(data) // 64, PIECE // 4), 16 * PIECE)
+        rows = max(share * text.most_rows // len(data), 1)
     try:
-        frame = pd.read_csv(
+        for frame in _chunks(text, _distinct(names), ids, header, rows):
+            found += len(frame)
+            yield frame
+    except _UnparsableError:
+        check_fields(text, len(names))
+        raise DataError(f"{text.path}: cannot be parsed as text separated by {text.separator!r}") from None
+    odd = data.count(text.separator.encode()) != (found + header) * (len(names) - 1)
+    if odd or (text.quoting != csv.QUOTE_NONE and b'"' in data):
+        check_fields(text, len(names))
+    if not found:
+        raise DataError(f"{text.path}:1: no interactions{' after the header' if header else ''}")
+
+
+def check_fields(text: Text, expected: int) -> None:
+    """Counts the fields of every line; slow.
+
+    Args:
+        text: the file.
+        expected: number of columns.
+
+    Raises:
+        DataError: naming the first line that has another number of fields, or a quote that is not closed.
+
+    Example:
+        >>> check_fields(Text(Path("a"), b"7,1,2", "utf-8", ","), 2)
+        Traceback (most recent call last):
+        fedjax_rec.data.errors.DataError: a:1: 3 fields instead of 2
+    """
+    for line, fields in text.records():
+        if len(fields) != expected:
+            raise DataError(f"{text.path}:{line}: {len(fields)} fields instead of {expected}")
+
+
+class _UnparsableError(Exception):
+    """The fast parser gave up, and cannot say where."""
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Columns that nobody asks for may share a name, which pandas does not allow."""
+    met: set[str] = set()
+    return [
+        f"{name}#{n}" if name in met else (met.add(name) or name)  # type: ignore[func-returns-value]
+        for n, name in enumerate(names)
+    ]
+
+
+def _chunks(
+    text: Text, names: list[str], ids: Sequence[str], header: bool, rows: int
+) -> Iterator[pd.DataFrame]:
+    """The chunks; once an id is not a plain integer, the parser starts again and takes the column as text."""
+    odd = _ODD_INTEGER.search(text.data) or _ODD_INTEGER.match(b"\n" + text.data[:4])
+    texts: dict[str, type] = dict.fromkeys(ids, str) if odd else {}
+    done = 0
+    while True:
+        for number, frame in enumerate(_fast(text, names, texts, header, rows)):
+            loose = [name for name in ids if name not in texts and frame[name].dtype != "int64"]
+            if loose:
+                texts |= dict.fromkeys(loose, str)
+                break
+            if number == done:
+                yield frame
+                done += 1
+        else:
+            return
+
+
+def _fast(
+    text: Text, names: list[str], dtype: Mapping[str, type], header: bool, rows: int
+) -> Iterator[pd.DataFrame]:
+    try:
+        with pd.read_csv(
             io.BytesIO(text.data),
             sep=text.separator,
             header=None,
-            names=list(names),
-            skiprows=skip,
-            dtype=dtype,
+            names=names,
+            skiprows=next(text.records())[0] if header else 0,
+            dtype=dict(dtype),
             na_filter=False,
             low_memory=False,
             quoting=text.quoting,
             encoding=text.encoding,
-        )
+            chunksize=rows,
+        ) as reader:
+            for frame in reader:
+                # Rows longer than the names become an index instead of an error.
+                if not isinstance(frame.index, pd.RangeIndex):
+                    raise _UnparsableError
+                yield frame
     except pd.errors.EmptyDataError:
-        return pd.DataFrame(columns=list(names))
-    except (pd.errors.ParserError, ValueError):
-        return None
-    # Rows longer than the names become an index instead of an error.
-    return frame if isinstance(frame.index, pd.RangeIndex) else None
-
-
-def _check_fields(table: Table, expected: int) -> None:
-    for line, fields in table.text.records():
-        if len(fields) != expected:
-            raise DataError(f"{table.text.path}:{line}: {len(fields)} fields instead of {expected}")
-    if not len(table.frame.columns):
-        raise DataError(f"{table.text.path}: cannot be parsed as text separated by {table.text.separator!r}")
+        return
+    except (pd.errors.ParserError, UnicodeDecodeError, OverflowError) as error:
+        raise _UnparsableError from error
