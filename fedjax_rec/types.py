@@ -302,6 +302,16 @@ class Algorithm(NamedTuple):
     mesh: jax.sharding.Mesh | None = None
 
 
+class Budget(Protocol):
+    """What a run asks before it goes on, such as `fedjax_rec.privacy.ledger.Ledger`."""
+
+    def would_exceed(self, rounds: int) -> bool:
+        """Return whether so many rounds, counted from the start, are more than is allowed."""
+
+    def check(self, rounds: int, done: int = 0) -> None:
+        """Raise an error that says how many are allowed, if so many rounds are too many; `done` were allowed."""
+
+
 class Adversary(NamedTuple):
     """Malicious clients: what becomes of the clients' work, and what the algorithm must carry for them."""
 
