@@ -31,10 +31,8 @@ def test_it_converges_to_the_median():
         shared = {"model": {}, "clip": jnp.log(jnp.float32(first))}
         state, _ = block(key, start._replace(server=start.server._replace(shared=shared)), population, 45)
         inner = state._replace(server=Server({}, state.server.tables))
-        sent = [
-            fr.client_update(plain, key, inner, population, i) for i in range(24) if i != 3
-        ]  # 3 has no data
-        low, high = np.quantile([float(squared_norm(one)) ** 0.5 for one in sent], [0.3, 0.7])
+        sent = [fr.client_update(plain, key, inner, population, i) for i in range(0, 24, 2)]
+        low, high = np.quantile([float(squared_norm(one)) ** 0.5 for one in sent], [0.25, 0.75])
         assert low <= clip_of(state) <= high
         assert not low <= first <= high
 
