@@ -1,6 +1,6 @@
 """Accuracy against what a client sends up in a round, on MovieLens 100K.
 
-    python -m experiments.communication --data-dir DATA                 # ten minutes on two busy cores
+    python -m experiments.communication --data-dir DATA                 # twelve minutes on two busy cores
     python -m experiments.communication --smoke --results FOLDER        # a tiny population: it proves nothing
 
 A run is a small JSON in `--results`; runs that are there already are not repeated. Afterwards a table is printed,
