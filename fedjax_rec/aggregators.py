@@ -107,19 +107,22 @@ def mean_of_touchers() -> Aggregator:
     return Aggregator(alike, finish, per_row=True)
 
 
-def fixed_point(aggregator: Aggregator, *, capacity: int, limit: float = 1.0) -> Aggregator:
+def fixed_point(
+    aggregator: Aggregator, *, capacity: int, limit: float = 1.0, modulus: int = 32
+) -> Aggregator:
     """Sum integers instead of floats: the same bits whatever the order of clients and the number of devices.
 
-    A weighted delta x becomes round(x 2^b) with the largest b for which capacity x limit x 2^b < 2^31, so that no
-    sum can wrap; larger numbers are cut off at +-limit and counted (`RoundInfo.saturated`). Devices must have
-    equally many lanes each. XLA compiles for one device otherwise than for several: a client's own arithmetic
-    then agrees but for a last bit in some cases (seen with ratings and several local epochs); from two devices on
-    no case is known.
+    A weighted delta x becomes round(x 2^b) with the largest b for which capacity x limit x 2^b < 2^(modulus - 1),
+    so that no sum can wrap; larger numbers are cut off at +-limit and counted (`RoundInfo.saturated`). Devices
+    must have equally many lanes each. XLA compiles for one device otherwise than for several: a client's own
+    arithmetic then agrees but for a last bit in some cases (seen with ratings and several local epochs); from two
+    devices on no case is known.
 
     Args:
         aggregator: `total()`, `mean()`, ...: any that sums.
         capacity: the most clients that a round can have, C.
         limit: largest size of a client's weighted delta.
+        modulus: bits of a sum, 16 to 32; fewer are for those who send them (`secure`).
 
     Returns:
         an aggregator.
@@ -129,19 +132,25 @@ def fixed_point(aggregator: Aggregator, *, capacity: int, limit: float = 1.0) ->
 
     Example:
         >>> fixed_point(mean(), capacity=1000).fixed
-        FixedPoint(bits=21, limit=1.0, capacity=1000)
+        FixedPoint(bits=21, limit=1.0, capacity=1000, modulus=32)
     """
     if aggregator.stacked:
         raise ValueError("fixed-point sums are for aggregators that sum; a stacked one has no order to hide")
     if capacity < 1 or not 0 < limit < math.inf:
         raise ValueError(f"capacity={capacity} and limit={limit} must both be above 0")
-    bits = math.floor(math.log2((2**31 - 1) / (capacity * limit)))
-    while bits > 0 and capacity * (math.floor(limit * 2**bits) + 1) > 2**31 - 1:
+    if not 16 <= modulus <= 32:
+        raise ValueError(f"modulus={modulus} must be 16 to 32 bits")
+    room = 2 ** (modulus - 1) - 1
+    bits = math.floor(math.log2(room / (capacity * limit)))
+    while bits > 0 and capacity * (math.floor(limit * 2**bits) + 1) > room:
         bits -= 1  # a delta is rounded after it was cut off
     if not 8 <= bits <= 30:
-        hint = "lower the capacity or the limit" if bits < 8 else "raise the limit"
+        wider = ", or raise the modulus" if modulus < 32 else ""
+        hint = (
+            f"lower the capacity or the limit{wider}" if bits < 8 else "raise the limit or lower the modulus"
+        )
         raise ValueError(f"capacity={capacity} and limit={limit} leave {bits} bits behind the point; {hint}")
-    return aggregator._replace(fixed=FixedPoint(bits, limit, capacity))
+    return aggregator._replace(fixed=FixedPoint(bits, limit, capacity, modulus))
 
 
 def by_heat() -> Aggregator:

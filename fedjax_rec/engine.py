@@ -144,10 +144,9 @@ def _workload(
 
 def _decode(aggregator: Aggregator, totals: Any) -> Any:
     """Floats again, from fixed-point sums."""
-    if aggregator.fixed is None:
+    if aggregator.fixed is None or aggregator.stacked:
         return totals
-    unit = 2.0**-aggregator.fixed.bits
-    return totals._replace(server=jax.tree.map(lambda q: q.astype(jnp.float32) * unit, totals.server))
+    return totals._replace(server=jax.tree.map(aggregator.fixed.decode, totals.server))
 
 
 def _on_mesh(

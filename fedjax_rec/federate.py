@@ -185,7 +185,9 @@ def federate(
         totals = add_heat(cast("Totals", result.totals), population) if aggregator.heated else result.totals
         secret = jax.random.fold_in(stream(key, "privacy"), state.round)
         trained = sound & (clients.num_examples > 0)
-        stepped = _step_server(aggregator, optimizer, state, totals, secret, trained.any())
+        stepped = _step_server(
+            aggregator, optimizer, state, totals, secret, trained.sum() >= aggregator.least
+        )
         sent = result.private if exchange is None else exchange(totals, state.server, result.private)
         storing = sound & ~stepped.skipped
         place = jnp.where(storing, ids, population.num_clients)  # an empty slot of the cohort stores nothing
@@ -285,9 +287,9 @@ def _step_server(
     state: State,
     totals: Totals | Stack,
     secret: Key,
-    anyone: jax.Array,
+    enough: jax.Array,
 ) -> Stepped:
-    """The server's part of a round; a step that is not finite, or of nobody, is not taken.
+    """The server's part of a round; a step that is not finite, or of too few, is not taken.
 
     Noise is added to a round of nobody too: that nobody came is private.
     """
@@ -305,7 +307,7 @@ def _step_server(
     descent = jax.tree.map(jnp.negative, update)
     steps, opt_state = call(optimizer.update, descent, state.opt_state, state.server)
     norm = optax.tree.norm([x for x in jax.tree.leaves(steps) if jnp.issubdtype(x.dtype, jnp.floating)])
-    taken = jnp.isfinite(norm) & (anyone | (aggregator.noise is not None))
+    taken = jnp.isfinite(norm) & (enough | (aggregator.noise is not None))
     steps, opt_state = (
         keep_where(taken, steps, jax.tree.map(jnp.zeros_like, steps)),
         keep_where(taken, opt_state, state.opt_state),

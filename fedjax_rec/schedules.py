@@ -297,9 +297,5 @@ def _encode(job: Job, deltas: PyTree) -> tuple[PyTree, jax.Array | int]:
     fixed = job.uplink.aggregator.fixed
     if fixed is None:
         return deltas, 0
-    scale, limit = 2.0**fixed.bits, fixed.limit
-    outside = [(~(jnp.abs(d) <= limit)).sum(dtype=jnp.int32) for d in jax.tree.leaves(deltas)]
-    whole = jax.tree.map(
-        lambda d: jnp.round(jnp.clip(jnp.nan_to_num(d), -limit, limit) * scale).astype(jnp.int32), deltas
-    )
-    return whole, sum(outside)
+    outside = [(~(jnp.abs(d) <= fixed.limit)).sum(dtype=jnp.int32) for d in jax.tree.leaves(deltas)]
+    return jax.tree.map(fixed.encode, deltas), sum(outside)

@@ -27,7 +27,7 @@ from fedjax_rec.evaluation.metrics import KS, metrics_from_ranks
 from fedjax_rec.guard import lost
 from fedjax_rec.leaves import digest
 from fedjax_rec.population import Population, population_of
-from fedjax_rec.types import Algorithm, Key, Plan, RoundInfo, State
+from fedjax_rec.types import Algorithm, Budget, Key, Plan, RoundInfo, State
 
 Metrics = dict[str, float]
 
@@ -99,6 +99,7 @@ def simulate(
     on_block: Callable[[Progress], Any] | None = None,
     checkpoint: Checkpoints | None = None,
     resume: bool | None = None,
+    ledger: Budget | None = None,
 ) -> tuple[State, History]:
     """Run a federated algorithm, selecting the round on validation.
 
@@ -115,13 +116,15 @@ def simulate(
         on_block: called with a `Progress` after each block, once it is saved if it was time.
         checkpoint: where to save the run; it then goes on from the newest sound checkpoint there, bit for bit.
         resume: True if there must be a checkpoint, False if there may not be one; by default either will do.
+        ledger: of a privacy budget (`fedjax_rec.privacy.ledger`), asked before each block of rounds.
 
     Returns:
         the state, and the history.
 
     Raises:
         ValueError: if a setting is out of range, the cohort exceeds the population, or the checkpoints are another
-            run's, naming what differs.
+            run's, naming what differs; before the block that would overspend a ledger's budget, once the run is
+            saved if it has checkpoints.
         OSError: if a checkpoint cannot be written; earlier ones are whole.
         Paused: (an exit with status 0) if a signal stopped a run with checkpoints, once it was saved.
 
@@ -145,7 +148,7 @@ def simulate(
     state = jax.jit(algorithm.init)(key, population) if state is None else replicate(state, algorithm.mesh)
     size = eval_every if checkpoint is not None else min(eval_every, max(rounds, 1))
     block = jax.jit(partial(run_block, algorithm, size), donate_argnums=1)
-    run = _Run(block, evaluate, stop, keep, on_block, began, algorithm.plan(population))
+    run = _Run(block, evaluate, stop, keep, on_block, began, algorithm.plan(population), ledger)
     if checkpoint is None:
         return run.go(key, state, population, rounds, size)
     facts = _facts(seed, eval_every, keep, stop, data, population)
@@ -222,7 +225,9 @@ class _Run:
         on_block: Callable[[Progress], Any] | None,
         began: float,
         plan: Plan,
+        ledger: Budget | None,
     ) -> None:
+        self.ledger = ledger
         self.plan, self.compilations = plan, Compilations(run_block.__name__)
         self.block, self.evaluate, self.stop, self.on_block = block, evaluate, stop, on_block
         self.keep_best = keep == "best" and evaluate is not None
@@ -262,10 +267,13 @@ class _Run:
         if self.keeper is None:
             self.first_round = done + 1
         state = self._compile(key, state, population)
+        asks = not reason and self.ledger is not None and self.ledger.would_exceed(rounds)
         while not reason:
             if self.keeper is not None:
                 self.keeper.pause(done, partial(self._snapshot, state, ""))
             count = min(size - done % size, rounds - done)
+            if asks:
+                self._ask(state, done, done + count)
             state = self._train(key, state, population, count)
             done += count
             sound = self._sound()
@@ -278,6 +286,13 @@ class _Run:
         if best is not None:
             return best, self._history(selected, reason)
         return state, self._history(done, reason)
+
+    def _ask(self, state: State, done: int, after: int) -> None:
+        """Let the ledger refuse the coming block, once what was done is saved."""
+        assert self.ledger is not None  # noqa: S101 - why this is called; this tells the type checker
+        if self.keeper is not None and self.ledger.would_exceed(after):
+            self.keeper.save(done, "", partial(self._snapshot, state, ""), now=True)
+        self.ledger.check(after, done)
 
     def _sound(self) -> bool:
         """Whether the last losses are finite and have not exploded, and no `LOST` rounds in a row are lost."""

@@ -59,6 +59,11 @@ def check_sound(aggregator: Aggregator, transform: Transform | None, *, exchange
             f"noise for updates of norm {aggregator.norm} is too little for those of norm {bound.norm}; clip them "
             f"to {aggregator.norm}, or make the noise for {bound.norm}"
         )
+    if aggregator.least > 1:
+        raise ValueError(
+            f"a round that needs {aggregator.least} clients tells by failing that one was away, which noise for "
+            "one client's update does not hide; leave the threshold at 1, or train without noise"
+        )
     if exchanges:
         raise ValueError(
             "this algorithm's server sends clients what it makes of others' updates without noise; it has no "

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
 
 PyTree = Any
@@ -161,6 +162,17 @@ class FixedPoint(NamedTuple):
     bits: int
     limit: float  # a client's weighted delta is cut off at +-limit, so that no sum can wrap
     capacity: int  # the most clients of a round for which that holds
+    modulus: int = 32  # b: no sum reaches 2^(b - 1), so that sums modulo 2^b are the sums
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Integers int32 of weighted deltas; beyond the limit they are cut off, and no number is 0."""
+        return jnp.round(jnp.clip(jnp.nan_to_num(x), -self.limit, self.limit) * 2.0**self.bits).astype(
+            jnp.int32
+        )
+
+    def decode(self, whole: jax.Array) -> jax.Array:
+        """Floats again, of sums int32."""
+        return whole.astype(jnp.float32) * 2.0**-self.bits
 
 
 class Aggregator(NamedTuple):
@@ -180,6 +192,7 @@ class Aggregator(NamedTuple):
     heated: bool = False  # whether `finish` needs `Totals.heat` and `Totals.clients`
     noise: Callable[[Key, Server], Server] | None = None  # (round's key, aggregate) -> what is added to it
     norm: float | None = None  # the L2 norm that no client may exceed, for that noise to hide it
+    least: int = 1  # clients that a round needs: with fewer, its step is not taken
 
     @property
     def by_row(self) -> bool:
@@ -287,6 +300,16 @@ class Algorithm(NamedTuple):
     work: ClientWork
     plan: Callable[[Any], Plan]  # population -> what the engine will do
     mesh: jax.sharding.Mesh | None = None
+
+
+class Budget(Protocol):
+    """What a run asks before it goes on, such as `fedjax_rec.privacy.ledger.Ledger`."""
+
+    def would_exceed(self, rounds: int) -> bool:
+        """Return whether so many rounds, counted from the start, are more than is allowed."""
+
+    def check(self, rounds: int, done: int = 0) -> None:
+        """Raise an error that says how many are allowed, if so many rounds are too many; `done` were allowed."""
 
 
 class Adversary(NamedTuple):

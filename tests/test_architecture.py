@@ -17,6 +17,7 @@ FLOORS = {
     "engine": 1, "schedules": 1,
     "lanes": 1, "waves": 1, "clients": 1, "guard": 1, "faults": 1,
     "layout": 1, "compression": 1, "sparsifiers": 1, "feedback": 1,
+    "secure": 1, "masks": 1, "secure_cost": 0,
     "devices": 1, "plan": 1, "samplers": 1, "aggregators": 1, "transforms": 1, "reducers": 1, "servers": 1,
     "robust": 1, "attacks": 1, "adversary": 1, "promotion": 1, "fedrecattack": 1,
     "targets": 1, "pieck": 1, "flipping": 1, "row_hiding": 1, "inference": 0,

@@ -12,6 +12,7 @@ clipping norm; how it composes depends on how its cohort was drawn, so **the sam
 
 Two neighbours under "replace one" differ by 2 C, not C. `dp-accounting` takes the noise of a sample without
 replacement relative to that, so `round_event` halves z there, and nowhere else: the one place for this conversion.
+What a client sends to a server that it does not trust is another release (`message_event`).
 """
 
 import math
@@ -58,7 +59,7 @@ def round_event(sampler: Sampler, noise_multiplier: float, num_clients: int) -> 
         >>> round_event(everyone(), 2.0, 100).accountant
         'pld'
     """
-    dp = _library()
+    dp = library()
     if isinstance(sampler, Everyone):
         return Round(dp.GaussianDpEvent(noise_multiplier), "add-or-remove-one", "pld")
     if isinstance(sampler, Poisson):
@@ -76,6 +77,64 @@ def round_event(sampler: Sampler, noise_multiplier: float, num_clients: int) -> 
     raise ValueError(
         f"nothing is known of what {sampler!r} reveals; draw cohorts with samplers.poisson, uniform or everyone"
     )
+
+
+def message_event(noise_multiplier: float) -> Round:
+    """The event of one message of one client to a server that it does not trust, of any two that it could send.
+
+    Two updates clipped to C differ by 2 C at most; the accountant of "replace one" doubles the sensitivity itself.
+    That a cohort was drawn hides nothing from a server that drew it.
+
+    Args:
+        noise_multiplier: z, standard deviation of the client's own noise over the clipping norm.
+
+    Returns:
+        the event, its neighbours and its accountant.
+
+    Raises:
+        ImportError: without dp-accounting.
+
+    Example:
+        >>> round(epsilon_of(message_event(5.0), 1, 1e-5), 4)  # the Gaussian mechanism of sigma = 5 / 2
+        1.555
+    """
+    return Round(library().GaussianDpEvent(noise_multiplier), "replace-one", "pld")
+
+
+def message_noise_for(rounds: int, *, epsilon: float, delta: float) -> float:
+    """The least noise multiplier with which so many messages of one client stay within a budget.
+
+    T Gaussian releases of deviation s are one of deviation s / sqrt(T), so that z = 2 sqrt(T) sigma(epsilon,
+    delta), sigma being that of the analytic Gaussian mechanism for a sensitivity of 1.
+
+    Args:
+        rounds: T, at least 1.
+        epsilon: the budget, above 0.
+        delta: of the budget.
+
+    Returns:
+        z.
+
+    Raises:
+        ValueError: if a number is out of range.
+        ImportError: without dp-accounting.
+
+    Example:
+        >>> round(message_noise_for(1, epsilon=1.0, delta=1e-5), 2)
+        7.46
+
+    Source: Balle & Wang 2018, "Improving the Gaussian mechanism for differential privacy", algorithm 1, as
+    `dp-accounting` solves it.
+    """
+    if rounds < 1 or not epsilon > 0 or not 0 < delta < 1:
+        raise ValueError(
+            "a budget needs rounds of at least 1, epsilon above 0 and delta between 0 and 1, not "
+            f"{rounds}, {epsilon} and {delta}"
+        )
+    found, more = 2 * math.sqrt(rounds) * library().get_sigma_gaussian(epsilon, delta), 1e-6
+    while epsilon_of(message_event(found), rounds, delta) > epsilon:  # the accountant rounds up
+        found, more = found * (1 + more), 2 * more
+    return float(found)
 
 
 def epsilon_of(spent: Round, rounds: int, delta: float) -> float:
@@ -103,7 +162,7 @@ def epsilon_of(spent: Round, rounds: int, delta: float) -> float:
         raise ValueError(f"rounds={rounds} must be at least 0, and delta={delta} between 0 and 1")
     if rounds == 0:
         return 0.0
-    dp = _library()
+    dp = library()
     accountant = _accountant(spent)
     return float(accountant.compose(dp.SelfComposedDpEvent(spent.event, rounds)).get_epsilon(delta))
 
@@ -223,7 +282,7 @@ def _least_noise(spends: Callable[[float], float], epsilon: float, tolerance: fl
 
 
 def _accountant(spent: Round) -> Any:
-    dp = _library()
+    dp = library()
     relations = {
         "add-or-remove-one": dp.NeighboringRelation.ADD_OR_REMOVE_ONE,
         "replace-one": dp.NeighboringRelation.REPLACE_ONE,
@@ -232,7 +291,19 @@ def _accountant(spent: Round) -> Any:
     return kinds[spent.accountant](neighboring_relation=relations[spent.neighbours])
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The package `dp_accounting`, imported when it is first needed.
+
+    Returns:
+        the module.
+
+    Raises:
+        ImportError: where it is not installed, saying how to install it.
+
+    Example:
+        >>> library().GaussianDpEvent(2.0).noise_multiplier
+        2.0
+    """
     try:
         import dp_accounting
         import dp_accounting.pld

@@ -1,0 +1,1 @@
+"""Accuracy against what clients send."""

@@ -1,0 +1,237 @@
+"""Adaptive clipping: the norm C follows a quantile of the clients' update norms, at a small cost in noise.
+
+Each client also sends whether its update was within C; the server, which knows the noisy share b of those, sets
+
+    C <- C exp(-eta (b - gamma)),   b = 1/2 + (sum_i (b_i - 1/2) + normal(0, s_b^2)) / n
+
+so that C falls where more than a share gamma is within it, and rises where fewer are. Centred, a bit moves its sum
+by 1/2. Both sums together are one Gaussian mechanism of multiplier z if that of the updates is
+
+    z_delta = (z^-2 - (2 s_b)^-2)^(-1/2)
+
+Here C travels in the global model, as log C in a leaf of its own, which is what clients read and the server steps.
+Clients send their updates over C, of norm 1 at most, with the bit scaled to have the updates' noise; the server
+multiplies by C again, after the noise. So one plain noisy sum serves both, and its accountant need not know C.
+
+Source: Andrew et al. 2021, "Differentially private learning with adaptive clipping", algorithm 1 and theorem 1.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_rec.aggregators import gaussian
+from fedjax_rec.federate import federate
+from fedjax_rec.privacy.accounting import Round, capacity_for, epsilon_of, noise_for, round_event, rounds_for
+from fedjax_rec.samplers import poisson
+from fedjax_rec.transforms import squared_norm
+from fedjax_rec.types import (
+    Algorithm,
+    Bound,
+    ClientWork,
+    Key,
+    Model,
+    Params,
+    Server,
+    State,
+    Transform,
+    Update,
+)
+
+
+class AdaptivePrivate(NamedTuple):
+    """A private algorithm whose clipping norm adapts, and the means to say what it spends."""
+
+    algorithm: Algorithm
+    noise_multiplier: float  # z, of both sums together
+    delta: float
+    spent: Round  # by one round
+    planned: int
+
+    def epsilon(self, rounds: int) -> float:
+        """Epsilon of the model after so many rounds, at `delta`."""
+        return epsilon_of(self.spent, rounds, self.delta)
+
+    def rounds_within(self, epsilon: float) -> int:
+        """How many rounds stay within a budget."""
+        return rounds_for(self.spent, epsilon=epsilon, delta=self.delta, near=self.planned)
+
+
+def clip_of(state: State) -> float:
+    """The clipping norm of the coming round.
+
+    Args:
+        state: of an algorithm of `adaptive_dp`.
+
+    Returns:
+        C.
+
+    Example:
+        >>> shared = {"model": (), "clip": jnp.log(jnp.float32(0.5))}
+        >>> clip_of(State(jnp.int32(0), Server(shared, ()), (), ()))
+        0.5
+    """
+    return float(jnp.exp(state.server.shared["clip"]))
+
+
+def adaptive_dp(
+    algorithm: Algorithm,
+    num_clients: int,
+    *,
+    cohort: int,
+    rounds: int,
+    delta: float,
+    noise_multiplier: float | None = None,
+    target_epsilon: float | None = None,
+    start: float = 0.1,
+    quantile: float = 0.5,
+    rate: float = 0.2,
+    count_noise: float | None = None,
+    server_optimizer: optax.GradientTransformation | None = None,
+) -> AdaptivePrivate:
+    """Federated averaging that hides each user, with a clipping norm that finds itself.
+
+    Args:
+        algorithm: whose model and clients' work are taken; how it was federated is not.
+        num_clients: N.
+        cohort: n = q N, clients of a round on average, at most N.
+        rounds: T that capacity and budget are for.
+        delta: of the guarantee.
+        noise_multiplier: z; give it or the target.
+        target_epsilon: the epsilon that T rounds may spend.
+        start: C of the first round, above 0.
+        quantile: gamma, of the norms, between 0 and 1.
+        rate: eta, above 0.
+        count_noise: s_b, above z / 2; by default n / 20.
+        server_optimizer: `optax.sgd(1.0)` by default; the norm is not its business.
+
+    Returns:
+        an algorithm, with what a round of it spends.
+
+    Raises:
+        ValueError: if a number is out of range, or not exactly one of noise and target is given.
+        ImportError: without dp-accounting.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> plain, setting = fr.fedmf(dim=4), {"cohort": 100, "rounds": 10, "delta": 1e-4}
+        >>> private = adaptive_dp(plain, 100, **setting, noise_multiplier=2.0)
+        >>> private.algorithm.score is not None, private.noise_multiplier
+        (True, 2.0)
+    """
+    if not 1 <= cohort <= num_clients:
+        raise ValueError(f"cohort={cohort} must be between 1 and the {num_clients} clients that there are")
+    if (noise_multiplier is None) == (target_epsilon is None):
+        raise ValueError(
+            f"noise_multiplier={noise_multiplier} and target_epsilon={target_epsilon}: give exactly one of them"
+        )
+    if not (start > 0 and 0 < quantile < 1 and rate > 0):
+        raise ValueError(f"start={start}, quantile={quantile} or rate={rate} is out of range")
+    sampler = poisson(cohort / num_clients, capacity_for(num_clients, cohort / num_clients, rounds, delta))
+    if target_epsilon is not None:
+        noise_multiplier = noise_for(sampler, num_clients, rounds, epsilon=target_epsilon, delta=delta)
+    assert noise_multiplier is not None  # noqa: S101 - one of the two was given; this tells the type checker
+    scale = _scale_of_bit(noise_multiplier, cohort / 20 if count_noise is None else count_noise)
+    norm = math.hypot(1.0, scale / 2)  # of an update over C and its bit
+    optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
+    made = federate(
+        _carry(algorithm.model, start),
+        _unwrap(algorithm.work),
+        sampler=sampler,
+        transform=_normalise(scale, norm),
+        aggregator=gaussian(noise_multiplier=noise_multiplier, norm=norm, expected=cohort),
+        server_optimizer=_stepping(optimizer, scale, quantile, rate),
+        mesh=algorithm.mesh,
+    )
+    spent = round_event(sampler, noise_multiplier, num_clients)
+    return AdaptivePrivate(made, noise_multiplier, delta, spent, rounds)
+
+
+def _scale_of_bit(noise_multiplier: float, count_noise: float) -> float:
+    """By what to scale the bit so that the noise of the updates, z_delta, is s_b on it: z_delta / s_b."""
+    if not 0 < noise_multiplier < 2 * count_noise:
+        raise ValueError(
+            f"noise_multiplier={noise_multiplier} must be above 0 and below twice count_noise={count_noise}; "
+            "raise count_noise, or the cohort"
+        )
+    return (noise_multiplier**-2 - (2 * count_noise) ** -2) ** -0.5 / count_noise
+
+
+def _normalise(scale: float, norm: float) -> Transform:
+    """The client's part: its update over C, of norm 1 at most, and the bit."""
+
+    def update(key: Key, sent: Update, server: Server) -> Update:
+        del key
+        size, limit = jnp.sqrt(squared_norm(sent)), jnp.exp(server.shared["clip"])
+        model, rows = jax.tree.map(lambda x: x / jnp.maximum(size, limit), (sent.shared["model"], sent.rows))
+        bit = scale * (jnp.where(size <= limit, 1.0, 0.0) - 0.5)
+        return sent._replace(shared={"model": model, "clip": bit}, rows=rows)
+
+    def bound(known: Bound) -> Bound:
+        return known._replace(norm=norm)
+
+    return Transform("adaptive clip", update, bound=bound)
+
+
+def _stepping(
+    optimizer: optax.GradientTransformation, scale: float, quantile: float, rate: float
+) -> optax.GradientTransformation:
+    """The server's part: times C, and the step of log C."""
+
+    def init(server: Server) -> optax.OptState:
+        return optimizer.init(_inner(server))
+
+    def update(
+        descent: Server, state: optax.OptState, server: Server | None = None
+    ) -> tuple[Server, optax.OptState]:
+        assert server is not None  # noqa: S101 - `federate` gives it
+        limit = jnp.exp(server.shared["clip"])
+        scaled = jax.tree.map(lambda x: limit * x, _inner(descent))
+        steps, state = optimizer.update(scaled, state, _inner(server))
+        above = -descent.shared["clip"] / scale + 0.5 - quantile  # b - gamma; descent is the negated sum
+        return Server({"model": steps.shared, "clip": -rate * above}, steps.tables), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _inner(server: Server) -> Server:
+    return server._replace(shared=server.shared["model"])
+
+
+def _carry(model: Model, start: float) -> Model:
+    """The model with log C beside its dense leaves."""
+
+    def init_server(key: Key, population: Any) -> Server:
+        server = model.init_server(key, population)
+        return server._replace(shared={"model": server.shared, "clip": jnp.log(jnp.float32(start))})
+
+    score, alike = model.score, model.init_alike
+    return model._replace(
+        init_server=init_server,
+        score=None if score is None else lambda private, server: score(private, _inner(server)),
+        init_alike=None if alike is None else lambda key, server: alike(key, _inner(server)),
+        represent=None if model.represent is None else _unwrap(model.represent),
+    )
+
+
+def _unwrap(work: ClientWork) -> ClientWork:
+    """The clients' work, which sees the model's own dense leaves, and sends nothing for log C."""
+
+    def finish(local: Any, shared: Any) -> tuple[Any, Any]:
+        private, delta = work.finish(local, shared["model"])
+        return private, {"model": delta, "clip": jnp.float32(0)}
+
+    rests = work.rests
+
+    def rest(view: Params) -> bool:
+        return rests is not None and rests(view._replace(shared=view.shared["model"]))
+
+    return work._replace(
+        start=lambda key, private, shared: work.start(key, private, shared["model"]),
+        finish=finish,
+        rests=None if rests is None else rest,
+        made_of=None,
+    )
