@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rec.robust import sound, weighted_sum
-from fedjax_rec.tables import expand
+from fedjax_rec.tables import select
 from fedjax_rec.types import Aggregator, Key, Server, Stack, Totals
 
 Attack = Callable[[Stack, jax.Array, Key], Stack]
@@ -218,7 +218,7 @@ def summed(aggregator: Aggregator, stack: Stack) -> Totals:
         1.0
     """
     weight = jnp.where(stack.sent, stack.weight, 0.0)
-    server = _where(stack.sent, stack.server, jax.tree.map(jnp.zeros_like, stack.server))
+    server = select(stack.sent, stack.server, jax.tree.map(jnp.zeros_like, stack.server))
     heavy, rows = jnp.where(stack.touched, weight[:, None], 0.0), weight
     if aggregator.row_factor is not None:
         rows = heavy = heavy * jax.vmap(aggregator.row_factor)(server.tables)
@@ -243,8 +243,8 @@ def _alone(send: Callable[[jax.Array, Key], jax.Array]) -> Attack:
         leaves, structure = jax.tree.flatten(stack.server)
         sent = [send(x, jax.random.fold_in(key, n)) for n, x in enumerate(leaves)]
         new = jax.tree.unflatten(structure, sent)
-        shared = _where(malicious, new.shared, stack.server.shared)
-        return stack._replace(server=Server(shared, _where(own, new.tables, stack.server.tables)))
+        shared = select(malicious, new.shared, stack.server.shared)
+        return stack._replace(server=Server(shared, select(own, new.tables, stack.server.tables)))
 
     return attack
 
@@ -258,7 +258,7 @@ def _together(send: Callable[[jax.Array, jax.Array], jax.Array]) -> Attack:
         known = (stack.touched & honest[:, None]).any(0)
         server = jax.tree.map(lambda x: send(*_moments(x, honest))[None], stack.server)
         touched = jnp.where(malicious[:, None], known[None, :], stack.touched)
-        return stack._replace(server=_where(malicious, server, stack.server), touched=touched)
+        return stack._replace(server=select(malicious, server, stack.server), touched=touched)
 
     return attack
 
@@ -270,7 +270,3 @@ def _moments(x: jax.Array, honest: jax.Array) -> tuple[jax.Array, jax.Array]:
     square = jnp.where(honest[:, None], jnp.square(flat - mean[None]), 0.0).sum(0)
     deviation = jnp.sqrt(square / jnp.maximum(count - 1, 1))
     return mean.reshape(x.shape[1:]), deviation.reshape(x.shape[1:])
-
-
-def _where(mask: jax.Array, new: Server, old: Server) -> Server:
-    return jax.tree.map(lambda a, b: jnp.where(expand(mask, b), a, b), new, old)

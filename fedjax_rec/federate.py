@@ -19,7 +19,7 @@ client id)` and nothing else, so its place in the cohort, its lane and its devic
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +32,14 @@ from fedjax_rec.clients import client_keys, name_clients, stream
 from fedjax_rec.devices import keep_replicated
 from fedjax_rec.engine import Result, run_cohort
 from fedjax_rec.faults import Faults, check_faults, strike
-from fedjax_rec.guard import keep_where, run_sound
+from fedjax_rec.guard import run_sound
 from fedjax_rec.plan import check_fits, make_plan, row_update_of
 from fedjax_rec.population import Population
 from fedjax_rec.row_updates import STRATEGIES
 from fedjax_rec.samplers import uniform
 from fedjax_rec.schedules import Uplink
 from fedjax_rec.soundness import check_sound
+from fedjax_rec.stepping import Stepped, step_server
 from fedjax_rec.tables import read_rows
 from fedjax_rec.types import (
     Adversary,
@@ -53,7 +54,6 @@ from fedjax_rec.types import (
     RoundInfo,
     Sampler,
     Server,
-    Stack,
     State,
     Totals,
     Transform,
@@ -185,9 +185,7 @@ def federate(
         totals = add_heat(cast("Totals", result.totals), population) if aggregator.heated else result.totals
         secret = jax.random.fold_in(stream(key, "privacy"), state.round)
         trained = sound & (clients.num_examples > 0)
-        stepped = _step_server(
-            aggregator, optimizer, state, totals, secret, trained.sum() >= aggregator.least
-        )
+        stepped = step_server(aggregator, optimizer, state, totals, secret, trained.sum() >= aggregator.least)
         sent = result.private if exchange is None else exchange(totals, state.server, result.private)
         storing = sound & ~stepped.skipped
         place = jnp.where(storing, ids, population.num_clients)  # an empty slot of the cohort stores nothing
@@ -269,65 +267,6 @@ def init_memory(transform: Transform | None, num_clients: int, server: Server) -
         return ()
     one = transform.init(server)
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), one)
-
-
-class Stepped(NamedTuple):
-    """What the server's step makes."""
-
-    server: Server
-    opt_state: optax.OptState
-    norm: jax.Array  # float32[], of the step taken
-    signal: jax.Array  # float32[], as in `RoundInfo`
-    skipped: jax.Array  # bool[], whether the step was not taken
-
-
-def _step_server(
-    aggregator: Aggregator,
-    optimizer: optax.GradientTransformation,
-    state: State,
-    totals: Totals | Stack,
-    secret: Key,
-    enough: jax.Array,
-) -> Stepped:
-    """The server's part of a round; a step that is not finite, or of too few, is not taken.
-
-    Noise is added to a round of nobody too: that nobody came is private.
-    """
-
-    def call(function: Callable, *arguments: PyTree) -> PyTree:
-        if aggregator.fixed is None:
-            return function(*arguments)
-        return _apart(state.round >= 0, function, *arguments)
-
-    update, signal = call(aggregator.finish, totals), jnp.float32(jnp.inf)
-    if aggregator.noise is not None:
-        noise = aggregator.noise(secret, update)
-        signal = optax.tree.norm(update) / optax.tree.norm(noise)
-        update = jax.tree.map(jnp.add, update, noise)
-    descent = jax.tree.map(jnp.negative, update)
-    steps, opt_state = call(optimizer.update, descent, state.opt_state, state.server)
-    norm = optax.tree.norm([x for x in jax.tree.leaves(steps) if jnp.issubdtype(x.dtype, jnp.floating)])
-    taken = jnp.isfinite(norm) & (enough | (aggregator.noise is not None))
-    steps, opt_state = (
-        keep_where(taken, steps, jax.tree.map(jnp.zeros_like, steps)),
-        keep_where(taken, opt_state, state.opt_state),
-    )
-    server = cast("Server", optax.apply_updates(state.server, steps))
-    return Stepped(server, opt_state, jnp.where(taken, norm, 0.0), signal, ~taken)
-
-
-def _apart(always: jax.Array, function: Callable, *arguments: PyTree) -> PyTree:
-    """Call a function in a branch that is always taken, which XLA compiles by itself.
-
-    Fused with what stands around it, which differs with the number of devices, a product and a sum would be
-    rounded once in one program and twice in another: equal integers would not give equal floats.
-    """
-
-    def never(*arguments: PyTree) -> PyTree:
-        shapes = jax.eval_shape(function, *arguments)
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-    return jax.lax.cond(always, function, never, *arguments)
 
 
 def client_update(

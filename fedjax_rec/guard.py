@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rec.engine import Result
-from fedjax_rec.types import PyTree, RoundInfo, Totals
+from fedjax_rec.types import RoundInfo, Totals
 
 
 class Attempt(NamedTuple):
@@ -66,24 +66,6 @@ def _suspect(result: Result) -> jax.Array:
         return jnp.bool_(False)
     floats = [x for x in jax.tree.leaves(result.totals) if jnp.issubdtype(x.dtype, jnp.floating)]
     return ~jnp.isfinite(sum(jnp.square(x).sum() for x in floats)) | (result.report.saturated > 0)
-
-
-def keep_where(good: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    """The new tree if all is well, else the old one.
-
-    Args:
-        good: bool[].
-        new: leaves.
-        old: the same structure.
-
-    Returns:
-        a tree of that structure.
-
-    Example:
-        >>> keep_where(jnp.bool_(False), {"w": jnp.ones(2)}, {"w": jnp.zeros(2)})["w"].tolist()
-        [0.0, 0.0]
-    """
-    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
 
 def lost(infos: RoundInfo) -> jax.Array:

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fedjax_rec.data.disk import flush, sha256_of
+
 SEAL = "seal.json"
 
 
@@ -77,9 +79,7 @@ def _read_seal(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size": path.stat().st_size, "sha256": digest}
+    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _differs(path: Path, known: dict[str, Any]) -> str:
@@ -111,25 +111,6 @@ def list_files(folder: Path) -> dict[str, Path]:
 
 def _folders(folder: Path) -> list[Path]:
     return [folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())]
-
-
-def flush(path: Path) -> None:
-    """Have the disk hold what was written to a file, or which names a folder has.
-
-    Args:
-        path: of a file or a folder.
-
-    Raises:
-        OSError: if the disk does not.
-
-    Example:
-        >>> flush(Path("."))
-    """
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -254,10 +254,14 @@ class _Run:
         return replicate(found.state, mesh)
 
     def _snapshot(self, state: State, reason: str) -> Snapshot:
-        infos = jax.tree.map(lambda *x: np.concatenate(x), *self.infos) if self.infos else None
+        infos = self._joined() if self.infos else None
         seconds = {"all": time.perf_counter() - self.began, "train": self.train_seconds}
         seconds["compile"] = self.compile_seconds
         return Snapshot(state, infos, tuple(self.evaluations), self.best, self.first_round, reason, seconds)
+
+    def _joined(self) -> RoundInfo:
+        """All blocks' reports as one, leaves [T]."""
+        return jax.tree.map(lambda *x: np.concatenate(x), *self.infos)
 
     def go(
         self, key: Key, state: State, population: Population, rounds: int, size: int
@@ -299,9 +303,7 @@ class _Run:
         loss, some = np.asarray(self.infos[-1].loss), (info.loss[info.clients > 0] for info in self.infos)
         first = next((float(part[0]) for part in some if part.size), math.inf)
         gone = np.concatenate([lost(info) for info in self.infos[-LOST:]])
-        streak = (
-            np.convolve(gone, np.ones(LOST), "valid").max(initial=0) >= LOST if gone.size >= LOST else False
-        )
+        streak = np.convolve(gone, np.ones(LOST), "valid").max() >= LOST
         return bool((np.isfinite(loss) & ~(loss > EXPLODED * max(first, 1e-6))).all() and not streak)
 
     def _compile(self, key: Key, state: State, population: Population) -> State:
@@ -355,7 +357,7 @@ class _Run:
 
     def _history(self, selected: int, reason: str) -> History:
         none: Any = (np.zeros(0) for _ in RoundInfo._fields)
-        rounds = jax.tree.map(lambda *x: np.concatenate(x), *self.infos) if self.infos else RoundInfo(*none)
+        rounds = self._joined() if self.infos else RoundInfo(*none)
         return History(
             rounds=rounds,
             evaluations=tuple(self.evaluations),

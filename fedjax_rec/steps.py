@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_rec.data.disk import flush
 from fedjax_rec.leaves import Leaf, digest
-from fedjax_rec.seal import find_damage, flush, seal, write_durably
+from fedjax_rec.seal import find_damage, seal, write_durably
 
 MARGIN = 2**17  # bytes that a step takes besides its arrays, at most
 SCHEMA = 1  # of meta.json; a change of it needs a line in MIGRATIONS

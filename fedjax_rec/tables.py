@@ -68,7 +68,7 @@ def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
     """Append unit axes to a mask until it broadcasts against an array.
 
     Args:
-        mask: [n] or [n, m].
+        mask: [], [n] or [n, m].
         like: [n, m, ...].
 
     Returns:
@@ -82,15 +82,15 @@ def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def select(mask: jax.Array, new: Tree, old: Tree) -> Tree:
-    """Take `new` where the mask holds and `old` elsewhere, leaf by leaf along the leading axis.
+    """Take `new` where the mask holds and `old` elsewhere, leaf by leaf along the leading axes.
 
     Args:
-        mask: bool[n].
-        new: leaves [n, ...].
-        old: leaves [n, ...].
+        mask: bool[n], bool[n, m], or bool[] for all or nothing.
+        new: leaves [n, m, ...], or with a leading axis of 1 for the same in all places.
+        old: leaves [n, m, ...].
 
     Returns:
-        leaves [n, ...].
+        leaves [n, m, ...].
 
     Example:
         >>> select(jnp.array([True, False]), jnp.array([1, 2]), jnp.array([3, 4])).tolist()

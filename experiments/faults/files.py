@@ -135,10 +135,10 @@ def _published() -> dict:
     return {"size": len(sound), "sha256": hashlib.sha256(sound).hexdigest()}
 
 
-def _refused(attempt: Callable[[], object]) -> Outcome:
+def _refused(attempt: Callable[[], object], promised: type[ValueError] = DataError) -> Outcome:
     try:
         attempt()
-    except DataError as error:
+    except promised as error:
         return "survived" if len(str(error).splitlines()) == 1 else "lost"
     except Exception:  # whatever else it is, it is not the promised one
         return "lost"
@@ -175,18 +175,9 @@ def _never_unpickled(place: Path, sign: Path, name: str, data: bytes) -> Outcome
         *((lambda path=path: read_any(path)) for path in (run / name, *run.glob("ratings.*"))),
     )
     with _alarm():
-        outcomes = [_refused_run(attempt) for attempt in tries]
+        outcomes = [
+            _refused(attempt, ValueError) for attempt in tries
+        ]  # a run folder's errors are plain ones
     if sign.exists() or "silent" in outcomes:
         return "silent"
     return "lost" if "lost" in outcomes else "survived"
-
-
-def _refused_run(attempt: Callable[[], object]) -> Outcome:
-    """A run folder's error is a plain ValueError."""
-    try:
-        attempt()
-    except ValueError as error:
-        return "survived" if len(str(error).splitlines()) == 1 else "lost"
-    except Exception:  # whatever else it is, it is not the promised one
-        return "lost"
-    return "silent"

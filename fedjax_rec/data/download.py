@@ -6,7 +6,6 @@ after its archive had the right size and checksum. Beside it lies `<file>.sha256
 was installed, and `verify` compares with it at every later use.
 """
 
-import hashlib
 import http.client
 import os
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from fedjax_rec.data.archives import extract
+from fedjax_rec.data.disk import flush, sha256_of
 from fedjax_rec.data.errors import DataError
 
 _CHUNK = 1 << 20  # bytes
@@ -27,25 +27,6 @@ _SLOWEST = 1024  # bytes a second, on the average
 _MOST = 2**30  # bytes of a download whose size is not published
 _HERE = ("127.0.0.1", "localhost", "::1")
 _FAILURES = (OSError, http.client.HTTPException, DataError)  # urllib's URLError is an OSError
-
-
-def sha256_of(path: Path) -> str:
-    """Checksum of a file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Example:
-        >>> path = Path(tempfile.mkdtemp()) / "empty"
-        >>> path.touch()
-        >>> sha256_of(path)[:16]
-        'e3b0c44298fc1c14'
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def install(
@@ -93,7 +74,7 @@ def install(
                 _flush(sink)
             os.replace(record, _record(target))  # noqa: PTH105 - named in the docstring as the atomic step
             os.replace(ready, target)  # noqa: PTH105 - the same
-            _flush_folder(target.parent)
+            flush(target.parent)
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error.strerror or error})") from error
     return digest
@@ -178,14 +159,6 @@ def _copy(source: Any, sink: BinaryIO, most: int, total: int | None, progress: b
 def _flush(sink: IO) -> None:
     sink.flush()
     os.fsync(sink.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _bar(total: int | None):  # type: ignore[no-untyped-def]  # noqa: ANN202 - tqdm is optional and untyped

@@ -27,7 +27,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_rec.data.archives import extract
-from fedjax_rec.data.download import install, sha256_of, verify
+from fedjax_rec.data.disk import sha256_of
+from fedjax_rec.data.download import install, verify
 from fedjax_rec.data.errors import DataError, nearest
 from fedjax_rec.data.interactions import Dataset, Interactions
 from fedjax_rec.data.loo import read_loo_directory

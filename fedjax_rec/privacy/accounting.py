@@ -24,7 +24,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binom
 
-from fedjax_rec.samplers import Everyone, Poisson, Uniform
+from fedjax_rec.samplers import Everyone, Poisson, Uniform, poisson
 from fedjax_rec.types import Sampler
 
 SHARE = 0.01  # of delta that a full cohort may cost: surplus clients are dropped that seldom
@@ -261,6 +261,63 @@ def capacity_for(num_clients: int, probability: float, rounds: int, delta: float
     sizes = np.arange(num_clients + 1)
     fits = rounds * binom.sf(sizes, num_clients, probability) <= SHARE * delta
     return max(1, int(np.argmax(fits)))
+
+
+def choose_noise(
+    noise_multiplier: float | None, target_epsilon: float | None, calibrate: Callable[[float], float]
+) -> float:
+    """The noise that is asked for, by itself or by what it may spend.
+
+    Args:
+        noise_multiplier: z; give it or the target.
+        target_epsilon: of the budget.
+        calibrate: target -> z.
+
+    Returns:
+        z, above 0.
+
+    Raises:
+        ValueError: if not exactly one of them is given, or z is not above 0.
+
+    Example:
+        >>> choose_noise(None, 2.0, lambda epsilon: 3.0 / epsilon)
+        1.5
+    """
+    if noise_multiplier is not None and target_epsilon is None:
+        chosen = noise_multiplier
+    elif target_epsilon is not None and noise_multiplier is None:
+        chosen = calibrate(target_epsilon)
+    else:
+        raise ValueError(
+            f"noise_multiplier={noise_multiplier} and target_epsilon={target_epsilon}: give exactly one of them"
+        )
+    if not chosen > 0:
+        raise ValueError(f"noise_multiplier={chosen} hides nothing; give a number above 0")
+    return chosen
+
+
+def draw_poisson(num_clients: int, cohort: int, rounds: int, delta: float) -> Poisson:
+    """Poisson cohorts of a mean size, with room that is almost never too small.
+
+    Args:
+        num_clients: N.
+        cohort: q N, at most N.
+        rounds: T.
+        delta: of the budget.
+
+    Returns:
+        the sampler.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> draw_poisson(1000, 1000, 10, 1e-4).capacity
+        1000
+    """
+    if not 1 <= cohort <= num_clients:
+        raise ValueError(f"cohort={cohort} must be between 1 and the {num_clients} clients that there are")
+    return poisson(cohort / num_clients, capacity_for(num_clients, cohort / num_clients, rounds, delta))
 
 
 def _least_noise(spends: Callable[[float], float], epsilon: float, tolerance: float) -> float:

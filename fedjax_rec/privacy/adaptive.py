@@ -25,8 +25,15 @@ import optax
 
 from fedjax_rec.aggregators import gaussian
 from fedjax_rec.federate import federate
-from fedjax_rec.privacy.accounting import Round, capacity_for, epsilon_of, noise_for, round_event, rounds_for
-from fedjax_rec.samplers import poisson
+from fedjax_rec.privacy.accounting import (
+    Round,
+    choose_noise,
+    draw_poisson,
+    epsilon_of,
+    noise_for,
+    round_event,
+    rounds_for,
+)
 from fedjax_rec.transforms import squared_norm
 from fedjax_rec.types import (
     Algorithm,
@@ -122,18 +129,14 @@ def adaptive_dp(
         >>> private.algorithm.score is not None, private.noise_multiplier
         (True, 2.0)
     """
-    if not 1 <= cohort <= num_clients:
-        raise ValueError(f"cohort={cohort} must be between 1 and the {num_clients} clients that there are")
-    if (noise_multiplier is None) == (target_epsilon is None):
-        raise ValueError(
-            f"noise_multiplier={noise_multiplier} and target_epsilon={target_epsilon}: give exactly one of them"
-        )
     if not (start > 0 and 0 < quantile < 1 and rate > 0):
         raise ValueError(f"start={start}, quantile={quantile} or rate={rate} is out of range")
-    sampler = poisson(cohort / num_clients, capacity_for(num_clients, cohort / num_clients, rounds, delta))
-    if target_epsilon is not None:
-        noise_multiplier = noise_for(sampler, num_clients, rounds, epsilon=target_epsilon, delta=delta)
-    assert noise_multiplier is not None  # noqa: S101 - one of the two was given; this tells the type checker
+    sampler = draw_poisson(num_clients, cohort, rounds, delta)
+
+    def calibrate(epsilon: float) -> float:
+        return noise_for(sampler, num_clients, rounds, epsilon=epsilon, delta=delta)
+
+    noise_multiplier = choose_noise(noise_multiplier, target_epsilon, calibrate)
     scale = _scale_of_bit(noise_multiplier, cohort / 20 if count_noise is None else count_noise)
     norm = math.hypot(1.0, scale / 2)  # of an update over C and its bit
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer

@@ -18,8 +18,16 @@ other numbers that a simulation prints: they are those of the experimenter, not 
 from typing import Any, NamedTuple
 
 from fedjax_rec.aggregators import gaussian
-from fedjax_rec.privacy.accounting import Round, capacity_for, epsilon_of, noise_for, round_event, rounds_for
-from fedjax_rec.samplers import Poisson, poisson
+from fedjax_rec.privacy.accounting import (
+    Round,
+    choose_noise,
+    draw_poisson,
+    epsilon_of,
+    noise_for,
+    round_event,
+    rounds_for,
+)
+from fedjax_rec.samplers import Poisson
 from fedjax_rec.transforms import clip as clip_to
 from fedjax_rec.types import Aggregator, Transform
 
@@ -87,19 +95,12 @@ def dp_fedavg(
         >>> import fedjax_rec as fr
         >>> algorithm = fr.fedmf(dim=8, **private.federation)
     """
-    if not 1 <= cohort <= num_clients:
-        raise ValueError(f"cohort={cohort} must be between 1 and the {num_clients} clients that there are")
-    if (noise_multiplier is None) == (target_epsilon is None):
-        raise ValueError(
-            f"noise_multiplier={noise_multiplier} and target_epsilon={target_epsilon}: give exactly one of them"
-        )
-    probability = cohort / num_clients
-    sampler = poisson(probability, capacity_for(num_clients, probability, rounds, delta))
-    if target_epsilon is not None:
-        noise_multiplier = noise_for(sampler, num_clients, rounds, epsilon=target_epsilon, delta=delta)
-    assert noise_multiplier is not None  # noqa: S101 - one of the two was given; this tells the type checker
-    if not noise_multiplier > 0:
-        raise ValueError(f"noise_multiplier={noise_multiplier} hides nothing; give a number above 0")
+    sampler = draw_poisson(num_clients, cohort, rounds, delta)
+
+    def calibrate(epsilon: float) -> float:
+        return noise_for(sampler, num_clients, rounds, epsilon=epsilon, delta=delta)
+
+    noise_multiplier = choose_noise(noise_multiplier, target_epsilon, calibrate)
     return Private(
         sampler=sampler,
         transform=clip_to(clip),

@@ -17,7 +17,14 @@ hold for epsilon > 1.
 
 from typing import Any, NamedTuple
 
-from fedjax_rec.privacy.accounting import Round, epsilon_of, message_event, message_noise_for, rounds_for
+from fedjax_rec.privacy.accounting import (
+    Round,
+    choose_noise,
+    epsilon_of,
+    message_event,
+    message_noise_for,
+    rounds_for,
+)
 from fedjax_rec.row_hiding import all_rows
 from fedjax_rec.transforms import add_noise, chain
 from fedjax_rec.transforms import clip as clip_to
@@ -94,15 +101,11 @@ def local_dp(
     Source: Duchi et al. 2013, "Local privacy and statistical minimax rates" (the model); Balle & Wang 2018,
     "Improving the Gaussian mechanism for differential privacy" (the noise).
     """
-    if (noise_multiplier is None) == (target_epsilon is None):
-        raise ValueError(
-            f"noise_multiplier={noise_multiplier} and target_epsilon={target_epsilon}: give exactly one of them"
-        )
-    if target_epsilon is not None:
-        noise_multiplier = message_noise_for(rounds, epsilon=target_epsilon, delta=delta)
-    assert noise_multiplier is not None  # noqa: S101 - one of the two was given; this tells the type checker
-    if not noise_multiplier > 0:
-        raise ValueError(f"noise_multiplier={noise_multiplier} hides nothing; give a number above 0")
+
+    def calibrate(epsilon: float) -> float:
+        return message_noise_for(rounds, epsilon=epsilon, delta=delta)
+
+    noise_multiplier = choose_noise(noise_multiplier, target_epsilon, calibrate)
     rows = () if items is None else (all_rows(items),)
     return LocalPrivate(
         transform=chain(clip_to(clip), *rows, add_noise(noise_multiplier * clip)),
