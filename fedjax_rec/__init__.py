@@ -25,6 +25,7 @@ from fedjax_rec import (
 from fedjax_rec.algorithms.colr import colr
 from fedjax_rec.algorithms.fcf import fcf
 from fedjax_rec.algorithms.fedals import fedals
+from fedjax_rec.algorithms.fedease import fedease
 from fedjax_rec.algorithms.fedgnn import fedgnn
 from fedjax_rec.algorithms.fedmf import fedmf
 from fedjax_rec.algorithms.fedncf import fedncf
@@ -104,6 +105,7 @@ __all__ = [
     "draws",
     "fcf",
     "fedals",
+    "fedease",
     "federate",
     "fedgnn",
     "fedmf",

@@ -109,7 +109,7 @@ def test_budgets_are_equal(task):
     """All variants have as many local trainings, whatever their cohorts."""
     for cohort in (20, 40, 80):
         algorithm = fr.fedmf(dim=2, cohort=cohort)
-        rounds, every = rounds_of(algorithm, task._replace(budget=Budget(1, 8)))
+        rounds, every = rounds_of("fedmf", algorithm, task._replace(budget=Budget(1, 8)))
         assert rounds * cohort == 8 * 80
         assert every * 20 >= rounds
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import fedjax_rec as fr
 from experiments.honest_benchmark.spaces import VARIANTS
-from fedjax_rec.algorithms.registry import accepted, factory_of
+from fedjax_rec.algorithms.registry import ENTRIES, accepted, factory_of
 from fedjax_rec.data.interactions import Dataset
 from fedjax_rec.data.splits import Split
 from fedjax_rec.devices import choose_devices
@@ -106,16 +106,19 @@ def make_on_devices(name: str, split: Split, settings: dict[str, Any]) -> fr.Alg
     return make(name, **settings, mesh=fr.client_mesh(devices))
 
 
-def rounds_of(algorithm: fr.Algorithm, task: Task) -> tuple[int, int]:
+def rounds_of(name: str, algorithm: fr.Algorithm, task: Task) -> tuple[int, int]:
     """How many rounds a run has, and after how many it is validated: as many local trainings for all.
 
     Args:
+        name: in `VARIANTS`.
         algorithm: whose sampler says how large a cohort is.
         task: the data and the budget, which counts rounds of the default cohort.
 
     Returns:
         rounds and eval_every.
     """
+    if ENTRIES[VARIANTS[name].algorithm].rounds == 1:
+        return 1, 1  # a closed form: more rounds would only repeat it
     cohort = algorithm.plan(task.population).cohort
     rounds = max(1, task.budget.rounds * default_cohort(task.split.num_users) // cohort)
     return rounds, max(1, -(-rounds // VALIDATIONS))

@@ -93,7 +93,7 @@ def tune(task: Task, name: str, carried: Result | None, tell: Tell) -> Result:
         trials = trials_of(name, count)
     else:
         trials = trials_near([trial["settings"] for trial in carried["trials"]], count)
-    rounds, eval_every = rounds_of(make(name, **trials[0]), task)
+    rounds, eval_every = rounds_of(name, make(name, **trials[0]), task)
     metric = "rmse" if needs_ratings(name) else "ndcg@10"
     found = fr.sweep(
         lambda **settings: make(name, **settings),

@@ -25,6 +25,7 @@ ENTRIES: dict[str, Entry] = {
     "colr": Entry(),
     "fcf": Entry(),
     "fedals": Entry(rounds=12, eval_every=1),
+    "fedease": Entry(rounds=1, eval_every=1),
     "fedgnn": Entry(),
     "fedmf": Entry(),
     "fedncf": Entry(),

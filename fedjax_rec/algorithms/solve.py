@@ -99,7 +99,7 @@ def exact_solve(equations: Equations, batch_size: int, send: Send, dense: Dense)
         del batch, old
         return send(local.vector, rows.values["vector"])
 
-    batches = _own_rows(batch_size, equations.ridge)
+    batches = own_rows(batch_size, equations.ridge)
     return ClientWork(batches, 2, start, lambda values: Rows(values, ()), step, None, finish, send=send_rows)
 
 
@@ -123,10 +123,10 @@ def solve_spd(matrix: jax.Array, target: jax.Array) -> jax.Array:
 
     Args:
         matrix: float32[D, D].
-        target: float32[D].
+        target: float32[D], or float32[D, K] for K right sides.
 
     Returns:
-        float32[D].
+        x, of the target's shape.
 
     Example:
         >>> jnp.round(solve_spd(2 * jnp.eye(2), jnp.array([2.0, 4.0])), 5).tolist()
@@ -142,8 +142,25 @@ def _cholesky(matrix: jax.Array, target: jax.Array) -> jax.Array:
 _one_by_one = jax.custom_batching.sequential_vmap(_cholesky)
 
 
-def _own_rows(batch_size: int, ridge: Callable[[Any, int], Any]) -> LocalBatches:
-    """A client's own items in batches that say where a pass begins, and how strong the ridge is."""
+def _no_ridge(own: Any, items: int) -> float:
+    del own, items
+    return 0.0
+
+
+def own_rows(batch_size: int, ridge: Callable[[Any, int], Any] = _no_ridge) -> LocalBatches:
+    """A client's own items in batches that say where a pass begins, and how strong the ridge is.
+
+    Args:
+        batch_size: items in a batch B.
+        ridge: (number of own items, I) -> r.
+
+    Returns:
+        local batches with `data` "mask", "first" and "ridge", [B].
+
+    Example:
+        >>> own_rows(8).num_batches(9)
+        2
+    """
     own = with_negatives(batch_size, 0)
 
     def batch(client: Client, population: Population, t: jax.Array) -> Batch:
