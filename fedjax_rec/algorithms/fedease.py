@@ -210,8 +210,8 @@ def weigh(pairs: jax.Array, ridge: jax.Array) -> jax.Array:
         B, float32[I, I].
 
     Example:
-        >>> weigh(jnp.array([[2.0, 1.0], [1.0, 2.0]]), 1.0).round(4).tolist()
-        [[0.0, 0.3333], [0.3333, 0.0]]
+        >>> weigh(jnp.array([[3.0, 1.0], [1.0, 3.0]]), 1.0).tolist()
+        [[0.0, 0.25], [0.25, 0.0]]
 
     Source: Steck 2019, equation 8.
     """
