@@ -9,8 +9,8 @@ selects its whole state in every step.
 Which numbers a factory lets be traced is found by tracing it. One that does not (because it asks `if rate > 0`,
 say) is treated as a shape is: each of its values makes a group, and the batch becomes a loop.
 
-The budget of a trial is its number of rounds: none is stopped early, none gets more. Only validation items are
-looked at, never test items.
+The budget of a trial is its number of rounds: none gets more, and `patience` stops each by its own curve alone, so
+that it does not matter what else is tried. Only validation items are looked at, never test items.
 """
 
 import math
@@ -22,11 +22,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 
-from fedjax_rec.blocks import run_block
 from fedjax_rec.data.splits import Split
-from fedjax_rec.devices import AXIS, LEAST_SHARE, choose_devices, client_mesh, replicate
 from fedjax_rec.engine import rests_between
 from fedjax_rec.evaluation.evaluator import server_parameters
 from fedjax_rec.evaluation.metrics import metrics_from_ranks
@@ -34,18 +31,15 @@ from fedjax_rec.evaluation.protocol import Protocol
 from fedjax_rec.evaluation.ranking import Places, count_rivals, make_ranker
 from fedjax_rec.evaluation.ratings import rating_errors
 from fedjax_rec.exactness import assume_rest
-from fedjax_rec.guard import lost
 from fedjax_rec.plan import device_bytes
 from fedjax_rec.population import Population, population_of
 from fedjax_rec.spaces import Settings, grid
+from fedjax_rec.trials import Budget, Factory, Judge, Runs
 from fedjax_rec.types import Algorithm, PyTree, State
 
 ERRORS = ("rmse", "mae")  # metrics of predicted ratings: less is better
 SHARE = 0.1  # of a device's memory that the models of a batch may take: they are held twice for a moment
 _USERS = 256  # rated at once
-
-Factory = Callable[..., Algorithm]
-Measure = Callable[[dict, Algorithm, State, Population], PyTree]  # compiled, of one run
 
 
 class Trial(NamedTuple):
@@ -55,7 +49,8 @@ class Trial(NamedTuple):
     validation: float  # the metric in the best round, mean over seeds; NaN if no round had one
     round: int  # the best one; 0 if there is none
     seconds: float  # its share of its batch's wall clock, compilation included
-    curve: tuple[tuple[int, float], ...]  # (round, metric), mean over seeds; NaN once a run has diverged
+    # (round, metric), mean over seeds, as far as it went; NaN where a run has diverged, which ends it
+    curve: tuple[tuple[int, float], ...]
 
 
 class Sweep(NamedTuple):
@@ -67,21 +62,6 @@ class Sweep(NamedTuple):
     rounds: int  # budget of each trial and seed
     seeds: tuple[int, ...]
     seconds: float
-
-
-class _Judge(NamedTuple):
-    """How a state is measured: on device as far as possible, the rest on the host."""
-
-    measure: Measure
-    value: Callable[[PyTree], float]
-
-
-class _Budget(NamedTuple):
-    """What every trial gets."""
-
-    rounds: int
-    eval_every: int
-    seeds: tuple[int, ...]
 
 
 class _Group(NamedTuple):
@@ -101,6 +81,7 @@ def sweep(
     eval_every: int = 20,
     seeds: Sequence[int] = (0,),
     metric: str = "ndcg@10",
+    patience: int | None = None,
     on_trial: Callable[[Trial], Any] | None = None,
     on_block: Callable[[int, int], Any] | None = None,
 ) -> Sweep:
@@ -114,8 +95,10 @@ def sweep(
         eval_every: rounds between validations.
         seeds: of the runs of each trial; the metric is their mean.
         metric: hr@k, ndcg@k, mrr@k, mrr or auc; rmse or mae where scores are predicted ratings.
+        patience: a trial ends after so many rounds without a better metric; None: it never does.
         on_trial: called with each trial once it is finished.
-        on_block: called after each block with the runs' rounds done, and to do, over the whole sweep.
+        on_block: called after each block with the runs' rounds done or done without, and their number over the
+            whole sweep.
 
     Returns:
         the trials, the best of them (of equals the first), and the budget.
@@ -133,17 +116,19 @@ def sweep(
     """
     began = time.perf_counter()
     trials = grid(settings) if isinstance(settings, Mapping) else [dict(each) for each in settings]
-    _check(trials, split, rounds, eval_every, seeds)
+    _check(trials, split, {"rounds": rounds, "eval_every": eval_every, "patience": patience}, seeds)
     judge, sign = _judge(metric, split), -1.0 if metric in ERRORS else 1.0
     algorithms = [factory(**each) for each in trials]  # refuses bad settings before anything runs
     _check_rates(metric, algorithms)
-    population, budget = population_of(split), _Budget(rounds, eval_every, tuple(seeds))
+    population, budget = population_of(split), Budget(rounds, eval_every, tuple(seeds), patience)
     tell = _teller(on_block, len(trials) * len(seeds) * rounds)
     found: dict[int, Trial] = {}
     for group in _group(factory, algorithms, trials, population):
         for members in _chunks(group, algorithms, population, len(seeds)):
             tick = time.perf_counter()
-            run = _Run(partial(factory, **group.static), group.traced, judge(factory, group.static), budget)
+            run = Runs(
+                partial(factory, **group.static), group.traced, judge(factory, group.static), budget, sign
+            )
             with assume_rest(all(_rests(algorithms[number], population) for number in members)):
                 curves = run.go([trials[n] for n in members], algorithms[members[0]], population, tell)
             seconds = (time.perf_counter() - tick) / len(members)
@@ -155,9 +140,9 @@ def sweep(
     return Sweep(table, _best(table, sign), metric, rounds, tuple(seeds), time.perf_counter() - began)
 
 
-def _check(trials: list[Settings], split: Split, rounds: int, eval_every: int, seeds: Sequence[int]) -> None:
-    for name, value in (("rounds", rounds), ("eval_every", eval_every)):
-        if value < 1:
+def _check(trials: list[Settings], split: Split, counts: dict[str, int | None], seeds: Sequence[int]) -> None:
+    for name, value in counts.items():
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, not {value}")
     if not trials or not seeds:
         raise ValueError(f"{len(trials)} trials of {len(seeds)} seeds: give one or more of each")
@@ -203,7 +188,7 @@ def _trial(settings: Settings, curve: list[tuple[int, float]], sign: float, seco
 # --- Judging -------------------------------------------------------------------------------------------------
 
 
-def _judge(metric: str, split: Split) -> Callable[[Factory, Settings], _Judge]:
+def _judge(metric: str, split: Split) -> Callable[[Factory, Settings], Judge]:
     """(factory, its static settings) -> how its states are measured."""
     if metric in ERRORS:
         if split.validation_ratings is None:
@@ -213,7 +198,7 @@ def _judge(metric: str, split: Split) -> Callable[[Factory, Settings], _Judge]:
     return partial(_rank_judge, metric, split)
 
 
-def _rank_judge(metric: str, split: Split, factory: Factory, static: Settings) -> _Judge:
+def _rank_judge(metric: str, split: Split, factory: Factory, static: Settings) -> Judge:
     def score(params: PyTree, users: jax.Array) -> jax.Array:
         values, prepared = params
         return server_parameters(factory(**static, **values)).score(prepared, users)
@@ -228,10 +213,10 @@ def _rank_judge(metric: str, split: Split, factory: Factory, static: Settings) -
     def value(places: Places) -> float:
         return metrics_from_ranks(places, cutoffs, rivals=rivals)[metric]
 
-    return _Judge(measure, value)
+    return Judge(measure, value)
 
 
-def _error_judge(metric: str, split: Split) -> _Judge:
+def _error_judge(metric: str, split: Split) -> Judge:
     ratings, items = split.validation_ratings, np.maximum(split.validation, 0)
     assert ratings is not None  # noqa: S101 - `_judge` has looked; this tells the type checker
 
@@ -242,7 +227,7 @@ def _error_judge(metric: str, split: Split) -> _Judge:
         users = jnp.arange(len(items))
         return jax.lax.map(lambda u: point.score(prepared, u[None])[0, held[u]], users, batch_size=_USERS)
 
-    return _Judge(measure, lambda predictions: rating_errors(np.asarray(predictions), ratings)[metric])
+    return Judge(measure, lambda predictions: rating_errors(np.asarray(predictions), ratings)[metric])
 
 
 # --- Grouping ------------------------------------------------------------------------------------------------
@@ -336,83 +321,3 @@ def _rests(algorithm: Algorithm, population: Population) -> bool:
         return False
     state = jax.eval_shape(lambda key: algorithm.init(key, population), jax.random.key(0))
     return rests_between(algorithm.work, population, state.server, state.private)
-
-
-# --- Running -------------------------------------------------------------------------------------------------
-
-
-class _Run:
-    """The host's side of one batch: runs [R] = trials x seeds, padded so that every device has as many."""
-
-    def __init__(self, make: Factory, traced: tuple[str, ...], judge: _Judge, budget: _Budget) -> None:
-        self.make, self.traced, self.judge, self.budget = make, traced, judge, budget
-
-    def go(
-        self,
-        trials: list[Settings],
-        example: Algorithm,
-        population: Population,
-        tell: Callable[[int], None],
-    ) -> list[list[tuple[int, float]]]:
-        """The curve of each trial: (round, mean metric over seeds)."""
-        rounds, size, seeds = (
-            self.budget.rounds,
-            min(self.budget.eval_every, self.budget.rounds),
-            self.budget.seeds,
-        )
-        count = len(trials) * len(seeds)
-        mesh = None if example.mesh is not None else client_mesh(choose_devices(LEAST_SHARE * count))
-        runs = self._runs(trials, 1 if mesh is None else mesh.size)
-        start, block = _spread(self._start, mesh), _spread(partial(self._block, size), mesh, donate=True)
-        population = replicate(population, mesh or example.mesh)
-        states, sound = start(runs, None, population, jnp.int32(0)), np.ones(count, bool)
-        curves = []
-        for first in range(0, rounds, size):
-            turns = min(size, rounds - first)
-            states, fine, found = block(runs, states, population, jnp.int32(turns))
-            sound, found = sound & np.asarray(fine)[:count], jax.tree.map(np.asarray, found)
-            values = [self._value(found, run) if sound[run] else math.nan for run in range(count)]
-            means = np.reshape(values, (len(trials), len(seeds))).mean(axis=1)
-            curves.append([(first + turns, float(mean)) for mean in means])
-            tell(turns * count)
-        return [list(curve) for curve in zip(*curves, strict=True)]
-
-    def _value(self, found: PyTree, run: int) -> float:
-        return self.judge.value(jax.tree.map(lambda x: x[run], found))
-
-    def _runs(self, trials: list[Settings], devices: int) -> PyTree:
-        """Traced values and keys of all runs, leaves [R, ...]; the last ones repeat the first."""
-        each = [(trial, seed) for trial in trials for seed in self.budget.seeds]
-        each = [each[run % len(each)] for run in range(len(each) + -len(each) % devices)]
-        values = {name: jnp.asarray([trial[name] for trial, _ in each], jnp.float32) for name in self.traced}
-        return values, jnp.stack([jax.random.key(seed) for _, seed in each])
-
-    def _start(self, run: PyTree, state: None, population: Population, turns: jax.Array) -> State:
-        del state, turns
-        values, key = run
-        return self.make(**values).init(key, population)
-
-    def _block(
-        self, size: int, run: PyTree, state: State, population: Population, turns: jax.Array
-    ) -> tuple[State, jax.Array, PyTree]:
-        """Some rounds of one run, whether their losses are finite, and the measured state."""
-        values, key = run
-        algorithm = self.make(**values)
-        state, infos = run_block(algorithm, size, key, state, population, turns)
-        found = self.judge.measure(values, algorithm, state, population)
-        return state, (jnp.isfinite(infos.loss) & ~lost(infos)).all(), found
-
-
-def _spread(one: Callable, mesh: jax.sharding.Mesh | None, *, donate: bool = False) -> Any:
-    """Compile a function of one run for a batch of them, which the devices share and each takes in turn."""
-
-    def batch(runs: PyTree, states: PyTree, population: Population, turns: jax.Array) -> PyTree:
-        return jax.lax.map(lambda pair: one(*pair, population, turns), (runs, states))
-
-    if mesh is not None:
-        split, whole = PartitionSpec(AXIS), PartitionSpec()
-        # check_vma=False as in the engine: gradients with respect to replicated parameters must not be summed
-        batch = jax.shard_map(
-            batch, mesh=mesh, in_specs=(split, split, whole, whole), out_specs=split, check_vma=False
-        )
-    return jax.jit(batch, donate_argnums=(1,) if donate else ())

@@ -113,13 +113,13 @@ def test_moving_rows_are_replayed_under_a_batch(split):
 
 
 def test_budgets_are_equal(split):
-    """Every trial is trained and measured as often as every other, whatever it is worth."""
+    """Every trial that does not diverge is trained and measured as often as every other."""
     told: list[tuple[int, int]] = []
     finished: list[Trial] = []
     found = sweep(
         make,
         split,
-        {"learning_rate": [1e-6, 0.05, 30.0]},
+        {"learning_rate": [1e-6, 0.05, 0.5]},
         rounds=ROUNDS,
         eval_every=EVERY,
         seeds=(1, 2),
@@ -129,6 +129,27 @@ def test_budgets_are_equal(split):
     assert {len(trial.curve) for trial in found.trials} == {3}
     assert told[-1] == (3 * 2 * ROUNDS, 3 * 2 * ROUNDS)
     assert tuple(finished) == found.trials
+
+
+def test_patience_ends_each_trial_by_its_own_curve(split):
+    """A trial's curve is the head of the one without patience, up to where that lost it, whatever runs beside."""
+    rates, seeds = [1e-6, 0.05, 1.0], (1, 2)
+    settings = [{"learning_rate": rate} for rate in rates]
+    told: list[tuple[int, int]] = []
+
+    def go(trials, patience):
+        budget = {"rounds": 8, "eval_every": 1, "patience": patience}
+        found = sweep(make, split, trials, seeds=seeds, on_block=lambda *pair: told.append(pair), **budget)
+        return [trial.curve for trial in found.trials]
+
+    whole, short = go(settings, None), go(settings, 2)
+    assert len({len(curve) for curve in short}) > 1
+    for full, cut in zip(whole, short, strict=True):
+        values = [value for _, value in full]
+        stale = (n for n in range(1, 9) if n - 1 - int(np.argmax(values[:n])) >= 2)
+        assert cut == full[: next(stale, 8)]
+    assert go(settings[:1], 2) == short[:1]
+    assert told[-1] == (16, 16)
 
 
 def test_diverged_trials_are_worst(split):

@@ -16,6 +16,7 @@ from fedjax_rec.settings import Settings
 
 SEEDS = (0, 1, 2)
 VALIDATIONS = 20  # in every run
+PATIENCE = 6  # validations without a better one end it
 DATASETS = ("synthetic", "ml-100k", "ml-1m-loo")
 
 
@@ -24,6 +25,7 @@ class Budget(NamedTuple):
 
     trials: int  # on validation
     rounds: int  # of the default cohort: an algorithm whose rounds have more clients has fewer rounds
+    patience: int = PATIENCE
 
 
 class Task(NamedTuple):

@@ -102,6 +102,7 @@ def tune(task: Task, name: str, carried: Result | None, tell: Tell) -> Result:
         rounds=rounds,
         eval_every=eval_every,
         metric=metric,
+        patience=task.budget.patience * eval_every,
         on_block=tell,
     )
     sign = -1.0 if metric == "rmse" else 1.0
@@ -163,6 +164,7 @@ def run_leaky(task: Task, name: str, seed: int, tuned: Result, tell: Tell) -> Re
         rounds=tuned["rounds"],
         eval_every=tuned["eval_every"],
         seed=seed,
+        stop=fr.Stop(patience=task.budget.patience * tuned["eval_every"]),
         on_block=lambda p: tell(p.round, p.rounds),
     )
     ranks = fr.make_evaluator(algorithm, leaky)(state)
