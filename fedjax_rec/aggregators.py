@@ -4,6 +4,7 @@ With the server optimizer `optax.sgd(a)`, `total()` is the rule M(t+1) = M(t) + 
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -226,17 +227,27 @@ def add_heat(totals: Totals, population: Population) -> Totals:
 
 
 def gaussian(
-    base: Aggregator | str = "sum", *, noise_multiplier: float, norm: float, expected: float
+    base: Aggregator | str = "sum",
+    *,
+    noise_multiplier: float,
+    norm: float,
+    expected: float,
+    mixing: Sequence[float] = (),
+    bands: int = 1,
 ) -> Aggregator:
     """A sum with Gaussian noise on every number, touched or not, over a fixed denominator.
 
-    (sum_i delta_i + normal(0, (z C)^2)) / n, with |delta_i| <= C, which the transform must see to.
+    (sum_i delta_i + z C w_t) / n, with |delta_i| <= C, which the transform must see to, and w_t standard normal
+    and new in each round t; or, in the place of w_t, sum_k m_{t-k} w_k with those before (`privacy.banded`).
 
     Args:
         base: the plain sum, in floats or in integers (`fixed_point(total(), ...)`).
         noise_multiplier: z, at least 0.
         norm: C, the clipping norm, above 0.
         expected: n, clients of a cohort on average: public, unlike how many came.
+        mixing: m, as many numbers as there are rounds; afterwards the noise is not a number, and no round is
+            taken. Empty: each round's noise is its own.
+        bands: rounds in which a client may take part once for the mixed noise to hide it.
 
     Returns:
         an aggregator.
@@ -265,13 +276,32 @@ def gaussian(
     def finish(totals: Totals) -> Server:
         return jax.tree.map(lambda x: x / expected, inner.finish(totals))
 
-    def noise(key: Key, aggregate: Server) -> Server:
-        leaves, structure = jax.tree.flatten(aggregate)
-        keys = (jax.random.fold_in(key, number) for number in range(len(leaves)))
-        drawn = [deviation * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-        return jax.tree.unflatten(structure, drawn)
+    def noise(key: Key, turn: jax.Array, aggregate: Server) -> Server:
+        drawn = _mixed(key, turn, aggregate, mixing) if mixing else _normal(key, turn, aggregate)
+        return jax.tree.map(lambda x: deviation * x, drawn)
 
-    return inner._replace(finish=finish, noise=noise, norm=norm)
+    return inner._replace(finish=finish, noise=noise, norm=norm, bands=bands)
+
+
+def _normal(key: Key, turn: jax.Array, aggregate: Server) -> Server:
+    """One round's standard normal numbers, of the aggregate's shapes."""
+    leaves, structure = jax.tree.flatten(aggregate)
+    secret = jax.random.fold_in(key, turn)
+    keys = (jax.random.fold_in(secret, number) for number in range(len(leaves)))
+    return jax.tree.unflatten(
+        structure, [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    )
+
+
+def _mixed(key: Key, turn: jax.Array, aggregate: Server, mixing: Sequence[float]) -> Server:
+    """sum_{k <= t} m_{t-k} w_k: the earlier rounds' numbers are drawn again, so that nothing is kept."""
+    shares = jnp.asarray(mixing, jnp.float32)
+
+    def add(k: jax.Array, total: Server) -> Server:
+        share = shares.at[turn - k].get(mode="fill", fill_value=jnp.nan)
+        return jax.tree.map(lambda x, w: x + share * w, total, _normal(key, k, aggregate))
+
+    return jax.lax.fori_loop(0, turn + 1, add, jax.tree.map(jnp.zeros_like, aggregate))
 
 
 def rows_summed() -> Aggregator:

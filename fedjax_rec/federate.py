@@ -36,7 +36,7 @@ from fedjax_rec.guard import run_sound
 from fedjax_rec.plan import check_fits, make_plan, row_update_of
 from fedjax_rec.population import Population
 from fedjax_rec.row_updates import STRATEGIES
-from fedjax_rec.samplers import uniform
+from fedjax_rec.samplers import in_turn, uniform
 from fedjax_rec.schedules import Uplink
 from fedjax_rec.soundness import check_sound
 from fedjax_rec.stepping import Stepped, step_server
@@ -150,7 +150,7 @@ def federate(
     sampler = uniform(cohort) if sampler is None else sampler
     aggregator = named(aggregator) if isinstance(aggregator, str) else aggregator
     strategy = _check_row_update(lanes, row_update, aggregator)
-    check_sound(aggregator, transform, exchanges=exchange is not None)
+    check_sound(aggregator, transform, exchanges=exchange is not None, sampler=sampler)
     check_faults(faults or Faults(), private=aggregator.noise is not None)
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     work = work if adversary is None else adversary.wrap(work)
@@ -167,7 +167,7 @@ def federate(
 
     def run_round(key: Key, state: State, population: Population) -> tuple[State, RoundInfo]:
         cohort_key = jax.random.fold_in(stream(key, "cohort"), state.round)
-        ids, drawn = sampler(cohort_key, population.num_clients)
+        ids, drawn = in_turn(sampler, state.round)(cohort_key, population.num_clients)
         clients = name_clients(jax.random.fold_in(stream(key, "client"), state.round), ids, population)
         chosen = plan(population)
         check_fits(chosen, aggregator.fixed)
@@ -183,9 +183,9 @@ def federate(
 
         result, sound = run_sound(attempt, alive)
         totals = add_heat(cast("Totals", result.totals), population) if aggregator.heated else result.totals
-        secret = jax.random.fold_in(stream(key, "privacy"), state.round)
         trained = sound & (clients.num_examples > 0)
-        stepped = step_server(aggregator, optimizer, state, totals, secret, trained.sum() >= aggregator.least)
+        enough, secret = trained.sum() >= aggregator.least, stream(key, "privacy")
+        stepped = step_server(aggregator, optimizer, state, totals, secret, enough)
         sent = result.private if exchange is None else exchange(totals, state.server, result.private)
         storing = sound & ~stepped.skipped
         place = jnp.where(storing, ids, population.num_clients)  # an empty slot of the cohort stores nothing

@@ -3,6 +3,8 @@
 They are values, so that whoever must know how a cohort was drawn, such as a privacy accountant, can look.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -69,6 +71,44 @@ class Poisson(NamedTuple):
         draws = jax.random.uniform(key, (num_clients,))
         least, ids = jax.lax.top_k(-draws, min(self.capacity, num_clients))
         return ids, -least < self.probability
+
+
+class CyclicPoisson(NamedTuple):
+    """The clients of one group, group after group, each by itself with a probability: see `cyclic_poisson`."""
+
+    probability: float
+    capacity: int
+    groups: int
+
+    def __call__(self, key: Key, num_clients: int) -> tuple[jax.Array, jax.Array]:
+        """A cohort of the first group."""
+        return self.draw(key, num_clients, jnp.int32(0))
+
+    def draw(self, key: Key, num_clients: int, turn: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A cohort of the group whose turn it is: clients g, g + b, g + 2 b, ... in round g, g + b, ..."""
+        size = -(-num_clients // self.groups)
+        members = turn % self.groups + self.groups * jnp.arange(size)
+        draws = jnp.where(members < num_clients, jax.random.uniform(key, (size,)), 1.0)
+        least, places = jax.lax.top_k(-draws, min(self.capacity, size))
+        return members[places] % num_clients, -least < self.probability
+
+
+def in_turn(sampler: Sampler, turn: jax.Array) -> Callable[[Key, int], tuple[jax.Array, jax.Array]]:
+    """A sampler as it is in one round.
+
+    Args:
+        sampler: of the run.
+        turn: int32[], rounds done.
+
+    Returns:
+        (key, number of clients) -> ids and who is alive.
+
+    Example:
+        >>> ids, alive = in_turn(cyclic_poisson(0.5, 2, groups=3), jnp.int32(1))(jax.random.key(0), 6)
+        >>> sorted(ids.tolist())
+        [1, 4]
+    """
+    return partial(sampler.draw, turn=turn) if isinstance(sampler, CyclicPoisson) else sampler
 
 
 def uniform(cohort: int | None = None) -> Sampler:
@@ -150,6 +190,34 @@ def poisson(probability: float, capacity: int) -> Poisson:
     if capacity < 1:
         raise ValueError(f"the capacity must be at least 1, not {capacity}")
     return Poisson(probability, capacity)
+
+
+def cyclic_poisson(probability: float, capacity: int, groups: int) -> CyclicPoisson:
+    """Draw from one group of clients after the other, so that none takes part twice in so many rounds.
+
+    Client n is in group n mod b, whatever it holds; in round t each client of group t mod b is drawn by itself.
+
+    Args:
+        probability: q, above 0 and at most 1; the cohort has q N / b clients on average.
+        capacity: B, most clients of a round, as in `poisson`.
+        groups: b.
+
+    Returns:
+        a sampler with min(B, ceil(N / b)) slots.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> ids, alive = cyclic_poisson(1.0, 9, groups=2)(jax.random.key(0), 6)
+        >>> sorted(ids.tolist())
+        [0, 2, 4]
+
+    Source: Choquette-Choo et al. 2023, "(Amplified) banded matrix factorization", algorithm 2.
+    """
+    if groups < 1:
+        raise ValueError(f"groups must be at least 1, not {groups}")
+    return CyclicPoisson(*poisson(probability, capacity), groups)
 
 
 def _at_least_one(cohort: int | None) -> int | None:

@@ -2,7 +2,8 @@
 
 import jax.numpy as jnp
 
-from fedjax_rec.types import Aggregator, Bound, Server, Totals, Transform
+from fedjax_rec.samplers import CyclicPoisson
+from fedjax_rec.types import Aggregator, Bound, Sampler, Server, Totals, Transform
 
 SLACK = 1e-6  # of a norm, for rounding
 
@@ -29,13 +30,20 @@ def bound_of(transform: Transform | None) -> Bound:
     return transform.bound(Bound())
 
 
-def check_sound(aggregator: Aggregator, transform: Transform | None, *, exchanges: bool = False) -> None:
+def check_sound(
+    aggregator: Aggregator,
+    transform: Transform | None,
+    *,
+    exchanges: bool = False,
+    sampler: Sampler | None = None,
+) -> None:
     """Refuse a chain whose noise would not hide one client.
 
     Args:
         aggregator: may add noise, for contributions of a norm that it names.
         transform: of each client's update.
         exchanges: whether the server sends clients more than the noisy model.
+        sampler: of the cohorts.
 
     Raises:
         ValueError: saying why, and what to do.
@@ -58,6 +66,12 @@ def check_sound(aggregator: Aggregator, transform: Transform | None, *, exchange
         raise ValueError(
             f"noise for updates of norm {aggregator.norm} is too little for those of norm {bound.norm}; clip them "
             f"to {aggregator.norm}, or make the noise for {bound.norm}"
+        )
+    groups = sampler.groups if isinstance(sampler, CyclicPoisson) else 1
+    if groups < aggregator.bands:
+        raise ValueError(
+            f"noise of {aggregator.bands} bands hides a client that takes part once in as many rounds; draw "
+            f"cohorts with samplers.cyclic_poisson(..., groups={aggregator.bands})"
         )
     if aggregator.least > 1:
         raise ValueError(

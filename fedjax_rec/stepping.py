@@ -36,7 +36,7 @@ def step_server(
         optimizer: the server's.
         state: before the round.
         totals: sums, or a stack, of what the clients sent.
-        secret: the round's key of the server's noise.
+        secret: the run's key of the server's noise.
         enough: bool[], whether enough clients took part. Noise is added to a round of nobody too: that nobody came
             is private.
 
@@ -54,7 +54,7 @@ def step_server(
 
     update, signal = call(aggregator.finish, totals), jnp.float32(jnp.inf)
     if aggregator.noise is not None:
-        noise = aggregator.noise(secret, update)
+        noise = aggregator.noise(secret, state.round, update)
         signal = optax.tree.norm(update) / optax.tree.norm(noise)
         update = jax.tree.map(jnp.add, update, noise)
     descent = jax.tree.map(jnp.negative, update)

@@ -190,8 +190,12 @@ class Aggregator(NamedTuple):
         None  # rows [R, ...] -> float32[R], weighs rows and counts
     )
     heated: bool = False  # whether `finish` needs `Totals.heat` and `Totals.clients`
-    noise: Callable[[Key, Server], Server] | None = None  # (round's key, aggregate) -> what is added to it
+    # (the run's key of noise, rounds done, aggregate) -> what is added to it
+    noise: Callable[[Key, jax.Array, Server], Server] | None = None
     norm: float | None = None  # the L2 norm that no client may exceed, for that noise to hide it
+    bands: int = (
+        1  # consecutive rounds in which a client may take part once, for noise that spans rounds to hide it
+    )
     least: int = 1  # clients that a round needs: with fewer, its step is not taken
 
     @property

@@ -101,7 +101,7 @@ def _audit(noise_multiplier, claimed, draws=4000):
     canary = Server({}, {"vector": jnp.zeros((8, 4)).at[2].set(0.5)})  # norm 1
     keys = jax.random.split(jax.random.key(5), 2 * draws)
     assert rule.noise is not None
-    drawn = jax.vmap(rule.noise, in_axes=(0, None))(keys, canary).tables["vector"]
+    drawn = jax.vmap(rule.noise, in_axes=(0, None, None))(keys, jnp.int32(0), canary).tables["vector"]
     noise = drawn * (noise_multiplier / claimed)
     scores = np.asarray((noise * canary.tables["vector"][None]).sum((1, 2)))
     inside, outside = scores[:draws] + 1.0, scores[draws:]

@@ -71,8 +71,14 @@ def run_once(
     spent: dict[str, Any] = {}
     federation: dict[str, Any] = {"cohort": cohort, "aggregator": "mean"}
     if epsilon is not None:
-        budget = {"clip": choice.clip, "delta": setting.delta, "target_epsilon": epsilon}
-        private = dp_fedavg(split.num_users, cohort=cohort, rounds=rounds, **budget)
+        private = dp_fedavg(
+            split.num_users,
+            cohort=cohort,
+            rounds=rounds,
+            clip=choice.clip,
+            delta=setting.delta,
+            target_epsilon=epsilon,
+        )
         federation = private.federation
         spent = {"noise_multiplier": private.noise_multiplier, "epsilon": private.epsilon(rounds)}
     algorithm = fr.fedmf(

@@ -7,6 +7,7 @@ clipping norm; how it composes depends on how its cohort was drawn, so **the sam
 | sampler | event | accountant |
 |---|---|---|
 | `poisson(q, capacity)` | Poisson sampling truncated to a fixed capacity | PLD |
+| `cyclic_poisson(q, capacity, groups)` | the same within a group, once in so many rounds | PLD |
 | `everyone()` | the Gaussian mechanism itself | PLD |
 | `uniform(C)` | C of N without replacement, replace one | RDP |
 
@@ -24,7 +25,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binom
 
-from fedjax_rec.samplers import Everyone, Poisson, Uniform, poisson
+from fedjax_rec.samplers import CyclicPoisson, Everyone, Poisson, Uniform, cyclic_poisson, poisson
 from fedjax_rec.types import Sampler
 
 SHARE = 0.01  # of delta that a full cohort may cost: surplus clients are dropped that seldom
@@ -37,6 +38,7 @@ class Round(NamedTuple):
     event: Any  # a DpEvent
     neighbours: str  # "add-or-remove-one" or "replace-one"
     accountant: str  # "pld" or "rdp"
+    every: int = 1  # rounds that are one event to each client
 
 
 def round_event(sampler: Sampler, noise_multiplier: float, num_clients: int) -> Round:
@@ -62,14 +64,16 @@ def round_event(sampler: Sampler, noise_multiplier: float, num_clients: int) -> 
     dp = library()
     if isinstance(sampler, Everyone):
         return Round(dp.GaussianDpEvent(noise_multiplier), "add-or-remove-one", "pld")
-    if isinstance(sampler, Poisson):
+    if isinstance(sampler, Poisson | CyclicPoisson):
+        every = sampler.groups if isinstance(sampler, CyclicPoisson) else 1
+        size = -(-num_clients // every)
         event = dp.TruncatedSubsampledGaussianDpEvent(
-            dataset_size=num_clients,
+            dataset_size=size,
             sampling_probability=sampler.probability,
-            truncated_batch_size=min(sampler.capacity, num_clients),
+            truncated_batch_size=min(sampler.capacity, size),
             noise_multiplier=noise_multiplier,
         )
-        return Round(event, "add-or-remove-one", "pld")
+        return Round(event, "add-or-remove-one", "pld", every)
     if isinstance(sampler, Uniform):
         gaussian = dp.GaussianDpEvent(noise_multiplier / 2)
         event = dp.SampledWithoutReplacementDpEvent(num_clients, sampler.size(num_clients), gaussian)
@@ -164,7 +168,8 @@ def epsilon_of(spent: Round, rounds: int, delta: float) -> float:
         return 0.0
     dp = library()
     accountant = _accountant(spent)
-    return float(accountant.compose(dp.SelfComposedDpEvent(spent.event, rounds)).get_epsilon(delta))
+    events = -(-rounds // spent.every)
+    return float(accountant.compose(dp.SelfComposedDpEvent(spent.event, events)).get_epsilon(delta))
 
 
 def noise_for(
@@ -296,14 +301,17 @@ def choose_noise(
     return chosen
 
 
-def draw_poisson(num_clients: int, cohort: int, rounds: int, delta: float) -> Poisson:
+def draw_poisson(
+    num_clients: int, cohort: int, rounds: int, delta: float, groups: int = 1
+) -> Poisson | CyclicPoisson:
     """Poisson cohorts of a mean size, with room that is almost never too small.
 
     Args:
         num_clients: N.
-        cohort: q N, at most N.
+        cohort: clients of a round on average, at most N, or a group's share of them.
         rounds: T.
         delta: of the budget.
+        groups: of which each has its turn, 1 for a draw from all.
 
     Returns:
         the sampler.
@@ -315,9 +323,14 @@ def draw_poisson(num_clients: int, cohort: int, rounds: int, delta: float) -> Po
         >>> draw_poisson(1000, 1000, 10, 1e-4).capacity
         1000
     """
-    if not 1 <= cohort <= num_clients:
-        raise ValueError(f"cohort={cohort} must be between 1 and the {num_clients} clients that there are")
-    return poisson(cohort / num_clients, capacity_for(num_clients, cohort / num_clients, rounds, delta))
+    size = num_clients if groups == 1 else -(-num_clients // groups)
+    if not 1 <= cohort <= size:
+        parts = "" if groups == 1 else f" in one of {groups} groups; lower the cohort or the bands"
+        raise ValueError(f"cohort={cohort} must be between 1 and the {size} clients that there are{parts}")
+    capacity = capacity_for(size, cohort / size, rounds, delta)
+    if groups == 1:
+        return poisson(cohort / size, capacity)
+    return cyclic_poisson(cohort / size, capacity, groups)
 
 
 def _least_noise(spends: Callable[[float], float], epsilon: float, tolerance: float) -> float:

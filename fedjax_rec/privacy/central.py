@@ -27,7 +27,8 @@ from fedjax_rec.privacy.accounting import (
     round_event,
     rounds_for,
 )
-from fedjax_rec.samplers import Poisson
+from fedjax_rec.privacy.banded import noise_coefficients
+from fedjax_rec.samplers import CyclicPoisson, Poisson
 from fedjax_rec.transforms import clip as clip_to
 from fedjax_rec.types import Aggregator, Transform
 
@@ -37,7 +38,7 @@ UNIT = "user"  # what one neighbour has more than another: all that one client h
 class Private(NamedTuple):
     """A private way to federate, and the means to say what it spends."""
 
-    sampler: Poisson
+    sampler: Poisson | CyclicPoisson
     transform: Transform
     aggregator: Aggregator
     noise_multiplier: float  # z
@@ -69,6 +70,7 @@ def dp_fedavg(
     delta: float,
     noise_multiplier: float | None = None,
     target_epsilon: float | None = None,
+    bands: int = 1,
 ) -> Private:
     """Federated averaging that hides each user, calibrated to a budget or with the noise given.
 
@@ -80,13 +82,15 @@ def dp_fedavg(
         delta: of the guarantee, such as N^-1.1.
         noise_multiplier: z; give it or the target.
         target_epsilon: the epsilon that T rounds may spend.
+        bands: more than 1 for noise that later rounds take back in part (`privacy.banded`); a client then takes
+            part once in so many rounds, and no more than T rounds are taken.
 
     Returns:
         sampler, transform and aggregator, with what a round of them spends.
 
     Raises:
         ValueError: if a number is out of range, or not exactly one of noise and target is given.
-        ImportError: without dp-accounting.
+        ImportError: without dp-accounting, or without jax-privacy for `bands` above 1.
 
     Example:
         >>> private = dp_fedavg(1000, cohort=1000, rounds=10, clip=0.5, delta=1e-4, noise_multiplier=8.0)
@@ -95,7 +99,8 @@ def dp_fedavg(
         >>> import fedjax_rec as fr
         >>> algorithm = fr.fedmf(dim=8, **private.federation)
     """
-    sampler = draw_poisson(num_clients, cohort, rounds, delta)
+    mixing = noise_coefficients(rounds, bands) if bands != 1 else ()
+    sampler = draw_poisson(num_clients, cohort, rounds, delta, groups=bands)
 
     def calibrate(epsilon: float) -> float:
         return noise_for(sampler, num_clients, rounds, epsilon=epsilon, delta=delta)
@@ -104,7 +109,9 @@ def dp_fedavg(
     return Private(
         sampler=sampler,
         transform=clip_to(clip),
-        aggregator=gaussian(noise_multiplier=noise_multiplier, norm=clip, expected=cohort),
+        aggregator=gaussian(
+            noise_multiplier=noise_multiplier, norm=clip, expected=cohort, mixing=mixing, bands=bands
+        ),
         noise_multiplier=noise_multiplier,
         clip=clip,
         delta=delta,
