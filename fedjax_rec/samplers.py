@@ -1,6 +1,7 @@
 """Samplers: who takes part in a round, as pure functions of a key, so that they live inside the compiled round.
 
-They are values, so that whoever must know how a cohort was drawn, such as a privacy accountant, can look.
+They are values, so that whoever must know how a cohort was drawn, such as a privacy accountant, can look. Those
+that look at the clients' sizes or losses are in `informed`.
 """
 
 from typing import NamedTuple
@@ -44,7 +45,7 @@ class Uniform(NamedTuple):
     def __call__(self, key: Key, num_clients: int) -> tuple[jax.Array, jax.Array]:
         """The first C values of a keyed permutation of the clients: O(C), whatever the population."""
         size = self.size(num_clients)
-        _check(size, num_clients)
+        check_cohort(size, num_clients)
         words = jax.random.key_data(key).astype(jnp.uint32)
         return _first(words, size, num_clients), jnp.ones(size, bool)
 
@@ -152,17 +153,29 @@ def poisson(probability: float, capacity: int) -> Poisson:
     return Poisson(probability, capacity)
 
 
-def _at_least_one(cohort: int | None) -> int | None:
-    if cohort is not None and cohort < 1:
-        raise ValueError(f"a cohort needs at least 1 client, not {cohort}")
-    return cohort
+def check_cohort(cohort: int, num_clients: int) -> None:
+    """Refuse a cohort that is larger than the population.
 
+    Args:
+        cohort: C.
+        num_clients: N.
 
-def _check(cohort: int, num_clients: int) -> None:
+    Raises:
+        ValueError: if so.
+
+    Example:
+        >>> check_cohort(3, 3)
+    """
     if cohort > num_clients:
         raise ValueError(
             f"a cohort of {cohort} exceeds the population of {num_clients} clients; lower the cohort"
         )
+
+
+def _at_least_one(cohort: int | None) -> int | None:
+    if cohort is not None and cohort < 1:
+        raise ValueError(f"a cohort needs at least 1 client, not {cohort}")
+    return cohort
 
 
 def _first(words: jax.Array, cohort: int, num_clients: int) -> jax.Array:

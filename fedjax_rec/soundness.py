@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from fedjax_rec.types import Aggregator, Bound, Server, Totals, Transform
+from fedjax_rec.types import Aggregator, Bound, Informed, Sampler, Server, Totals, Transform
 
 SLACK = 1e-6  # of a norm, for rounding
 
@@ -29,13 +29,20 @@ def bound_of(transform: Transform | None) -> Bound:
     return transform.bound(Bound())
 
 
-def check_sound(aggregator: Aggregator, transform: Transform | None, *, exchanges: bool = False) -> None:
+def check_sound(
+    aggregator: Aggregator,
+    transform: Transform | None,
+    *,
+    exchanges: bool = False,
+    sampler: Sampler | None = None,
+) -> None:
     """Refuse a chain whose noise would not hide one client.
 
     Args:
         aggregator: may add noise, for contributions of a norm that it names.
         transform: of each client's update.
         exchanges: whether the server sends clients more than the noisy model.
+        sampler: who takes part.
 
     Raises:
         ValueError: saying why, and what to do.
@@ -47,6 +54,8 @@ def check_sound(aggregator: Aggregator, transform: Transform | None, *, exchange
         ValueError: noise for updates of norm 0.5 hides nothing of updates without a bound; ...
     """
     bound = bound_of(transform)
+    if bound.deviation > 0 or aggregator.norm is not None:
+        _check_told(aggregator, sampler)
     if aggregator.norm is None:
         return
     if bound.norm is None:
@@ -71,6 +80,20 @@ def check_sound(aggregator: Aggregator, transform: Transform | None, *, exchange
         )
 
 
+def _check_told(aggregator: Aggregator, sampler: Sampler | None) -> None:
+    """Refuse noise on updates beside what tells of the clients without noise."""
+    if aggregator.hears_losses:
+        raise ValueError(
+            "clients that tell their losses tell more than noise on their updates hides; average the updates "
+            "instead, or train without noise"
+        )
+    if isinstance(sampler, Informed):
+        raise ValueError(
+            f"{type(sampler).__name__} draws clients by their data, which noise on their updates does not hide; "
+            "draw cohorts with samplers.poisson, uniform or everyone"
+        )
+
+
 def check_summable(aggregator: Aggregator) -> None:
     """Refuse aggregators whose sensitivity is not that of a plain sum.
 
@@ -91,6 +114,8 @@ def check_summable(aggregator: Aggregator) -> None:
             "medians, Krum and their like are no sums, which the accountant of Gaussian sums does not know; use "
             "the plain sum"
         )
+    if aggregator.hears_losses:
+        raise ValueError("weights by losses are of the clients' data, and private; use the plain sum")
     if aggregator.by_row:
         raise ValueError(
             "how many clients touched a row is private, so rows cannot be divided by it; use the plain sum"
