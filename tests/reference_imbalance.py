@@ -1,7 +1,7 @@
-"""Plain-numpy references, in float64, of q-FedAvg, AFL and the samplers that look at clients; no jax, no tricks.
+"""Plain-numpy references, in float64, of q-FedAvg, AFL and draws in proportion to weights; no jax, no tricks.
 
-q-FedAvg is written as in Li et al. 2020, algorithm 2, with Delta_i = L (w - w_i), not divided by L. Both rules take
-the loss of the first local epoch for F_i, as the library says it does.
+q-FedAvg is written as in Li et al. 2020, algorithm 2, with Delta_i = L (w - w_i), not divided by L. Both rules
+take the loss of the first local epoch for F_i, as the library says it does.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,8 +34,7 @@ def q_fedavg(q: float, lipschitz: float) -> Callable[..., Values]:
 
     def step(sent: Sequence[Values], losses: np.ndarray) -> Values:
         top, below = [], 0.0
-        for delta, loss in zip(sent, losses, strict=True):
-            loss = loss + FLOOR
+        for delta, loss in zip(sent, losses + FLOOR, strict=True):
             big = {name: -lipschitz * array for name, array in delta.items()}  # L (w - w_i)
             squared = sum(float((array**2).sum()) for array in big.values())
             top.append({name: loss**q * array for name, array in big.items()})

@@ -1,5 +1,6 @@
 """q-FedAvg, AFL, and samplers that look at the clients: against numpy, under the laws, and refused with noise."""
 
+import json
 from functools import cache, lru_cache, partial
 from typing import Any
 
@@ -9,10 +10,15 @@ import numpy as np
 import pytest
 
 import fedjax_rec as fr
+from experiments.imbalance import __main__ as experiment
+from experiments.imbalance.runs import WAYS, make
 from fedjax_rec import engine, promotion, samplers
 from fedjax_rec.adversary import colluding
 from fedjax_rec.aggregators import fixed_point, gaussian
+from fedjax_rec.algorithms.registry import NAMES, accepted
+from fedjax_rec.cli import main
 from fedjax_rec.fairness import agnostic, project_to_simplex, q_fedavg
+from fedjax_rec.from_settings import make_algorithm
 from fedjax_rec.informed import (
     LossProportional,
     PowerOfChoice,
@@ -23,6 +29,7 @@ from fedjax_rec.informed import (
 from fedjax_rec.knowledge import draw_cohort
 from fedjax_rec.privacy.accounting import round_event
 from fedjax_rec.secure import secure_sum
+from fedjax_rec.settings import Settings
 from fedjax_rec.testing import (
     LAWS,
     assert_close,
@@ -57,7 +64,7 @@ def population():
 def _engine_states(loss, epochs, rule):
     case = fedmf.Case(loss=loss, epochs=epochs)
     made = fedmf.make_engine(case)
-    rules = {
+    rules: dict[str, dict[str, Any]] = {
         "q .5": {"aggregator": q_fedavg(0.5, lipschitz=Q_RATE)},
         "q 2": {"aggregator": q_fedavg(2.0, lipschitz=Q_RATE)},
         "clients": {"aggregator": agnostic(0.05)},
@@ -65,7 +72,8 @@ def _engine_states(loss, epochs, rule):
     }
     sampler = power_of_choice(fedmf.COHORT, cohort=fedmf.COHORT) if rule == "clients" else None
     cohort = None if sampler else fedmf.COHORT
-    algorithm = fr.federate(made.model, made.work, sampler=sampler, cohort=cohort, lanes=3, **rules[rule])
+    given: dict[str, Any] = {"sampler": sampler, "cohort": cohort, "lanes": 3, **rules[rule]}
+    algorithm = fr.federate(made.model, made.work, **given)
     key, one = jax.random.key(fedmf.SEED), jax.jit(algorithm.round, compiler_options=fedmf.QUICK)
     states = [algorithm.init(key, fedmf.population())]
     for _ in range(fedmf.ROUNDS):
@@ -409,3 +417,56 @@ def test_nothing_is_told_unless_asked(population):
     one, two = (draw_cohort(sampler, key, population, Known())[0].tolist() for _ in range(2))
     assert one == two
     assert fixed([1])(key, 3)[0].tolist() == [1]
+
+
+# --- The command line and the experiment ---------------------------------------------------------------------
+
+
+def test_the_command_line_is_fair(tmp_path):
+    """`--aggregator q-fedavg` takes L from the learning rate, and cohorts are drawn as asked for."""
+    drawn = ["--sampler", "size-capped", "--size-cap", "30", "--cohort", "40"]
+    fair = ["--aggregator", "q-fedavg", "--fairness", "2", "--server-learning-rate", "100"]
+    short = ["--rounds", "2", "--eval-every", "2", "--dim", "4", "--devices", "1"]
+    main(["run", *drawn, *fair, *short, "--out", str(tmp_path / "run")])
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert settings["fairness"] == 2.0
+    made = make_algorithm(Settings(aggregator="q-fedavg", learning_rate=0.5, sampler="loss-proportional"))
+    assert made.init(jax.random.key(0), tiny_population()).known.losses.shape == (24,)
+
+
+def test_every_algorithm_takes_a_sampler():
+    assert [name for name in NAMES if "sampler" not in accepted(name)] == []
+
+
+def test_smoke(tmp_path, monkeypatch, capsys):
+    """A way, its file, table and figure; what is there is not run again, and smoke does not mix with it."""
+    monkeypatch.setattr(experiment, "SMOKE", ("AFL, quarters",))
+    experiment.main(["--smoke", "--results", str(tmp_path)])
+    (path,) = tmp_path.rglob("*.json")
+    found = json.loads(path.read_text())
+    assert len(found["seeds"]) == 2
+    assert all(0 <= seed["ndcg@10"] <= seed["hr@10"] <= 1 for seed in found["seeds"])
+    assert all(seed["auc worst_decile"] <= seed["auc median"] for seed in found["seeds"])
+    assert (path.parent / "stability.png").stat().st_size > 1000
+    found["seeds"][0]["hr@10"] = found["seeds"][1]["hr@10"] = 0.125
+    path.write_text(json.dumps(found))
+    capsys.readouterr()
+    experiment.main(["--smoke", "--results", str(tmp_path)])
+    assert "| 0.1250 ±0.0000 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        experiment.main(["--smoke"])
+
+
+def test_every_way_builds():
+    """All ways make an algorithm, under names that files can have."""
+    setting = experiment.setting_of(None, smoke=True)
+    for name in WAYS:
+        assert make(setting, name, 1.0).score is not None, name
+    assert len({"".join(c if c.isalnum() else "-" for c in name) for name in WAYS}) == len(WAYS)
+
+
+def test_rounds_are_counted_to_the_target():
+    curves = [{"curve": [0.1, 0.3, 0.2]}, {"curve": [0.1, 0.1, 0.3]}, {"curve": [0.3, 0.0, 0.0]}]
+    assert experiment.rounds_to(0.3, curves, 10) == "20"
+    assert experiment.rounds_to(0.3, [*curves, {"curve": [0.0]}, {"curve": [0.0]}], 10) == "30"
+    assert experiment.rounds_to(0.9, curves, 10) == "-"
