@@ -143,7 +143,8 @@ def federate(
     Raises:
         ValueError: if `lanes` is below 1, or `row_update` or `aggregator` unknown; in the first round, on keys
             that are not jax's default kind, if a stack of updates cannot fit, or if fixed-point sums could wrap;
-            on noise that would not hide what it is to hide (`soundness.check_sound`).
+            on noise that would not hide what it is to hide (`soundness.check_sound`); on colluding clients, whose
+            losses are not known, beside a rule that goes by losses.
 
     Example:
         see `fedjax_rec.algorithms.fedmf`.

@@ -5,7 +5,8 @@ carried, and no client tells its loss, unless the sampler or the aggregator asks
 
 The loss of a client is the mean over the examples of its *first local epoch*, with the loss's regularisation,
 measured while it trains: an estimate of its loss at the downloaded model that costs no pass of its own. It is a
-little too low, since later local batches see what the earlier ones taught.
+little too low, since later local batches see what the earlier ones taught. It is one number more to send, which
+`traffic` does not count.
 """
 
 import jax

@@ -40,7 +40,7 @@ class Way(NamedTuple):
     server: Callable = servers.fedavg
 
 
-MEAN, ADAPTIVE = (30.0, 60.0, 120.0, 240.0, 480.0), (0.03, 0.1, 0.3, 1.0)
+MEAN, ADAPTIVE = (15.0, 30.0, 60.0, 120.0, 240.0, 480.0), (0.03, 0.1, 0.3, 1.0)
 
 
 def sizes_of(split: Split) -> np.ndarray:
@@ -64,7 +64,7 @@ def _averaged(**federation: Any) -> Callable[[Setting], dict[str, Any]]:
 WAYS: dict[str, Way] = {
     "FedAvg": Way(_averaged(), MEAN),
     "FedAvg by examples": Way(_averaged(aggregator="examples"), MEAN),
-    "FedAvg by touchers": Way(_averaged(aggregator="touchers"), (1.0, 2.0, 4.0, 8.0, 16.0)),
+    "FedAvg by touchers": Way(_averaged(aggregator="touchers"), (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)),
     "q-FedAvg .5": Way(_fair(0.5), (240.0, 480.0, 960.0, 1920.0, 3840.0)),
     "q-FedAvg 2": Way(_fair(2.0), (480.0, 960.0, 1920.0, 3840.0, 7680.0)),
     "AFL, clients": Way(lambda s: {"aggregator": fairness.agnostic(0.1 / s.split.num_users)}, MEAN),
@@ -83,7 +83,7 @@ WAYS: dict[str, Way] = {
         },
         MEAN,
     ),
-    "clip .15": Way(_averaged(transform=transforms.clip(0.15)), MEAN),
+    "clip .15": Way(_averaged(transform=transforms.clip(0.15)), (30.0, 60.0, 120.0, 240.0, 480.0, 960.0)),
     "FedAdam": Way(_averaged(), ADAPTIVE, servers.fedadam),
     "FedYogi": Way(_averaged(), ADAPTIVE, servers.fedyogi),
 }
