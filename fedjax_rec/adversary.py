@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rec.clients import stream
+from fedjax_rec.knowledge import draw_cohort
 from fedjax_rec.population import Population
 from fedjax_rec.tables import expand
 from fedjax_rec.types import (
@@ -194,7 +195,7 @@ def _collude(attack: Attack, ids: np.ndarray, algorithm: Algorithm, sampler: Sam
     def run_round(key: Key, state: State, population: Population) -> tuple[State, RoundInfo]:
         held, known = state.memory
         cohort_key = jax.random.fold_in(stream(key, "cohort"), state.round)
-        cohort, alive = sampler(cohort_key, population.num_clients)  # as the round itself will draw it
+        cohort, alive = draw_cohort(sampler, cohort_key, population, state.known)  # as the round itself will
         present = jnp.isin(jnp.asarray(ids), jnp.where(alive, cohort, -1))
         own = jax.random.fold_in(stream(key, "attack"), state.round + 1)  # 0 is that of `init`
         keys = jax.vmap(partial(jax.random.fold_in, own))(jnp.asarray(ids))

@@ -137,6 +137,10 @@ def fixed_point(
     """
     if aggregator.stacked:
         raise ValueError("fixed-point sums are for aggregators that sum; a stacked one has no order to hide")
+    if aggregator.hears_losses:
+        raise ValueError(
+            "weights by losses are floats, whose sum depends on the order of clients; sum or average instead"
+        )
     if capacity < 1 or not 0 < limit < math.inf:
         raise ValueError(f"capacity={capacity} and limit={limit} must both be above 0")
     if not 16 <= modulus <= 32:

@@ -17,7 +17,17 @@ from jax.sharding import Mesh, PartitionSpec
 from fedjax_rec.devices import AXIS
 from fedjax_rec.lanes import run_lanes
 from fedjax_rec.population import Population
-from fedjax_rec.schedules import Job, Outcome, Queue, Report, Uplink, batch_shapes, one_of, upload_shapes
+from fedjax_rec.schedules import (
+    Job,
+    Outcome,
+    Queue,
+    Report,
+    Uplink,
+    batch_shapes,
+    mean_losses,
+    one_of,
+    upload_shapes,
+)
 from fedjax_rec.tables import num_rows
 from fedjax_rec.types import (
     Aggregator,
@@ -42,6 +52,7 @@ class Result(NamedTuple):
     batches: jax.Array  # int32[], local batches that the clients needed
     memory: PyTree = ()  # leaves [C, ...], what the clients' transforms remember, in cohort order
     unsound: PyTree = ()  # bool[C], who handed in numbers that are not finite, in cohort order
+    losses: PyTree = ()  # float32[C], mean loss of each client's first epoch, in cohort order, if they tell it
 
 
 def schedule_of(work: ClientWork, uplink: Uplink) -> str:
@@ -78,6 +89,7 @@ def run_cohort(
     memory: PyTree = (),
     watched: jax.Array | bool = True,
     limit: jax.Array | None = None,
+    share: jax.Array | None = None,
 ) -> Result:
     """Train every client of a cohort and sum (or stack) what they send.
 
@@ -97,6 +109,7 @@ def run_cohort(
             put together before they are sent, they always are.
         limit: int32[C], local batches of an epoch after which a client stops; None for none. It then counts
             with as many examples as it processed.
+        share: float32[C], a further factor on each client's weight; None for none.
 
     Returns:
         totals or stack, new private leaves (an absent client's are bit-identical to the old), report.
@@ -109,6 +122,7 @@ def run_cohort(
     """
     num_batches, counted = _workload(work, clients.num_examples, alive, limit)
     weight = uplink.aggregator.weight(counted)
+    weight = weight if share is None else weight * share
     weight = jnp.where(num_batches > 0, weight, 0.0).astype(jnp.float32)
     noise = jnp.zeros_like(clients.key) if noise is None else noise
     order = jnp.argsort(-num_batches, stable=True)
@@ -121,8 +135,8 @@ def run_cohort(
         result = _on_mesh(run, lanes, mesh, uplink.aggregator, population, server, old, *cohort)
     result = result._replace(totals=_decode(uplink.aggregator, result.totals))
     place = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]), unique_indices=True)
-    private, memory, unsound = jax.tree.map(lambda p: p[place], result.private)
-    result = result._replace(private=private, memory=memory, unsound=unsound)
+    private, memory, unsound, losses = jax.tree.map(lambda p: p[place], result.private)
+    result = result._replace(private=private, memory=memory, unsound=unsound, losses=losses)
     if uplink.aggregator.stacked:
         result = result._replace(totals=jax.tree.map(lambda x: x[place], result.totals))
     return result
@@ -216,7 +230,7 @@ def _run_sorted(
 ) -> Result:
     """Run one device's sorted clients; `old` holds their private leaves and memories, [C, ...].
 
-    They come back as the result's `private`, with the marks of the unsound.
+    They come back as the result's `private`, with the marks of the unsound and the losses.
     """
     own, memory = old
     work = _settle(work, population, server, own)
@@ -224,11 +238,16 @@ def _run_sorted(
     report = Report(jnp.float32(0), jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.int32(0))
     shapes = upload_shapes(work, population, server, one_of(own))
     sums = _empty(uplink.aggregator, shapes, num_rows(server.tables), queue)
-    start = Outcome(sums, own, report, memory, jnp.zeros(weight.shape, bool))
+    heard: PyTree = jnp.zeros((*weight.shape, 2)) if uplink.heard else ()
+    start = Outcome(sums, own, report, memory, jnp.zeros(weight.shape, bool), heard)
     schedule = {"lanes": run_lanes, "waves": run_waves}[schedule_of(work, uplink)]
     job = Job(work, population, server, queue, own, lanes, uplink, watched)
-    totals, private, report, memory, unsound = schedule(job, start)
-    kept = (private, memory, unsound)
+    totals, private, report, memory, unsound, heard = schedule(job, start)
+    losses: PyTree = ()
+    if uplink.heard:
+        losses = mean_losses(heard)
+        unsound = unsound | ~jnp.isfinite(losses)
+    kept = (private, memory, unsound, losses)
     return Result(totals, kept, report, report.steps * lanes, num_batches.sum() * work.epochs)
 
 
@@ -240,7 +259,7 @@ def _empty(aggregator: Aggregator, shapes: Server, items: int, queue: Queue) -> 
         return Stack(apart, jnp.zeros(cohort, bool), jnp.zeros((cohort, items), bool), queue.weight[:cohort])
     kind = jnp.int32 if aggregator.fixed else None
     sums = jax.tree.map(lambda x: jnp.zeros(x.shape, kind or x.dtype), shapes)
-    facts: PyTree = ()
+    facts: PyTree = () if aggregator.by_loss is None else jnp.float32(0)
     if aggregator.facts is not None:
         present = queue.batches > 0
         facts = jax.tree.map(lambda x: jnp.where(present, x, 0.0).sum(), aggregator.facts(queue.counted))

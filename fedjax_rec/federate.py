@@ -33,10 +33,11 @@ from fedjax_rec.devices import keep_replicated
 from fedjax_rec.engine import Result, run_cohort
 from fedjax_rec.faults import Faults, check_faults, strike
 from fedjax_rec.guard import run_sound
+from fedjax_rec.knowledge import draw_cohort, hears_losses, init_known, learn, share_of
 from fedjax_rec.plan import check_fits, make_plan, row_update_of
 from fedjax_rec.population import Population
 from fedjax_rec.row_updates import STRATEGIES
-from fedjax_rec.samplers import in_turn, uniform
+from fedjax_rec.samplers import uniform
 from fedjax_rec.schedules import Uplink
 from fedjax_rec.soundness import check_sound
 from fedjax_rec.stepping import Stepped, step_server
@@ -142,7 +143,8 @@ def federate(
     Raises:
         ValueError: if `lanes` is below 1, or `row_update` or `aggregator` unknown; in the first round, on keys
             that are not jax's default kind, if a stack of updates cannot fit, or if fixed-point sums could wrap;
-            on noise that would not hide what it is to hide (`soundness.check_sound`).
+            on noise that would not hide what it is to hide (`soundness.check_sound`); on colluding clients, whose
+            losses are not known, beside a rule that goes by losses.
 
     Example:
         see `fedjax_rec.algorithms.fedmf`.
@@ -154,7 +156,11 @@ def federate(
     check_faults(faults or Faults(), private=aggregator.noise is not None)
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     work = work if adversary is None else adversary.wrap(work)
-    uplink = Uplink(aggregator, transform, strategy)
+    uplink = Uplink(aggregator, transform, strategy, heard=hears_losses(sampler, aggregator))
+    if uplink.heard and adversary is not None and adversary.join is not None:
+        raise ValueError(
+            f"what losses clients of {adversary.name} would tell is not known; leave the rule by losses out"
+        )
 
     def plan(population: Population) -> Plan:
         return make_plan(work, uplink, sampler, lanes, mesh, init, population)
@@ -163,11 +169,13 @@ def federate(
         server = model.init_server(stream(key, "init"), population)
         private = init_private(model, key, population.num_clients, server)
         memory = init_memory(transform, population.num_clients, server)
-        return keep_replicated(State(jnp.int32(0), server, optimizer.init(server), private, memory), mesh)
+        known = init_known(sampler, aggregator, population)
+        state = State(jnp.int32(0), server, optimizer.init(server), private, memory, known)
+        return keep_replicated(state, mesh)
 
     def run_round(key: Key, state: State, population: Population) -> tuple[State, RoundInfo]:
         cohort_key = jax.random.fold_in(stream(key, "cohort"), state.round)
-        ids, drawn = in_turn(sampler, state.round)(cohort_key, population.num_clients)
+        ids, drawn = draw_cohort(sampler, cohort_key, population, state.known, state.round)
         clients = name_clients(jax.random.fold_in(stream(key, "client"), state.round), ids, population)
         chosen = plan(population)
         check_fits(chosen, aggregator.fixed)
@@ -179,7 +187,9 @@ def federate(
         def attempt(alive: jax.Array, watched: jax.Array) -> Result:
             start = (state.server, state.private, clients, alive)
             places: Any = {"lanes": chosen.lanes, "mesh": mesh, "noise": noise, "memory": state.memory}
-            return run_cohort(work, uplink, population, *start, **places, watched=watched, limit=limit)
+            share = share_of(aggregator, state.known, ids, alive & (clients.num_examples > 0))
+            places |= {"watched": watched, "limit": limit, "share": share}
+            return run_cohort(work, uplink, population, *start, **places)
 
         result, sound = run_sound(attempt, alive)
         totals = add_heat(cast("Totals", result.totals), population) if aggregator.heated else result.totals
@@ -191,7 +201,8 @@ def federate(
         place = jnp.where(storing, ids, population.num_clients)  # an empty slot of the cohort stores nothing
         kept, new = (state.private, state.memory), (sent, result.memory)
         private, memory = jax.tree.map(lambda p, new: p.at[place].set(new, mode="drop"), kept, new)
-        state = State(state.round + 1, stepped.server, stepped.opt_state, private, memory)
+        known = learn(aggregator, state.known, ids, trained & ~stepped.skipped, result.losses)
+        state = State(state.round + 1, stepped.server, stepped.opt_state, private, memory, known)
         missing = (drawn & ~alive & (clients.num_examples > 0)).sum(dtype=jnp.int32)
         return keep_replicated(state, mesh), _report(result, trained, alive & ~sound, missing, stepped)
 

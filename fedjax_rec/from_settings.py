@@ -10,15 +10,17 @@ from fedjax_rec.algorithms.registry import accepted, factory_of
 from fedjax_rec.data.splits import Split
 from fedjax_rec.devices import choose_devices, client_mesh
 from fedjax_rec.evaluation.evaluator import Point
+from fedjax_rec.fairness import q_fedavg
+from fedjax_rec.informed import loss_proportional, size_capped
 from fedjax_rec.inputs import fold_in_epochs_of
 from fedjax_rec.points import after_fold_in, after_local_training
 from fedjax_rec.population import population_of
 from fedjax_rec.privacy.central import Private, dp_fedavg
-from fedjax_rec.samplers import LEAST_COHORT, default_cohort
+from fedjax_rec.samplers import LEAST_COHORT, default_cohort, uniform
 from fedjax_rec.servers import LOCALS, SERVERS
-from fedjax_rec.settings import Settings, complete, parse_options
+from fedjax_rec.settings import FAIR, Settings, complete, parse_options
 from fedjax_rec.transforms import clip
-from fedjax_rec.types import Algorithm
+from fedjax_rec.types import Algorithm, Sampler
 
 
 def private_of(settings: Settings, num_clients: int) -> Private | None:
@@ -107,12 +109,29 @@ def make_algorithm(settings: Settings, private: Private | None = None) -> Algori
         rule = SERVERS[s.server or "fedavg"]
         rate = rule.learning_rate if s.server_learning_rate is None else s.server_learning_rate
         offered["server_optimizer"] = rule.make(rate)
+    offered["sampler"] = _sampler_of(s)
+    if s.aggregator == FAIR:
+        if not s.learning_rate:
+            raise ValueError(f"--aggregator {FAIR} needs clients with a learning rate above 0")
+        offered["aggregator"] = q_fedavg(
+            1.0 if s.fairness is None else s.fairness, lipschitz=1 / s.learning_rate
+        )
     given = {name: value for name, value in offered.items() if name in known}
     if s.clip is not None:
         given["transform"] = clip(s.clip)
     if private is not None:
         given |= private.federation | {"cohort": None}
     return factory_of(s.algorithm)(**given | parse_options(s))
+
+
+def _sampler_of(settings: Settings) -> Sampler | None:
+    """The sampler that is asked for by name; None for the algorithm's own."""
+    cohort = settings.cohort
+    if settings.sampler == "size-capped":
+        return size_capped(cast("int", settings.size_cap), cohort=cohort)
+    if settings.sampler == "loss-proportional":
+        return loss_proportional(cohort=cohort)
+    return uniform(cohort) if settings.sampler == "uniform" else None
 
 
 def clip_batch_size(settings: Settings, split: Split) -> Settings:

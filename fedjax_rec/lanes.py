@@ -16,6 +16,7 @@ from fedjax_rec.schedules import (
     add_dense_deltas,
     add_row_deltas,
     enter,
+    hear,
     leave,
     name_batch,
     note,
@@ -67,7 +68,7 @@ def run_lanes(job: Job, outcome: Outcome) -> Outcome:
             sent_rows, job, local, rows, batch
         )  # looked at, `sent` would be stored before it is added
         outcome = watch(job, outcome, lane.place, active, again)
-        outcome = note(job, outcome, info, active, batch.ids)
+        outcome = hear(job, note(job, outcome, info, active, batch.ids), lane.place, info, active)
         done = active & (lane.t + 1 >= count)
         outcome, deltas = leave(job, outcome, lane.place, done, local)
         outcome = add_dense_deltas(job, outcome, weight, done, deltas)

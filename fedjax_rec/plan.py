@@ -21,11 +21,12 @@ import jaxlib
 from jax.sharding import Mesh
 
 from fedjax_rec.engine import schedule_of
+from fedjax_rec.knowledge import draw_cohort
 from fedjax_rec.population import Population
 from fedjax_rec.row_updates import choose
 from fedjax_rec.schedules import Uplink, batch_shapes, most_batches, one_of, upload_shapes
 from fedjax_rec.tables import num_rows
-from fedjax_rec.types import ClientWork, FixedPoint, Plan, PyTree, Sampler, Server, State
+from fedjax_rec.types import ClientWork, FixedPoint, Known, Plan, PyTree, Sampler, Server, State
 
 CPU_LANES, ACCELERATOR_LANES = 32, 1024
 
@@ -102,7 +103,7 @@ def make_plan(
         see `fedjax_rec.federate.federate`, whose algorithms carry `plan`.
     """
     key = jax.random.key(0)
-    cohort = jax.eval_shape(lambda k: sampler(k, population.num_clients), key)[0].shape[0]
+    cohort = jax.eval_shape(lambda k: draw_cohort(sampler, k, population, Known()), key)[0].shape[0]
     devices = 1 if mesh is None else mesh.size
     schedule = schedule_of(work, uplink)
     width = lanes or choose_lanes(cohort, devices=devices, schedule=schedule, platform=jax.default_backend())

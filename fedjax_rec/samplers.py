@@ -1,6 +1,7 @@
 """Samplers: who takes part in a round, as pure functions of a key, so that they live inside the compiled round.
 
-They are values, so that whoever must know how a cohort was drawn, such as a privacy accountant, can look.
+They are values, so that whoever must know how a cohort was drawn, such as a privacy accountant, can look. Those
+that look at the clients' sizes or losses are in `informed`.
 """
 
 from collections.abc import Callable
@@ -46,7 +47,7 @@ class Uniform(NamedTuple):
     def __call__(self, key: Key, num_clients: int) -> tuple[jax.Array, jax.Array]:
         """The first C values of a keyed permutation of the clients: O(C), whatever the population."""
         size = self.size(num_clients)
-        _check(size, num_clients)
+        check_cohort(size, num_clients)
         words = jax.random.key_data(key).astype(jnp.uint32)
         return _first(words, size, num_clients), jnp.ones(size, bool)
 
@@ -82,9 +83,9 @@ class CyclicPoisson(NamedTuple):
 
     def __call__(self, key: Key, num_clients: int) -> tuple[jax.Array, jax.Array]:
         """A cohort of the first group."""
-        return self.draw(key, num_clients, jnp.int32(0))
+        return self.draw_turn(key, num_clients, jnp.int32(0))
 
-    def draw(self, key: Key, num_clients: int, turn: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def draw_turn(self, key: Key, num_clients: int, turn: jax.Array | int) -> tuple[jax.Array, jax.Array]:
         """A cohort of the group whose turn it is: clients g, g + b, g + 2 b, ... in round g, g + b, ..."""
         size = -(-num_clients // self.groups)
         members = turn % self.groups + self.groups * jnp.arange(size)
@@ -93,7 +94,7 @@ class CyclicPoisson(NamedTuple):
         return members[places] % num_clients, -least < self.probability
 
 
-def in_turn(sampler: Sampler, turn: jax.Array) -> Callable[[Key, int], tuple[jax.Array, jax.Array]]:
+def in_turn(sampler: Sampler, turn: jax.Array | int) -> Callable[[Key, int], tuple[jax.Array, jax.Array]]:
     """A sampler as it is in one round.
 
     Args:
@@ -108,7 +109,7 @@ def in_turn(sampler: Sampler, turn: jax.Array) -> Callable[[Key, int], tuple[jax
         >>> sorted(ids.tolist())
         [1, 4]
     """
-    return partial(sampler.draw, turn=turn) if isinstance(sampler, CyclicPoisson) else sampler
+    return partial(sampler.draw_turn, turn=turn) if isinstance(sampler, CyclicPoisson) else sampler
 
 
 def uniform(cohort: int | None = None) -> Sampler:
@@ -220,17 +221,29 @@ def cyclic_poisson(probability: float, capacity: int, groups: int) -> CyclicPois
     return CyclicPoisson(*poisson(probability, capacity), groups)
 
 
-def _at_least_one(cohort: int | None) -> int | None:
-    if cohort is not None and cohort < 1:
-        raise ValueError(f"a cohort needs at least 1 client, not {cohort}")
-    return cohort
+def check_cohort(cohort: int, num_clients: int) -> None:
+    """Refuse a cohort that is larger than the population.
 
+    Args:
+        cohort: C.
+        num_clients: N.
 
-def _check(cohort: int, num_clients: int) -> None:
+    Raises:
+        ValueError: if so.
+
+    Example:
+        >>> check_cohort(3, 3)
+    """
     if cohort > num_clients:
         raise ValueError(
             f"a cohort of {cohort} exceeds the population of {num_clients} clients; lower the cohort"
         )
+
+
+def _at_least_one(cohort: int | None) -> int | None:
+    if cohort is not None and cohort < 1:
+        raise ValueError(f"a cohort needs at least 1 client, not {cohort}")
+    return cohort
 
 
 def _first(words: jax.Array, cohort: int, num_clients: int) -> jax.Array:

@@ -73,6 +73,7 @@ class Outcome(NamedTuple):
     report: Report
     memory: PyTree  # of the clients' transforms, leaves [C, ...], in queue order
     unsound: jax.Array  # bool[C], in queue order, whose numbers are not finite
+    heard: PyTree = ()  # float32[C, 2], in queue order: each client's loss in its first epoch, and its examples
 
 
 class Uplink(NamedTuple):
@@ -81,16 +82,17 @@ class Uplink(NamedTuple):
     aggregator: Aggregator
     transform: Transform | None = None  # of each client's whole update
     row_update: str = "scatter"  # a strategy of `row_updates`
+    heard: bool = False  # whether each client's loss is told, besides the update
 
     @property
     def later(self) -> bool:
         """Whether updates are sent after a client's last step instead of with it."""
-        return self.aggregator.stacked or self.transform is not None
+        return self.aggregator.stacked or self.transform is not None or self.aggregator.by_loss is not None
 
     @property
     def whole(self) -> bool:
         """Whether a client's update is put together before it is sent."""
-        scaled = self.transform is not None and self.transform.scale is not None
+        scaled = self.transform is None or self.transform.scale is not None
         return self.later and (self.aggregator.stacked or not scaled)
 
 
@@ -199,6 +201,19 @@ def note(job: Job, outcome: Outcome, info: StepInfo, active: jax.Array, touched:
             steps=report.steps + 1,
         )
     )
+
+
+def hear(job: Job, outcome: Outcome, place: jax.Array, info: StepInfo, active: jax.Array) -> Outcome:
+    """Add a local batch of the first epoch to the clients' losses, if they tell them."""
+    if not job.uplink.heard:
+        return outcome
+    told = jnp.where(active[:, None], jnp.stack([info.loss, info.examples], axis=-1), 0.0)
+    return outcome._replace(heard=outcome.heard.at[place].add(told, mode="drop"))
+
+
+def mean_losses(heard: jax.Array) -> jax.Array:
+    """Losses float32[...] over examples, of sums float32[..., 2]; 0 without any."""
+    return heard[..., 0] / jnp.maximum(heard[..., 1], 1.0)
 
 
 def leave(

@@ -17,6 +17,10 @@ from fedjax_rec.servers import LOCALS, SERVERS
 
 POINTS = {"server": "server", "local": "local-training"}  # flag -> `Protocol.point`
 FOLD_IN_EPOCHS = 10
+FAIR = (
+    "q-fedavg"  # the aggregator that needs the clients' learning rate, and so has no place in `AGGREGATORS`
+)
+DRAWS = ("uniform", "size-capped", "loss-proportional")
 BY_ALGORITHM = ("model", "client", "server")  # groups whose settings are the algorithm's own unless given
 
 
@@ -104,10 +108,22 @@ class Settings:
     learning_rate: float | None = _setting(None, "the client's learning rate", "client")
     prox: float | None = _setting(None, "FedProx's mu; 0 is FedAvg", "client")
     cohort: int | None = _setting(None, "clients in a round; a tenth of all, between 200 and 1,000", "server")
-    aggregator: str | None = _setting(None, "how updates are summed", "server", tuple(AGGREGATORS))
+    aggregator: str | None = _setting(None, "how updates are summed", "server", (*AGGREGATORS, FAIR))
     server: str | None = _setting(None, "server rule", "server", tuple(SERVERS))
     server_learning_rate: float | None = _setting(
         None, "its learning rate; by rule: fedavg 1.0, ...", "server"
+    )
+    fairness: float | None = _setting(
+        None, f"q of --aggregator {FAIR}: 0 is the mean, more helps the worst served; 1", "imbalance"
+    )
+    sampler: str | None = _setting(
+        None,
+        "how cohorts are drawn: all alike, by examples up to a cap, or by the last loss",
+        "imbalance",
+        DRAWS,
+    )
+    size_cap: int | None = _setting(
+        None, "examples beyond which a client is no likelier, for --sampler size-capped", "imbalance"
     )
     clip: float | None = _setting(None, "largest L2 norm of a client's whole update", "privacy")
     noise_multiplier: float | None = _setting(
@@ -155,6 +171,7 @@ _LEAST = {
     "dim": 1, "num_negatives": 1, "batch_size": 1, "local_epochs": 1, "cohort": 1, "rounds": 1, "eval_every": 1,
     "lanes": 1, "devices": 1, "num_candidates": 1, "min_user_events": 0, "seed": 0, "protocol_seed": 0,
     "patience": 1, "checkpoint_every": 1, "fold_in_epochs": 0,
+    "fairness": 0, "size_cap": 1,
     "regularisation": 0, "prox": 0, "init_scale": 0, "learning_rate": 0, "max_seconds": 0,
     "server_learning_rate": 0, "core": 0,
 }  # fmt: skip
@@ -190,6 +207,13 @@ def _check_together(settings: Settings) -> None:
             f"fold_in_epochs={settings.fold_in_epochs} is for held-out clients; use --splitter strong"
         )
     _check_privacy(settings)
+    if settings.fairness is not None and settings.aggregator != FAIR:
+        raise ValueError(f"fairness={settings.fairness} is for {FAIR}; use --aggregator {FAIR}")
+    if (settings.size_cap is not None) != (settings.sampler == "size-capped"):
+        raise ValueError(
+            f"size_cap={settings.size_cap} and sampler={settings.sampler!r} do not fit; --sampler size-capped and "
+            "--size-cap go together"
+        )
     if settings.negatives == "paper-leaky" and settings.loss == "mse":
         raise ValueError("negatives='paper-leaky' has no meaning for --loss mse, which draws no negatives")
     if settings.negatives == "paper-leaky" and settings.baselines is not None:
@@ -216,6 +240,10 @@ def _check_privacy(settings: Settings) -> None:
         raise ValueError(
             f"aggregator={settings.aggregator!r} has no private form: its weights or counts would leak; use the "
             "sum, which is divided by the expected cohort"
+        )
+    if settings.sampler is not None:
+        raise ValueError(
+            f"sampler={settings.sampler!r} does not fit noise, which needs cohorts of its own; leave out --sampler"
         )
     if settings.refit:
         raise ValueError(

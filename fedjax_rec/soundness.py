@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from fedjax_rec.samplers import CyclicPoisson
-from fedjax_rec.types import Aggregator, Bound, Sampler, Server, Totals, Transform
+from fedjax_rec.types import Aggregator, Bound, Informed, Sampler, Server, Totals, Transform
 
 SLACK = 1e-6  # of a norm, for rounding
 
@@ -43,7 +43,7 @@ def check_sound(
         aggregator: may add noise, for contributions of a norm that it names.
         transform: of each client's update.
         exchanges: whether the server sends clients more than the noisy model.
-        sampler: of the cohorts.
+        sampler: who takes part.
 
     Raises:
         ValueError: saying why, and what to do.
@@ -55,6 +55,8 @@ def check_sound(
         ValueError: noise for updates of norm 0.5 hides nothing of updates without a bound; ...
     """
     bound = bound_of(transform)
+    if bound.deviation > 0 or aggregator.norm is not None:
+        _check_told(aggregator, sampler)
     if aggregator.norm is None:
         return
     if bound.norm is None:
@@ -85,6 +87,20 @@ def check_sound(
         )
 
 
+def _check_told(aggregator: Aggregator, sampler: Sampler | None) -> None:
+    """Refuse noise on updates beside what tells of the clients without noise."""
+    if aggregator.hears_losses:
+        raise ValueError(
+            "clients that tell their losses tell more than noise on their updates hides; average the updates "
+            "instead, or train without noise"
+        )
+    if isinstance(sampler, Informed):
+        raise ValueError(
+            f"{type(sampler).__name__} draws clients by their data, which noise on their updates does not hide; "
+            "draw cohorts with samplers.poisson, uniform or everyone"
+        )
+
+
 def check_summable(aggregator: Aggregator) -> None:
     """Refuse aggregators whose sensitivity is not that of a plain sum.
 
@@ -105,6 +121,8 @@ def check_summable(aggregator: Aggregator) -> None:
             "medians, Krum and their like are no sums, which the accountant of Gaussian sums does not know; use "
             "the plain sum"
         )
+    if aggregator.hears_losses:
+        raise ValueError("weights by losses are of the clients' data, and private; use the plain sum")
     if aggregator.by_row:
         raise ValueError(
             "how many clients touched a row is private, so rows cannot be divided by it; use the plain sum"

@@ -97,9 +97,10 @@ def assert_close(actual: PyTree, expected: PyTree, what: str, tolerance: float =
     others = jax.tree.leaves(expected)
     assert len(paths) == len(others), f"{what}: {len(paths)} leaves against {len(others)}"  # noqa: S101
     for (path, one), other in zip(paths, others, strict=True):
-        reference = np.asarray(other, np.float64)
-        gap = np.abs(np.asarray(one, np.float64) - reference).max(initial=0.0)
-        bound = tolerance * max(np.abs(reference).max(initial=0.0), 1e-3)
+        found, reference = (np.asarray(x, np.float64) for x in (one, other))
+        apart = np.subtract(found, reference, out=np.zeros_like(reference), where=found != reference)
+        gap = np.abs(apart).max(initial=0.0)  # equal infinities are not apart
+        bound = tolerance * max(np.abs(reference[np.isfinite(reference)]).max(initial=0.0), 1e-3)
         assert gap <= bound, f"{what}: {jax.tree_util.keystr(path)} differs by {gap:.2e}, allowed {bound:.2e}"  # noqa: S101
 
 

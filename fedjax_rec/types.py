@@ -20,7 +20,7 @@ A row id equal to `I` is an empty slot: reading it gives 0, writing it does noth
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -175,6 +175,16 @@ class FixedPoint(NamedTuple):
         return whole.astype(jnp.float32) * 2.0**-self.bits
 
 
+class Mixture(NamedTuple):
+    """Weights of the clients that the server learns from their losses, and carries from round to round."""
+
+    init: Callable[[jax.Array], PyTree]  # examples of every client, int32[N] -> what the server carries
+    # (carried, ids int32[C], who takes part bool[C]) -> float32[C], each client's weight
+    weigh: Callable[[PyTree, jax.Array, jax.Array], jax.Array]
+    # (carried, ids, who took part, their losses float32[C]) -> carried
+    learn: Callable[[PyTree, jax.Array, jax.Array, jax.Array], PyTree]
+
+
 class Aggregator(NamedTuple):
     """How updates become one: each client's weight, and what is made of the sums, or of all of them."""
 
@@ -197,11 +207,20 @@ class Aggregator(NamedTuple):
         1  # consecutive rounds in which a client may take part once, for noise that spans rounds to hide it
     )
     least: int = 1  # clients that a round needs: with fewer, its step is not taken
+    # (mean loss, squared norm of what is sent) -> factor on one client's update, and a fact float32[] that is
+    # summed, by weight, into `Totals.facts`
+    by_loss: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
+    mixture: Mixture | None = None  # further weights, which the server learns
 
     @property
     def by_row(self) -> bool:
         """Whether it treats each item row by who touched it."""
         return self.per_row or self.heated or self.row_factor is not None
+
+    @property
+    def hears_losses(self) -> bool:
+        """Whether clients also send their mean loss."""
+        return self.by_loss is not None or self.mixture is not None
 
 
 class Wire(NamedTuple):
@@ -252,6 +271,25 @@ class Sampler(Protocol):
         """Return `ids` int32[C] (distinct where alive) and `alive` bool[C]."""
 
 
+@runtime_checkable
+class Informed(Sampler, Protocol):
+    """A sampler that looks at the clients. Called as a plain one, it takes them to be alike."""
+
+    @property
+    def hears_losses(self) -> bool:
+        """Whether it goes by losses, so that clients must send theirs."""
+
+    def draw(self, key: Key, sizes: jax.Array, losses: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return ids and alive; `sizes` int32[N] are examples, `losses` float32[N] the last known (inf: none)."""
+
+
+class Known(NamedTuple):
+    """What the server carries about its clients from round to round; () where it needs nothing."""
+
+    losses: PyTree = ()  # float32[N], each client's when it last took part; inf before it did
+    mixture: PyTree = ()  # of `Aggregator.mixture`
+
+
 class State(NamedTuple):
     """All that a run carries from round to round; a checkpoint is exactly this plus the configuration."""
 
@@ -260,6 +298,7 @@ class State(NamedTuple):
     opt_state: optax.OptState  # the server optimizer's
     private: PyTree  # every client's private leaves, [N, ...]
     memory: PyTree = ()  # what every client's transform remembers between its rounds, [N, ...]
+    known: Known = Known()  # what the server knows of the clients
 
 
 class RoundInfo(NamedTuple):

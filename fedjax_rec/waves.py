@@ -17,8 +17,10 @@ from fedjax_rec.schedules import (
     add_dense_deltas,
     add_row_deltas,
     enter,
+    hear,
     leave,
     mark,
+    mean_losses,
     most_batches,
     name_batch,
     note,
@@ -28,6 +30,7 @@ from fedjax_rec.schedules import (
     watch,
 )
 from fedjax_rec.tables import expand, num_rows
+from fedjax_rec.transforms import squared_norm
 from fedjax_rec.types import Batch, PyTree, Stack, Transform, Update
 
 
@@ -97,6 +100,7 @@ def _visit(
         left = count - 1 - t if last else jnp.zeros_like(count)
         local, rows, info = step_lanes(job, local, rows, batch, active, missed, left)
         outcome = note(job, outcome, info, active, batch.ids if first else None)
+        outcome = hear(job, outcome, place, info, active) if first else outcome
         if not last:
             return local, outcome, _keep(room, t, batch if first else None, rows, room.sent), norms
         sent = sent_rows(job, local, rows, batch)
@@ -154,7 +158,7 @@ def _send(job: Job, place: jax.Array, steps: jax.Array, state: WaveState) -> tup
         return add_dense_deltas(job, outcome, weight, done, dense), room
     outcome = mark(outcome, place, done & ~jnp.isfinite(norms))
     if not job.uplink.whole:
-        return _send_scaled(job, steps, done, weight, norms, dense, outcome, room), room
+        return _send_scaled(job, steps, place, done, norms, dense, outcome, room), room
     sizes = room_sizes(most_batches(job.work, job.population))
     which = (steps > jnp.array(sizes[:-1], jnp.int32)).sum() if len(sizes) > 1 else 0
     branches = [partial(_send_whole, job, size) for size in sizes]
@@ -169,17 +173,20 @@ def _sent(room: Room) -> PyTree:
 def _send_scaled(
     job: Job,
     steps: jax.Array,
+    place: jax.Array,
     done: jax.Array,
-    weight: jax.Array,
     norms: jax.Array,
     dense: PyTree,
     outcome: Outcome,
     room: Room,
 ) -> Outcome:
-    """Scale each lane's update by what its norm asks for, and add it batch by batch."""
-    transform = job.uplink.transform
-    assert transform is not None and transform.scale is not None  # noqa: S101, PT018 - why this is called
-    factor = jax.vmap(transform.scale)(norms + _squared(dense))
+    """Scale each lane's update by what its norm and its loss ask for, and add it batch by batch."""
+    transform, squared = job.uplink.transform, norms + _squared(dense)
+    if transform is None or transform.scale is None:
+        factor = jnp.ones_like(squared)
+    else:
+        factor = jax.vmap(transform.scale)(squared)
+    outcome, weight = _weigh(job, outcome, place, done, squared * jnp.square(factor))
     outcome = add_dense_deltas(job, outcome, weight * factor, done, dense)
 
     def add(t: jax.Array, outcome: Outcome) -> Outcome:
@@ -187,6 +194,18 @@ def _send_scaled(
         return add_row_deltas(job, outcome, weight, ids, deltas, scale=factor)
 
     return jax.lax.fori_loop(0, steps, add, outcome)
+
+
+def _weigh(
+    job: Job, outcome: Outcome, place: jax.Array, done: jax.Array, squared: jax.Array
+) -> tuple[Outcome, jax.Array]:
+    """Weights float32[L] of the lanes' clients; those that go by losses leave their fact in the totals."""
+    weight, rule = job.queue.weight[place], job.uplink.aggregator.by_loss
+    if rule is None:
+        return outcome, weight
+    factor, fact = jax.vmap(rule)(mean_losses(outcome.heard.at[place].get(mode="clip")), squared)
+    facts = outcome.totals.facts + jnp.where(done, weight * fact, 0.0).sum()
+    return outcome._replace(totals=outcome.totals._replace(facts=facts)), weight * factor
 
 
 def room_sizes(most: int) -> list[int]:
@@ -231,10 +250,12 @@ def _send_whole(
         outcome, update = _transform(job, job.uplink.transform, place, done, update, outcome)
     if job.uplink.aggregator.stacked:
         return outcome._replace(totals=_stack(outcome.totals, place, done, update))
-    outcome = add_dense_deltas(job, outcome, weight, done, update.shared)
     items = num_rows(job.server.tables)
     present = jnp.where(done[:, None], update.ids, items)  # a transform may make anything of an empty update
     sent = jax.tree.map(lambda x: jnp.where(expand(present < items, x), x, 0.0), update.rows)
+    squared = jax.vmap(squared_norm)(update._replace(rows=sent))
+    outcome, weight = _weigh(job, outcome, place, done, squared)
+    outcome = add_dense_deltas(job, outcome, weight, done, update.shared)
     return add_row_deltas(job, outcome, weight, present, sent)
 
 

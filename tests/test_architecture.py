@@ -20,6 +20,7 @@ FLOORS = {
     "secure": 1, "masks": 1, "secure_cost": 0,
     "devices": 1, "plan": 1, "samplers": 1, "aggregators": 1, "transforms": 1, "reducers": 1, "servers": 1,
     "robust": 1, "attacks": 1, "adversary": 1, "promotion": 1, "fedrecattack": 1,
+    "knowledge": 1, "fairness": 1, "informed": 1,
     "targets": 1, "pieck": 1, "flipping": 1, "row_hiding": 1, "inference": 0,
     "evaluation": 1, "leaves": 1,
     "federate": 2, "traffic": 2, "steps": 2,

@@ -181,6 +181,27 @@ BAD = {
         ["--clip", "1", "--noise-multiplier", "1", "--aggregator", "touchers"],
         "would leak; use the sum",
     ),
+    "fairness of a mean": (["--fairness", "2", "--aggregator", "mean"], "use --aggregator q-fedavg"),
+    "no fairness": (
+        ["--aggregator", "q-fedavg", "--fairness", "-1"],
+        "fairness must be at least 0, not -1.0",
+    ),
+    "steps of nothing": (
+        ["--aggregator", "q-fedavg", "--learning-rate", "0"],
+        "needs clients with a learning rate above 0",
+    ),
+    "a cap of nothing": (["--sampler", "size-capped", "--size-cap", "0"], "size_cap must be at least 1"),
+    "no cap": (["--sampler", "size-capped"], "--size-cap go together"),
+    "a cap for nobody": (["--size-cap", "9"], "--size-cap go together"),
+    "unknown sampler": (["--sampler", "size-caped"], "did you mean 'size-capped'"),
+    "draws by data in private": (
+        ["--clip", "1", "--noise-multiplier", "1", "--sampler", "loss-proportional"],
+        "leave out --sampler",
+    ),
+    "weights by loss in private": (
+        ["--clip", "1", "--noise-multiplier", "1", "--aggregator", "q-fedavg"],
+        "would leak; use the sum",
+    ),
     "a private refit": (["--clip", "1", "--noise-multiplier", "1", "--refit"], "spend twice"),
     "no private form": (
         ["--clip", "1", "--noise-multiplier", "1", "--algorithm", "scaffold"],

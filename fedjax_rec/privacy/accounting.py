@@ -26,7 +26,7 @@ from scipy.optimize import brentq
 from scipy.stats import binom
 
 from fedjax_rec.samplers import CyclicPoisson, Everyone, Poisson, Uniform, cyclic_poisson, poisson
-from fedjax_rec.types import Sampler
+from fedjax_rec.types import Informed, Sampler
 
 SHARE = 0.01  # of delta that a full cohort may cost: surplus clients are dropped that seldom
 INSTALL = "privacy accounting needs dp-accounting; pip install 'fedjax_rec[privacy]'"
@@ -78,6 +78,11 @@ def round_event(sampler: Sampler, noise_multiplier: float, num_clients: int) -> 
         gaussian = dp.GaussianDpEvent(noise_multiplier / 2)
         event = dp.SampledWithoutReplacementDpEvent(num_clients, sampler.size(num_clients), gaussian)
         return Round(event, "replace-one", "rdp")
+    if isinstance(sampler, Informed):
+        raise ValueError(
+            f"{sampler!r} draws clients by their data, so that the cohort itself reveals it; draw cohorts with "
+            "samplers.poisson, uniform or everyone"
+        )
     raise ValueError(
         f"nothing is known of what {sampler!r} reveals; draw cohorts with samplers.poisson, uniform or everyone"
     )

@@ -1,0 +1,1 @@
+"""Fair aggregation, sampling and stability on skewed populations."""
