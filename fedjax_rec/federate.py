@@ -28,10 +28,12 @@ import optax
 from jax.sharding import Mesh
 
 from fedjax_rec.aggregators import add_heat, named, total
-from fedjax_rec.clients import client_keys, name_clients, stream
+from fedjax_rec.asynchronous import Crew, FedBuff, check_fedbuff, keep_model, take_off
+from fedjax_rec.clients import name_clients, stream
+from fedjax_rec.cohorts import Cohort, await_cohort, draw_cohort, transform_keys
 from fedjax_rec.devices import keep_replicated
 from fedjax_rec.engine import Result, run_cohort
-from fedjax_rec.faults import Faults, check_faults, strike
+from fedjax_rec.faults import Faults, check_faults
 from fedjax_rec.guard import run_sound
 from fedjax_rec.plan import check_fits, make_plan, row_update_of
 from fedjax_rec.population import Population
@@ -45,7 +47,6 @@ from fedjax_rec.types import (
     Adversary,
     Aggregator,
     Algorithm,
-    Client,
     ClientWork,
     Key,
     Model,
@@ -72,6 +73,7 @@ class Cohorts(TypedDict, total=False):
     transform: Transform | None
     adversary: Adversary | None
     faults: Faults | None
+    asynchronous: FedBuff | None
     lanes: int | None
     mesh: Mesh | None
     row_update: str | None
@@ -84,7 +86,7 @@ class Federation(Cohorts, total=False):
 
 
 def sample_usually(federation: Cohorts, sampler: Sampler) -> None:
-    """Give an algorithm a sampler of its own, for whoever names neither a sampler nor a cohort.
+    """Give an algorithm a sampler of its own, for whoever names no sampler, no cohort and no asynchronous rounds.
 
     Args:
         federation: as the factory was given it; changed in place.
@@ -97,7 +99,7 @@ def sample_usually(federation: Cohorts, sampler: Sampler) -> None:
         >>> given
         {'cohort': 5}
     """
-    if federation.get("sampler") is None and federation.get("cohort") is None:
+    if all(federation.get(name) is None for name in ("sampler", "cohort", "asynchronous")):
         federation["sampler"] = sampler
 
 
@@ -112,6 +114,7 @@ def federate(
     transform: Transform | None = None,
     adversary: Adversary | None = None,
     faults: Faults | None = None,
+    asynchronous: FedBuff | None = None,
     exchange: Exchange | None = None,
     lanes: int | None = None,
     mesh: Mesh | None = None,
@@ -131,6 +134,8 @@ def federate(
         transform: what a client does to its whole update before it sends it (`fedjax_rec.transforms`).
         adversary: which clients are malicious, and what they do (`fedjax_rec.promotion`); None for nobody.
         faults: which clients fail, sleep or come late (`fedjax_rec.faults`); None for nobody.
+        asynchronous: rounds that wait for no cohort (`fedjax_rec.asynchronous`), instead of a sampler; None for
+            rounds in step.
         exchange: what the server sends back to each client of the cohort, besides the global model.
         lanes: L; by default by the rule of 8.
         mesh: devices to split each cohort over, of `fedjax_rec.devices.client_mesh`; None for one.
@@ -142,13 +147,24 @@ def federate(
     Raises:
         ValueError: if `lanes` is below 1, or `row_update` or `aggregator` unknown; in the first round, on keys
             that are not jax's default kind, if a stack of updates cannot fit, or if fixed-point sums could wrap;
-            on noise that would not hide what it is to hide (`soundness.check_sound`).
+            on noise that would not hide what it is to hide (`soundness.check_sound`), and on what asynchronous
+            rounds cannot be combined with.
 
     Example:
         see `fedjax_rec.algorithms.fedmf`.
     """
-    sampler = uniform(cohort) if sampler is None else sampler
     aggregator = named(aggregator) if isinstance(aggregator, str) else aggregator
+    if asynchronous is not None:
+        given = {
+            "sampler": sampler,
+            "cohort": cohort,
+            "faults": faults,
+            "exchange": exchange,
+            "send": work.send,
+        }
+        check_fedbuff(asynchronous, aggregator, **given, join=None if adversary is None else adversary.join)
+        cohort = asynchronous.buffer
+    sampler = uniform(cohort) if sampler is None else sampler
     strategy = _check_row_update(lanes, row_update, aggregator)
     check_sound(aggregator, transform, exchanges=exchange is not None)
     check_faults(faults or Faults(), private=aggregator.noise is not None)
@@ -163,37 +179,47 @@ def federate(
         server = model.init_server(stream(key, "init"), population)
         private = init_private(model, key, population.num_clients, server)
         memory = init_memory(transform, population.num_clients, server)
-        return keep_replicated(State(jnp.int32(0), server, optimizer.init(server), private, memory), mesh)
+        flight = () if asynchronous is None else take_off(crew(asynchronous, key, population), server)
+        state = State(jnp.int32(0), server, optimizer.init(server), private, memory, flight)
+        return keep_replicated(state, mesh)
+
+    def crew(asynchronous: FedBuff, key: Key, population: Population) -> Crew:
+        return Crew(asynchronous, work, stream(key, "cohort"), stream(key, "faults"), population)
+
+    def gather(key: Key, state: State, population: Population) -> Cohort:
+        if asynchronous is None:
+            return draw_cohort(sampler, faults, work, key, state.round, population)
+        return await_cohort(crew(asynchronous, key, population), key, state, population)
 
     def run_round(key: Key, state: State, population: Population) -> tuple[State, RoundInfo]:
-        cohort_key = jax.random.fold_in(stream(key, "cohort"), state.round)
-        ids, drawn = sampler(cohort_key, population.num_clients)
-        clients = name_clients(jax.random.fold_in(stream(key, "client"), state.round), ids, population)
-        chosen = plan(population)
+        present, chosen = gather(key, state, population), plan(population)
         check_fits(chosen, aggregator.fixed)
-        alive, limit = _arrive(faults, work, stream(key, "faults"), state.round, clients, drawn)
-        noise = None
-        if transform is not None:
-            noise = client_keys(jax.random.fold_in(stream(key, "noise"), state.round), ids)
+        clients = present.clients
+        noise = None if transform is None else transform_keys(present, key, state.round)
 
         def attempt(alive: jax.Array, watched: jax.Array) -> Result:
             start = (state.server, state.private, clients, alive)
             places: Any = {"lanes": chosen.lanes, "mesh": mesh, "noise": noise, "memory": state.memory}
-            return run_cohort(work, uplink, population, *start, **places, watched=watched, limit=limit)
+            places |= {"limit": present.limit, "versions": present.versions}
+            return run_cohort(work, uplink, population, *start, **places, watched=watched)
 
-        result, sound = run_sound(attempt, alive)
+        result, sound = run_sound(attempt, present.alive)
         totals = add_heat(cast("Totals", result.totals), population) if aggregator.heated else result.totals
         secret = jax.random.fold_in(stream(key, "privacy"), state.round)
         trained = sound & (clients.num_examples > 0)
         stepped = step_server(aggregator, optimizer, state, totals, secret, trained.sum() >= aggregator.least)
         sent = result.private if exchange is None else exchange(totals, state.server, result.private)
         storing = sound & ~stepped.skipped
-        place = jnp.where(storing, ids, population.num_clients)  # an empty slot of the cohort stores nothing
+        # an empty slot of the cohort stores nothing
+        place = jnp.where(storing, clients.id, population.num_clients)
         kept, new = (state.private, state.memory), (sent, result.memory)
         private, memory = jax.tree.map(lambda p, new: p.at[place].set(new, mode="drop"), kept, new)
-        state = State(state.round + 1, stepped.server, stepped.opt_state, private, memory)
-        missing = (drawn & ~alive & (clients.num_examples > 0)).sum(dtype=jnp.int32)
-        return keep_replicated(state, mesh), _report(result, trained, alive & ~sound, missing, stepped)
+        flight, done = present.flight, state.round + 1
+        if asynchronous is not None:
+            flight = keep_model(flight, stepped.server, done)
+        info = _report(result, present, trained, sound, stepped, state.round)
+        state = State(done, stepped.server, stepped.opt_state, private, memory, flight)
+        return keep_replicated(state, mesh), info
 
     algorithm = Algorithm(init, run_round, model.score, model, work, plan, mesh)
     return algorithm if adversary is None or adversary.join is None else adversary.join(algorithm, sampler)
@@ -209,17 +235,6 @@ def _check_row_update(lanes: int | None, row_update: str | None, aggregator: Agg
     if aggregator.fixed and strategy == "matmul":
         raise ValueError("row update 'matmul' sums floats; with fixed-point sums use 'scatter' or 'sorted'")
     return strategy
-
-
-def _arrive(
-    faults: Faults | None, work: ClientWork, key: Key, round_: jax.Array, clients: Client, drawn: jax.Array
-) -> tuple[jax.Array, jax.Array | None]:
-    """Which of the drawn clients take part, and how many batches they do at most."""
-    if faults is None:
-        return drawn, None
-    batches = work.batches.num_batches(clients.num_examples)
-    present = drawn & (clients.num_examples > 0)
-    return strike(faults, key, round_, clients.id, present, batches, work.epochs)
 
 
 def init_private(model: Model, key: Key, num_clients: int, server: Server) -> PyTree:
@@ -322,12 +337,17 @@ def _one_client(work: ClientWork) -> Callable[[Key, State, Population, jax.Array
 
 
 def _report(
-    result: Result, trained: jax.Array, unsound: jax.Array, missing: jax.Array, stepped: Stepped
+    result: Result, present: Cohort, trained: jax.Array, sound: jax.Array, stepped: Stepped, now: jax.Array
 ) -> RoundInfo:
-    report = result.report
+    report, count = result.report, trained.sum(dtype=jnp.int32)
+    staleness = jnp.float32(0)
+    if present.births is not None:
+        steps = jnp.where(trained, now - present.births, 0).sum(dtype=jnp.float32)
+        staleness = steps / jnp.maximum(count, 1)
+    missing = present.drawn & ~present.alive & (present.clients.num_examples > 0)
     return RoundInfo(
         loss=report.loss / jnp.maximum(report.examples, 1.0),
-        clients=trained.sum(dtype=jnp.int32),
+        clients=count,
         examples=report.examples,
         batches=result.batches,
         lane_steps=result.lane_steps,
@@ -335,7 +355,8 @@ def _report(
         update_norm=stepped.norm,
         saturated=report.saturated,
         signal=stepped.signal,
-        unsound=unsound.sum(dtype=jnp.int32),
+        unsound=(present.alive & ~sound).sum(dtype=jnp.int32),
         skipped=stepped.skipped.astype(jnp.int32),
-        missing=missing,
+        missing=missing.sum(dtype=jnp.int32),
+        staleness=staleness,
     )

@@ -17,11 +17,13 @@ from fedjax_rec.schedules import (
     add_dense_deltas,
     add_row_deltas,
     enter,
+    held_models,
     leave,
     mark,
     most_batches,
     name_batch,
     note,
+    scale_of,
     sent_rows,
     step_lanes,
     touch_rows,
@@ -83,14 +85,14 @@ def _visit(
 ) -> Callable[[jax.Array, WaveState], WaveState]:
     """The body of a wave's loop over its batches, in its first, a middle, or its last epoch."""
     count = job.queue.batches[place]
-    weight = job.queue.weight[place]
+    weight, scale = job.queue.weight[place], scale_of(job, place)
 
     def body(t: jax.Array, state: WaveState) -> WaveState:
         local, outcome, room, norms = state
         active = t < count
         if first:
             batch = name_batch(job, place, jnp.broadcast_to(t, place.shape), active)
-            rows, missed = touch_rows(job, batch), jnp.broadcast_to(t, place.shape)
+            rows, missed = touch_rows(job, place, batch), jnp.broadcast_to(t, place.shape)
         else:
             batch, rows = jax.tree.map(lambda x: x[:, t], (room.batch, room.rows))
             missed = count - 1
@@ -99,10 +101,11 @@ def _visit(
         outcome = note(job, outcome, info, active, batch.ids if first else None)
         if not last:
             return local, outcome, _keep(room, t, batch if first else None, rows, room.sent), norms
-        sent = sent_rows(job, local, rows, batch)
+        sent = sent_rows(job, place, local, rows, batch)
         if not job.uplink.later:
-            outcome = watch(job, outcome, place, active, partial(sent_rows, job, local, rows, batch))
-            return local, add_row_deltas(job, outcome, weight, batch.ids, sent), room, norms
+            again = partial(sent_rows, job, place, local, rows, batch)
+            outcome = watch(job, outcome, place, active, again)
+            return local, add_row_deltas(job, outcome, weight, batch.ids, sent, scale), room, norms
         kept = (rows._replace(values=sent), ()) if job.work.send is None else (room.rows, sent)
         return local, outcome, _keep(room, t, batch if first else None, *kept), norms + _squared(sent)
 
@@ -127,10 +130,10 @@ def _room(job: Job) -> Room:
 
     def example(place: jax.Array) -> Room:
         batch = name_batch(job, place, place, place >= 0)
-        rows = touch_rows(job, batch)
+        rows = touch_rows(job, place, batch)
         if job.work.send is None or not job.uplink.later:
             return Room(batch, rows, ())
-        sent = sent_rows(job, enter(job, place), rows, batch)
+        sent = sent_rows(job, place, enter(job, place), rows, batch)
         return Room(batch, rows if job.work.epochs > 1 else (), sent)
 
     shapes = jax.eval_shape(example, jnp.zeros(job.lanes, jnp.int32))
@@ -148,13 +151,14 @@ def _squared(deltas: PyTree) -> jax.Array:
 def _send(job: Job, place: jax.Array, steps: jax.Array, state: WaveState) -> tuple[Outcome, Room]:
     """Let the wave's clients go: store what they keep, sum or stack what is left to send."""
     local, outcome, room, norms = state
-    done, weight = place < job.queue.waiting, job.queue.weight[place]
+    done = place < job.queue.waiting
     outcome, dense = leave(job, outcome, place, done, local)
     if not job.uplink.later:
-        return add_dense_deltas(job, outcome, weight, done, dense), room
+        weight, scale = job.queue.weight[place], scale_of(job, place)
+        return add_dense_deltas(job, outcome, weight, done, dense, scale), room
     outcome = mark(outcome, place, done & ~jnp.isfinite(norms))
     if not job.uplink.whole:
-        return _send_scaled(job, steps, done, weight, norms, dense, outcome, room), room
+        return _send_scaled(job, steps, place, done, norms, dense, outcome, room), room
     sizes = room_sizes(most_batches(job.work, job.population))
     which = (steps > jnp.array(sizes[:-1], jnp.int32)).sum() if len(sizes) > 1 else 0
     branches = [partial(_send_whole, job, size) for size in sizes]
@@ -169,8 +173,8 @@ def _sent(room: Room) -> PyTree:
 def _send_scaled(
     job: Job,
     steps: jax.Array,
+    place: jax.Array,
     done: jax.Array,
-    weight: jax.Array,
     norms: jax.Array,
     dense: PyTree,
     outcome: Outcome,
@@ -179,8 +183,10 @@ def _send_scaled(
     """Scale each lane's update by what its norm asks for, and add it batch by batch."""
     transform = job.uplink.transform
     assert transform is not None and transform.scale is not None  # noqa: S101, PT018 - why this is called
+    weight, scale = job.queue.weight[place], scale_of(job, place)
     factor = jax.vmap(transform.scale)(norms + _squared(dense))
-    outcome = add_dense_deltas(job, outcome, weight * factor, done, dense)
+    factor = factor if scale is None else factor * scale
+    outcome = add_dense_deltas(job, outcome, weight, done, dense, factor)
 
     def add(t: jax.Array, outcome: Outcome) -> Outcome:
         ids, deltas = jax.tree.map(lambda x: x[:, t], (room.batch.ids, _sent(room)))
@@ -231,22 +237,23 @@ def _send_whole(
         outcome, update = _transform(job, job.uplink.transform, place, done, update, outcome)
     if job.uplink.aggregator.stacked:
         return outcome._replace(totals=_stack(outcome.totals, place, done, update))
-    outcome = add_dense_deltas(job, outcome, weight, done, update.shared)
+    scale = scale_of(job, place)
+    outcome = add_dense_deltas(job, outcome, weight, done, update.shared, scale)
     items = num_rows(job.server.tables)
     present = jnp.where(done[:, None], update.ids, items)  # a transform may make anything of an empty update
     sent = jax.tree.map(lambda x: jnp.where(expand(present < items, x), x, 0.0), update.rows)
-    return add_row_deltas(job, outcome, weight, present, sent)
+    return add_row_deltas(job, outcome, weight, present, sent, scale)
 
 
 def _transform(
     job: Job, transform: Transform, place: jax.Array, done: jax.Array, update: Update, outcome: Outcome
 ) -> tuple[Outcome, Update]:
     """What each lane's client makes of its update; those that are done remember what their transforms do."""
-    keys = jax.random.wrap_key_data(job.queue.noise[place])
+    keys, (server, axis) = jax.random.wrap_key_data(job.queue.noise[place]), held_models(job, place)
     if transform.remember is None:
-        return outcome, jax.vmap(transform.update, in_axes=(0, 0, None))(keys, update, job.server)
+        return outcome, jax.vmap(transform.update, in_axes=(0, 0, axis))(keys, update, server)
     old = jax.tree.map(lambda m: m.at[place].get(mode="clip"), outcome.memory)
-    update, new = jax.vmap(transform.remember, in_axes=(0, 0, 0, None))(keys, update, old, job.server)
+    update, new = jax.vmap(transform.remember, in_axes=(0, 0, 0, axis))(keys, update, old, server)
     at = jnp.where(done, place, job.queue.batches.shape[0])
     memory = jax.tree.map(lambda m, x: m.at[at].set(x, mode="drop"), outcome.memory, new)
     return outcome._replace(memory=memory), update

@@ -15,7 +15,7 @@ FLOORS = {
     "membership": 0, "spaces": 0, "seal": 0, "lock": 0, "stopping": 0, "versions": 0,
     "population": 1, "batches": 1, "cutters": 1, "local": 1, "exactness": 1, "soundness": 1,
     "engine": 1, "schedules": 1,
-    "lanes": 1, "waves": 1, "clients": 1, "guard": 1, "stepping": 1, "faults": 1,
+    "lanes": 1, "waves": 1, "clients": 1, "guard": 1, "stepping": 1, "faults": 1, "asynchronous": 1, "cohorts": 1,
     "layout": 1, "compression": 1, "sparsifiers": 1, "feedback": 1,
     "secure": 1, "masks": 1, "secure_cost": 0,
     "devices": 1, "plan": 1, "samplers": 1, "aggregators": 1, "transforms": 1, "reducers": 1, "servers": 1,
