@@ -187,7 +187,7 @@ def _check_room(versions: int, server: Server) -> None:
     if need > (room := device_bytes()):
         raise ValueError(
             f"the last {versions} models that clients may train from need {need / 2**30:,.1f} GiB, the device has "
-            f"{room / 2**30:,.1f}; lower FedBuff.max_staleness or --dim"
+            f"{room / 2**30:,.1f}; lower --max-staleness (FedBuff.max_staleness) or --dim"
         )
 
 

@@ -24,7 +24,7 @@ FLOORS = {
     "evaluation": 1, "leaves": 1,
     "federate": 2, "traffic": 2, "steps": 2,
     "blocks": 3, "simulate": 3, "algorithms": 3, "points": 3, "sweep": 3, "checkpoints": 3,
-    "privacy": 4, "settings": 4, "inputs": 4, "from_settings": 4, "experiment": 4,
+    "privacy": 4, "settings": 4, "device_settings": 4, "inputs": 4, "from_settings": 4, "experiment": 4,
     "report": 4, "run_folder": 4, "doctor": 4, "compare": 4, "formats": 4,
     "testing": 4, "central": 4, "folders": 4, "resume": 4,
     "cli": 5, "__init__": 5,

@@ -42,11 +42,16 @@ def _alike(clients=12):
     return build(np.arange(clients + 1) * 6, items, None, 40)
 
 
+@cache
+def _programs(algorithm):
+    """First state and one round, compiled in a hurry."""
+    return tuple(jax.jit(part, compiler_options=QUICK) for part in (algorithm.init, algorithm.round))
+
+
 def _rounds(algorithm, data, rounds, state=None):
     """States (the first included) and reports of rounds, each run by itself."""
-    key, one = jax.random.key(KEY), jax.jit(algorithm.round, compiler_options=QUICK)
-    states = [jax.jit(algorithm.init)(key, data) if state is None else state]
-    infos = []
+    key, (init, one) = jax.random.key(KEY), _programs(algorithm)
+    states, infos = [init(key, data) if state is None else state], []
     for _ in range(rounds):
         state, info = one(key, states[-1], data)
         states.append(state)
@@ -257,25 +262,17 @@ def test_the_slow_hold_nobody_up():
 
 
 def test_weights_of_the_stale():
-    """(1 + tau)^-exponent scales the update and not its weight: a mean divides by the number of arrivals."""
-    ages = jnp.arange(9)
-    np.testing.assert_allclose(staleness_scale(ages, 0.5), 1 / np.sqrt(1 + np.arange(9)), rtol=1e-6)
-    assert (staleness_scale(ages, 0.0) == 1).all()
-    fedbuff = FedBuff(buffer=3, concurrency=8, max_staleness=9)
-    make = partial(fr.fedmf, **SMALL, asynchronous=fedbuff, lanes=3)
-    states, _ = _rounds(make(), population(), 4)
-    state = jax.tree.map(jnp.copy, states[3])
-    total, average, plain = (
-        _rounds(algorithm, population(), 1, state)[0][1].server.tables["vector"]
-        - state.server.tables["vector"]
-        for algorithm in (
-            make(),
-            make(aggregator="mean"),
-            fr.fedmf(**SMALL, asynchronous=fedbuff._replace(exponent=0.0), lanes=3),
-        )
+    """(1 + tau)^-exponent, and a mean divides by the number of arrivals, not by their weights."""
+    np.testing.assert_allclose(staleness_scale(jnp.arange(9), 0.5), 1 / np.sqrt(1 + np.arange(9)), rtol=1e-6)
+    assert (staleness_scale(jnp.arange(9), 0.0) == 1).all()
+    make = partial(fr.fedmf, **SMALL, asynchronous=FedBuff(3, 8, 9), lanes=3)
+    states, infos = _rounds(make(), population(), 3)
+    other, _ = _rounds(make(aggregator="mean"), population(), 1, states[2])
+    total, average = (
+        x.server.tables["vector"] - states[2].server.tables["vector"] for x in (states[3], other[1])
     )
+    assert float(infos[2].staleness) > 0
     assert_close(3 * average, total, "a mean of three", 1e-4)
-    assert np.linalg.norm(total) < 0.95 * np.linalg.norm(plain)
 
 
 @pytest.mark.parametrize(
@@ -289,18 +286,18 @@ def test_weights_of_the_stale():
 )
 def test_transforms_come_before_the_scale(settings):
     """A client transforms its update first; the server then scales what it got."""
-    fedbuff = FedBuff(buffer=3, concurrency=8, max_staleness=9)
-    make = lambda power: fr.fedmf(**SMALL, **settings, asynchronous=fedbuff._replace(exponent=power))  # noqa: E731
-    states, _ = _rounds(make(0.5), population(), 3)
-    state = states[3]._replace(
-        flight=states[3].flight._replace(births=jnp.zeros(8, jnp.int32))
-    )  # all 3 steps old
-    moved = [
-        _rounds(make(power), population(), 1, state)[0][1].server.tables["vector"] for power in (0.5, 0.0)
-    ]
-    scaled, plain = (np.asarray(table - state.server.tables["vector"]) for table in moved)
-    landed = _rounds(make(0.5), population(), 1, state)[1][0]
-    assert float(landed.staleness) == 3
+    fresh = FedBuff(buffer=3, concurrency=8, max_staleness=9)
+    make = partial(fr.fedmf, **SMALL, **settings)
+    half, whole = (make(asynchronous=fresh._replace(exponent=power)) for power in (0.5, 0.0))
+    state = _rounds(half, population(), 3)[0][-1]
+    # all are 3 steps old and about to arrive
+    old = state.flight._replace(births=jnp.zeros(8, jnp.int32), left=0.001 * jnp.arange(8))
+    state = state._replace(flight=old)
+    (scaled, info), (plain, _) = (
+        (states[1].server.tables["vector"] - state.server.tables["vector"], infos[0])
+        for states, infos in (_rounds(algorithm, population(), 1, state) for algorithm in (half, whole))
+    )
+    assert float(info.staleness) == 3
     assert_close(2 * scaled, plain, "half of it", 1e-4)
 
 
@@ -348,9 +345,7 @@ def test_other_algorithms_run(make):
     states, infos = _rounds(make(dim=4, **own, asynchronous=UNEVEN), population(), 3)
     assert sum(int(info.clients) for info in infos) > 5
     assert all(np.isfinite(info.loss) and not info.skipped for info in infos)
-    assert_close(
-        jax.tree.map(jnp.isfinite, states[-1].server), jax.tree.map(jnp.ones_like, states[-1].server), "", 0
-    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states[-1].server))
 
 
 def test_fixed_point_sums_and_flipped_labels_go_along():
@@ -359,14 +354,8 @@ def test_fixed_point_sums_and_flipped_labels_go_along():
     whole = fr.fedmf(**SMALL, asynchronous=UNEVEN, aggregator=fixed_point(fr.aggregators.total(), capacity=3))
     assert_close(_rounds(whole, population(), 3)[0][-1].server, plain.server, "integers", 1e-4)
     bad = fr.fedmf(**SMALL, asynchronous=UNEVEN, adversary=label_flip(range(12), num_negatives=4))
-    assert (
-        float(
-            abs(
-                _rounds(bad, population(), 3)[0][-1].server.tables["vector"] - plain.server.tables["vector"]
-            ).max()
-        )
-        > 0
-    )
+    moved = _rounds(bad, population(), 3)[0][-1].server.tables["vector"]
+    assert (moved != plain.server.tables["vector"]).any()
 
 
 def test_the_plan_counts_the_old_models():
@@ -443,17 +432,15 @@ def test_too_few_clients_and_too_many_models_are_refused():
         ValueError, match=r"20 clients under way and 5 .* population of 24; lower FedBuff.concurr"
     ):
         start(FedBuff(buffer=5, concurrency=20))
-    with pytest.raises(ValueError, match=r"GiB, the device has .*; lower FedBuff.max_staleness"):
+    with pytest.raises(ValueError, match=r"GiB, the device has .*; lower --max-staleness \\(FedBuff.max"):
         start(FedBuff(buffer=2, concurrency=2, max_staleness=10**10))
 
 
 def test_a_population_almost_without_data():
     """Places that find nobody ask again, and hold no round up."""
-    offsets = np.array([0, 3, 3, 6, 6, 6, 9, 9, 9])
-    data = build(offsets, np.array([0, 1, 2] * 3), None, 5)
+    data = build(np.array([0, 3, 3, 6, 6, 6, 9, 9, 9]), np.array([0, 1, 2] * 3), None, 5)
     states, infos = _rounds(fr.fedmf(dim=2, asynchronous=FedBuff(buffer=2, concurrency=6)), data, 12)
-    assert all(
-        (np.sort(s.flight.ids[s.flight.ids < 8]) == np.unique(s.flight.ids[s.flight.ids < 8])).all()
-        for s in states
-    )
+    for state in states:
+        ids = state.flight.ids[state.flight.ids < 8].tolist()
+        assert len(set(ids)) == len(ids) <= 3
     assert sum(int(info.clients) for info in infos) > 6
