@@ -42,6 +42,7 @@ from fedjax_rec.algorithms.fedtwotower import fedtwotower
 from fedjax_rec.algorithms.gpfedrec import gpfedrec
 from fedjax_rec.algorithms.pfedrec import pfedrec
 from fedjax_rec.algorithms.scaffold import scaffold
+from fedjax_rec.asynchronous import FedBuff
 from fedjax_rec.blocks import train, train_seeds
 from fedjax_rec.checkpoints import Checkpoints
 from fedjax_rec.data.readers import from_frame, read_table
@@ -85,6 +86,7 @@ __all__ = [
     "Client",
     "ClientWork",
     "Faults",
+    "FedBuff",
     "History",
     "LocalBatches",
     "Model",

@@ -282,6 +282,8 @@ def _unpack(meta: Meta, arrays: list[np.ndarray], template: PyTree) -> Snapshot:
     best = from_arrays(parts["best"] or parts["state"], template) if run["best"]["kept"] else None
     fields = [name for part, *rest in names if part == "rounds" for name in rest]
     rounds: Any = dict(zip(fields, parts["rounds"], strict=True))
+    if fields:  # a report that an older version did not make
+        rounds = {name: np.zeros_like(rounds["loss"]) for name in RoundInfo._field_defaults} | rounds
     return Snapshot(
         state,
         RoundInfo(**rounds) if fields else None,

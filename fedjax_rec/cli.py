@@ -311,11 +311,8 @@ def _train(settings: Settings, folder: Path, *, resume: bool | None = None) -> i
     for line in outcome.split.log:
         print(line)
     print(report.table(outcome))
-    left_out, skipped = (
-        int(x.sum()) for x in (outcome.history.rounds.unsound, outcome.history.rounds.skipped)
-    )
-    if left_out or skipped:
-        print(f"not finite: {left_out} updates of clients were left out, {skipped} rounds were skipped")
+    for line in report.losses(outcome.history):
+        print(line)
     if outcome.history.stopped == "diverged":
         print(f"training diverged after the best round; {advice(settings)}")
     print(f"run folder: {folder}")

@@ -53,6 +53,27 @@ def client_keys(key: Key, ids: jax.Array) -> jax.Array:
     return keys
 
 
+def keys_since(key: Key, rounds: jax.Array, ids: jax.Array) -> jax.Array:
+    """Words of the keys of clients that started in different rounds.
+
+    Args:
+        key: the stream of one purpose.
+        rounds: int32[C], in which each started.
+        ids: int32[C].
+
+    Returns:
+        uint32[C, 2], alike to `client_keys` of those rounds.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> key, ids = jax.random.key(0), jnp.arange(3)
+        >>> found = keys_since(key, jnp.array([4, 5, 5]), ids)
+        >>> bool((found[1:] == client_keys(jax.random.fold_in(key, 5), ids)[1:]).all())
+        True
+    """
+    return jax.vmap(lambda t, i: client_keys(jax.random.fold_in(key, t), i[None])[0])(rounds, ids)
+
+
 def name_clients(key: Key, ids: jax.Array, population: Population) -> Client:
     """Who the clients of a cohort are: their data's place and their keys.
 

@@ -23,6 +23,7 @@ from fedjax_rec.schedules import (
     Queue,
     Report,
     Uplink,
+    Versions,
     batch_shapes,
     mean_losses,
     one_of,
@@ -90,6 +91,7 @@ def run_cohort(
     watched: jax.Array | bool = True,
     limit: jax.Array | None = None,
     share: jax.Array | None = None,
+    versions: Versions | None = None,
 ) -> Result:
     """Train every client of a cohort and sum (or stack) what they send.
 
@@ -110,6 +112,8 @@ def run_cohort(
         limit: int32[C], local batches of an epoch after which a client stops; None for none. It then counts
             with as many examples as it processed.
         share: float32[C], a further factor on each client's weight; None for none.
+        versions: the models that the clients were sent, if not all were sent `server`, which then gives shapes
+            only; stacked aggregators do not know them.
 
     Returns:
         totals or stack, new private leaves (an absent client's are bit-identical to the old), report.
@@ -127,12 +131,13 @@ def run_cohort(
     noise = jnp.zeros_like(clients.key) if noise is None else noise
     order = jnp.argsort(-num_batches, stable=True)
     old = jax.tree.map(lambda p: p[clients.id[order]], (private, memory))
-    cohort = jax.tree.map(lambda x: x[order], (clients, noise, num_batches, weight, counted))
+    models, held = ((), None) if versions is None else (versions.models, versions._replace(models=()))
+    cohort = jax.tree.map(lambda x: x[order], (clients, noise, num_batches, weight, counted, held))
     run = partial(_run_sorted, work, uplink, jnp.asarray(watched))
     if mesh is None:
-        result = run(lanes, population, server, old, *cohort)
+        result = run(lanes, population, (server, models), old, *cohort)
     else:
-        result = _on_mesh(run, lanes, mesh, uplink.aggregator, population, server, old, *cohort)
+        result = _on_mesh(run, lanes, mesh, uplink.aggregator, population, (server, models), old, *cohort)
     result = result._replace(totals=_decode(uplink.aggregator, result.totals))
     place = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]), unique_indices=True)
     private, memory, unsound, losses = jax.tree.map(lambda p: p[place], result.private)
@@ -169,19 +174,19 @@ def _on_mesh(
     mesh: Mesh,
     aggregator: Aggregator,
     population: Population,
-    server: Server,
+    servers: tuple[Server, PyTree],
     *cohort: PyTree,
 ) -> Result:
     """Deal the sorted cohort to the devices like cards, run each hand, and sum."""
     devices = mesh.shape[AXIS]
     if lanes % devices:
         raise ValueError(f"{lanes} lanes do not divide over {devices} devices; use a multiple of {devices}")
-    size = cohort[-1].shape[0]
+    size = jax.tree.leaves(cohort)[0].shape[0]
     extra = -size % devices
     hands = jax.tree.map(lambda x: _deal(x, extra, devices), cohort)
 
-    def local(population: Population, server: Server, old: PyTree, *rest: PyTree) -> Result:
-        result = run(lanes // devices, population, server, old, *rest)
+    def local(population: Population, servers: PyTree, old: PyTree, *rest: PyTree) -> Result:
+        result = run(lanes // devices, population, servers, old, *rest)
         apart = {"private": result.private} | ({"totals": result.totals} if aggregator.stacked else {})
         summed = jax.lax.psum(result._replace(**dict.fromkeys(apart)), AXIS)
         return summed._replace(**apart)
@@ -197,7 +202,7 @@ def _on_mesh(
         out_specs=specs,
         check_vma=False,
     )
-    result = mapped(population, server, *hands)
+    result = mapped(population, servers, *hands)
     result = result._replace(private=jax.tree.map(lambda p: _gather_hands(p, size, devices), result.private))
     if aggregator.stacked:
         stack = jax.tree.map(lambda x: _gather_hands(x, size, devices), result.totals)
@@ -220,28 +225,29 @@ def _run_sorted(
     watched: jax.Array,
     lanes: int,
     population: Population,
-    server: Server,
+    servers: tuple[Server, PyTree],
     old: PyTree,
     clients: Client,
     noise: jax.Array,
     num_batches: jax.Array,
     weight: jax.Array,
     counted: jax.Array,
+    held: Versions | None,
 ) -> Result:
     """Run one device's sorted clients; `old` holds their private leaves and memories, [C, ...].
 
     They come back as the result's `private`, with the marks of the unsound and the losses.
     """
-    own, memory = old
+    (own, memory), (server, models) = old, servers
     work = _settle(work, population, server, own)
-    queue = _make_queue(clients, noise, num_batches, weight, counted)
+    queue = _make_queue(clients, noise, num_batches, weight, counted, held)
     report = Report(jnp.float32(0), jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.int32(0))
     shapes = upload_shapes(work, population, server, one_of(own))
     sums = _empty(uplink.aggregator, shapes, num_rows(server.tables), queue)
     heard: PyTree = jnp.zeros((*weight.shape, 2)) if uplink.heard else ()
     start = Outcome(sums, own, report, memory, jnp.zeros(weight.shape, bool), heard)
     schedule = {"lanes": run_lanes, "waves": run_waves}[schedule_of(work, uplink)]
-    job = Job(work, population, server, queue, own, lanes, uplink, watched)
+    job = Job(work, population, server, queue, own, lanes, uplink, watched, models)
     totals, private, report, memory, unsound, heard = schedule(job, start)
     losses: PyTree = ()
     if uplink.heard:
@@ -267,13 +273,19 @@ def _empty(aggregator: Aggregator, shapes: Server, items: int, queue: Queue) -> 
 
 
 def _make_queue(
-    clients: Client, noise: jax.Array, num_batches: jax.Array, weight: jax.Array, counted: jax.Array
+    clients: Client,
+    noise: jax.Array,
+    num_batches: jax.Array,
+    weight: jax.Array,
+    counted: jax.Array,
+    held: Versions | None,
 ) -> Queue:
     def pad(x: jax.Array) -> jax.Array:
         return jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)])
 
     waiting = (num_batches > 0).sum(dtype=jnp.int32)
-    return Queue(jax.tree.map(pad, clients), pad(noise), pad(num_batches), pad(weight), pad(counted), waiting)
+    clients, held = jax.tree.map(pad, (clients, held))
+    return Queue(clients, pad(noise), pad(num_batches), pad(weight), pad(counted), waiting, held)
 
 
 def _settle(work: ClientWork, population: Population, server: Server, old: PyTree) -> ClientWork:

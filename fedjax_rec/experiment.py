@@ -14,6 +14,7 @@ import numpy as np
 from fedjax_rec.algorithms.registry import ENTRIES
 from fedjax_rec.checkpoints import Checkpoints, check
 from fedjax_rec.data.splits import Split, merge_validation
+from fedjax_rec.device_settings import check_population, devices_of
 from fedjax_rec.evaluation.baselines import popularity_scores, rank_common_scores, truth_ranks
 from fedjax_rec.evaluation.central.methods import parse_names
 from fedjax_rec.evaluation.central.price import Price, price_of_federation
@@ -156,6 +157,7 @@ def _check(settings: Settings, split: Split, *, timed: bool) -> None:
         raise ValueError(
             f"cohort={cohort} exceeds the population of {split.num_users} clients; lower --cohort"
         )
+    check_population(devices_of(vars(settings), private=settings.private), split.num_users)
     if settings.loss != "mse" and (settings.num_negatives or 0) > split.num_items:
         raise ValueError(
             f"num_negatives={settings.num_negatives} exceeds the catalogue of {split.num_items} items; lower "

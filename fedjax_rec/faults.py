@@ -112,11 +112,11 @@ def strike(
         own
     )  # round 0 is not the device's own key
     arrived = alive & _awake(faults, own, round_) & ~_fails(faults, now)
-    slowness = _slowness(faults, own, now)
+    slow = slowness(own, now, spread=faults.spread, jitter=faults.jitter)
     done = batches
     if faults.deadline is not None and faults.partial:
-        done = jnp.minimum(batches, (faults.deadline / (slowness * epochs)).astype(jnp.int32))
-    time = slowness * done * epochs
+        done = jnp.minimum(batches, (faults.deadline / (slow * epochs)).astype(jnp.int32))
+    time = slow * done * epochs
     if faults.deadline is not None:
         arrived = arrived & (done > 0) & (time <= faults.deadline * (1 + 1e-6))
     if faults.keep is not None:
@@ -135,9 +135,24 @@ def _fails(faults: Faults, now: Key) -> jax.Array:
     return jax.vmap(lambda one: jax.random.bernoulli(jax.random.fold_in(one, 1), faults.drop_out))(now)
 
 
-def _slowness(faults: Faults, own: Key, now: Key) -> jax.Array:
-    """float32[C], time of a local batch."""
+def slowness(own: Key, now: Key, *, spread: float, jitter: float) -> jax.Array:
+    """Time that a local batch takes on each device, on a median one 1: exp(spread n_i + jitter n_it).
+
+    Args:
+        own: [C], each client's key of faults.
+        now: [C], the same for one round.
+        spread: standard deviation of its log over devices.
+        jitter: the same, from round to round.
+
+    Returns:
+        float32[C].
+
+    Example:
+        >>> keys = jax.random.split(jax.random.key(0), 3)
+        >>> slowness(keys, keys, spread=0.0, jitter=0.0).tolist()
+        [1.0, 1.0, 1.0]
+    """
     device, load = (
         jax.vmap(lambda one: jax.random.normal(jax.random.fold_in(one, 2)))(k) for k in (own, now)
     )
-    return jnp.exp(faults.spread * device + faults.jitter * load)
+    return jnp.exp(spread * device + jitter * load)

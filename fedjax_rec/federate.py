@@ -28,12 +28,14 @@ import optax
 from jax.sharding import Mesh
 
 from fedjax_rec.aggregators import add_heat, named, total
-from fedjax_rec.clients import client_keys, name_clients, stream
+from fedjax_rec.asynchronous import Crew, FedBuff, check_fedbuff, keep_model, take_off
+from fedjax_rec.clients import name_clients, stream
+from fedjax_rec.cohorts import Cohort, await_cohort, gather_cohort, transform_keys
 from fedjax_rec.devices import keep_replicated
 from fedjax_rec.engine import Result, run_cohort
-from fedjax_rec.faults import Faults, check_faults, strike
+from fedjax_rec.faults import Faults, check_faults
 from fedjax_rec.guard import run_sound
-from fedjax_rec.knowledge import draw_cohort, hears_losses, init_known, learn, share_of
+from fedjax_rec.knowledge import hears_losses, init_known, learn, share_of
 from fedjax_rec.plan import check_fits, make_plan, row_update_of
 from fedjax_rec.population import Population
 from fedjax_rec.row_updates import STRATEGIES
@@ -41,12 +43,11 @@ from fedjax_rec.samplers import uniform
 from fedjax_rec.schedules import Uplink
 from fedjax_rec.soundness import check_sound
 from fedjax_rec.stepping import Stepped, step_server
-from fedjax_rec.tables import read_rows
+from fedjax_rec.tables import num_rows, read_rows
 from fedjax_rec.types import (
     Adversary,
     Aggregator,
     Algorithm,
-    Client,
     ClientWork,
     Key,
     Model,
@@ -73,6 +74,7 @@ class Cohorts(TypedDict, total=False):
     transform: Transform | None
     adversary: Adversary | None
     faults: Faults | None
+    asynchronous: FedBuff | None
     lanes: int | None
     mesh: Mesh | None
     row_update: str | None
@@ -85,7 +87,7 @@ class Federation(Cohorts, total=False):
 
 
 def sample_usually(federation: Cohorts, sampler: Sampler) -> None:
-    """Give an algorithm a sampler of its own, for whoever names neither a sampler nor a cohort.
+    """Give an algorithm a sampler of its own, for whoever names no sampler, no cohort and no asynchronous rounds.
 
     Args:
         federation: as the factory was given it; changed in place.
@@ -98,7 +100,7 @@ def sample_usually(federation: Cohorts, sampler: Sampler) -> None:
         >>> given
         {'cohort': 5}
     """
-    if federation.get("sampler") is None and federation.get("cohort") is None:
+    if all(federation.get(name) is None for name in ("sampler", "cohort", "asynchronous")):
         federation["sampler"] = sampler
 
 
@@ -113,6 +115,7 @@ def federate(
     transform: Transform | None = None,
     adversary: Adversary | None = None,
     faults: Faults | None = None,
+    asynchronous: FedBuff | None = None,
     exchange: Exchange | None = None,
     lanes: int | None = None,
     mesh: Mesh | None = None,
@@ -132,6 +135,8 @@ def federate(
         transform: what a client does to its whole update before it sends it (`fedjax_rec.transforms`).
         adversary: which clients are malicious, and what they do (`fedjax_rec.promotion`); None for nobody.
         faults: which clients fail, sleep or come late (`fedjax_rec.faults`); None for nobody.
+        asynchronous: rounds that wait for no cohort (`fedjax_rec.asynchronous`), instead of a sampler; None for
+            rounds in step.
         exchange: what the server sends back to each client of the cohort, besides the global model.
         lanes: L; by default by the rule of 8.
         mesh: devices to split each cohort over, of `fedjax_rec.devices.client_mesh`; None for one.
@@ -144,23 +149,31 @@ def federate(
         ValueError: if `lanes` is below 1, or `row_update` or `aggregator` unknown; in the first round, on keys
             that are not jax's default kind, if a stack of updates cannot fit, or if fixed-point sums could wrap;
             on noise that would not hide what it is to hide (`soundness.check_sound`); on colluding clients, whose
-            losses are not known, beside a rule that goes by losses.
+            losses are not known, beside a rule that goes by losses; and on what asynchronous rounds cannot be
+            combined with.
 
     Example:
         see `fedjax_rec.algorithms.fedmf`.
     """
-    sampler = uniform(cohort) if sampler is None else sampler
     aggregator = named(aggregator) if isinstance(aggregator, str) else aggregator
+    if asynchronous is not None:
+        given = {
+            "sampler": sampler,
+            "cohort": cohort,
+            "faults": faults,
+            "exchange": exchange,
+            "send": work.send,
+        }
+        check_fedbuff(asynchronous, aggregator, **given, join=None if adversary is None else adversary.join)
+        cohort = asynchronous.buffer
+    sampler = uniform(cohort) if sampler is None else sampler
     strategy = _check_row_update(lanes, row_update, aggregator)
     check_sound(aggregator, transform, exchanges=exchange is not None, sampler=sampler)
     check_faults(faults or Faults(), private=aggregator.noise is not None)
     optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
     work = work if adversary is None else adversary.wrap(work)
     uplink = Uplink(aggregator, transform, strategy, heard=hears_losses(sampler, aggregator))
-    if uplink.heard and adversary is not None and adversary.join is not None:
-        raise ValueError(
-            f"what losses clients of {adversary.name} would tell is not known; leave the rule by losses out"
-        )
+    _check_heard(uplink, adversary)
 
     def plan(population: Population) -> Plan:
         return make_plan(work, uplink, sampler, lanes, mesh, init, population)
@@ -170,44 +183,61 @@ def federate(
         private = init_private(model, key, population.num_clients, server)
         memory = init_memory(transform, population.num_clients, server)
         known = init_known(sampler, aggregator, population)
-        state = State(jnp.int32(0), server, optimizer.init(server), private, memory, known)
+        flight = () if asynchronous is None else take_off(crew(asynchronous, key, population), server)
+        state = State(jnp.int32(0), server, optimizer.init(server), private, memory, known, flight)
         return keep_replicated(state, mesh)
 
+    def crew(asynchronous: FedBuff, key: Key, population: Population) -> Crew:
+        return Crew(asynchronous, work, stream(key, "cohort"), stream(key, "faults"), population)
+
+    def gather(key: Key, state: State, population: Population) -> Cohort:
+        if asynchronous is None:
+            return gather_cohort(sampler, faults, work, key, state, population)
+        return await_cohort(crew(asynchronous, key, population), key, state, population)
+
     def run_round(key: Key, state: State, population: Population) -> tuple[State, RoundInfo]:
-        cohort_key = jax.random.fold_in(stream(key, "cohort"), state.round)
-        ids, drawn = draw_cohort(sampler, cohort_key, population, state.known, state.round)
-        clients = name_clients(jax.random.fold_in(stream(key, "client"), state.round), ids, population)
-        chosen = plan(population)
+        present, chosen = gather(key, state, population), plan(population)
         check_fits(chosen, aggregator.fixed)
-        alive, limit = _arrive(faults, work, stream(key, "faults"), state.round, clients, drawn)
-        noise = None
-        if transform is not None:
-            noise = client_keys(jax.random.fold_in(stream(key, "noise"), state.round), ids)
+        clients = present.clients
+        noise = None if transform is None else transform_keys(present, key, state.round)
 
         def attempt(alive: jax.Array, watched: jax.Array) -> Result:
             start = (state.server, state.private, clients, alive)
             places: Any = {"lanes": chosen.lanes, "mesh": mesh, "noise": noise, "memory": state.memory}
-            share = share_of(aggregator, state.known, ids, alive & (clients.num_examples > 0))
-            places |= {"watched": watched, "limit": limit, "share": share}
-            return run_cohort(work, uplink, population, *start, **places)
+            share = share_of(aggregator, state.known, clients.id, alive & (clients.num_examples > 0))
+            places |= {"watched": watched, "limit": present.limit, "share": share}
+            return run_cohort(work, uplink, population, *start, **places, versions=present.versions)
 
-        result, sound = run_sound(attempt, alive)
+        result, sound = run_sound(attempt, present.alive)
         totals = add_heat(cast("Totals", result.totals), population) if aggregator.heated else result.totals
         trained = sound & (clients.num_examples > 0)
         enough, secret = trained.sum() >= aggregator.least, stream(key, "privacy")
+        trained = trained & enough  # of a round that has too few, nobody's update counts
         stepped = step_server(aggregator, optimizer, state, totals, secret, enough)
         sent = result.private if exchange is None else exchange(totals, state.server, result.private)
-        storing = sound & ~stepped.skipped
-        place = jnp.where(storing, ids, population.num_clients)  # an empty slot of the cohort stores nothing
-        kept, new = (state.private, state.memory), (sent, result.memory)
-        private, memory = jax.tree.map(lambda p, new: p.at[place].set(new, mode="drop"), kept, new)
-        known = learn(aggregator, state.known, ids, trained & ~stepped.skipped, result.losses)
-        state = State(state.round + 1, stepped.server, stepped.opt_state, private, memory, known)
-        missing = (drawn & ~alive & (clients.num_examples > 0)).sum(dtype=jnp.int32)
-        return keep_replicated(state, mesh), _report(result, trained, alive & ~sound, missing, stepped)
+        private, memory = _store(state, clients.id, sound & ~stepped.skipped, (sent, result.memory))
+        known = learn(aggregator, state.known, clients.id, trained & ~stepped.skipped, result.losses)
+        flight, done = keep_model(present.flight, stepped.server, state.round + 1), state.round + 1
+        info = _report(result, present, trained, sound, stepped, state.round)
+        state = State(done, stepped.server, stepped.opt_state, private, memory, known, flight)
+        return keep_replicated(state, mesh), info
 
     algorithm = Algorithm(init, run_round, model.score, model, work, plan, mesh)
     return algorithm if adversary is None or adversary.join is None else adversary.join(algorithm, sampler)
+
+
+def _store(state: State, ids: jax.Array, storing: jax.Array, new: PyTree) -> PyTree:
+    """Private leaves and memories [N, ...] with those of the cohort's clients that are `storing` bool[C]."""
+    kept = (state.private, state.memory)
+    place = jnp.where(storing, ids, num_rows(kept))  # an empty slot of the cohort stores nothing
+    return jax.tree.map(lambda p, x: p.at[place].set(x, mode="drop"), kept, new)
+
+
+def _check_heard(uplink: Uplink, adversary: Adversary | None) -> None:
+    if uplink.heard and adversary is not None and adversary.join is not None:
+        raise ValueError(
+            f"what losses clients of {adversary.name} would tell is not known; leave the rule by losses out"
+        )
 
 
 def _check_row_update(lanes: int | None, row_update: str | None, aggregator: Aggregator) -> str:
@@ -220,17 +250,6 @@ def _check_row_update(lanes: int | None, row_update: str | None, aggregator: Agg
     if aggregator.fixed and strategy == "matmul":
         raise ValueError("row update 'matmul' sums floats; with fixed-point sums use 'scatter' or 'sorted'")
     return strategy
-
-
-def _arrive(
-    faults: Faults | None, work: ClientWork, key: Key, round_: jax.Array, clients: Client, drawn: jax.Array
-) -> tuple[jax.Array, jax.Array | None]:
-    """Which of the drawn clients take part, and how many batches they do at most."""
-    if faults is None:
-        return drawn, None
-    batches = work.batches.num_batches(clients.num_examples)
-    present = drawn & (clients.num_examples > 0)
-    return strike(faults, key, round_, clients.id, present, batches, work.epochs)
 
 
 def init_private(model: Model, key: Key, num_clients: int, server: Server) -> PyTree:
@@ -333,12 +352,18 @@ def _one_client(work: ClientWork) -> Callable[[Key, State, Population, jax.Array
 
 
 def _report(
-    result: Result, trained: jax.Array, unsound: jax.Array, missing: jax.Array, stepped: Stepped
+    result: Result, present: Cohort, trained: jax.Array, sound: jax.Array, stepped: Stepped, now: jax.Array
 ) -> RoundInfo:
-    report = result.report
+    report, count = result.report, trained.sum(dtype=jnp.int32)
+    staleness = jnp.float32(0)
+    if present.births is not None:
+        steps = jnp.where(trained, now - present.births, 0).sum(dtype=jnp.float32)
+        staleness = steps / jnp.maximum(count, 1)
+    unsound = present.alive & ~sound
+    missing = present.drawn & ~trained & ~unsound & (present.clients.num_examples > 0)
     return RoundInfo(
         loss=report.loss / jnp.maximum(report.examples, 1.0),
-        clients=trained.sum(dtype=jnp.int32),
+        clients=count,
         examples=report.examples,
         batches=result.batches,
         lane_steps=result.lane_steps,
@@ -348,5 +373,6 @@ def _report(
         signal=stepped.signal,
         unsound=unsound.sum(dtype=jnp.int32),
         skipped=stepped.skipped.astype(jnp.int32),
-        missing=missing,
+        missing=missing.sum(dtype=jnp.int32),
+        staleness=staleness,
     )

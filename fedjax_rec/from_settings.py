@@ -8,6 +8,7 @@ import numpy as np
 
 from fedjax_rec.algorithms.registry import accepted, factory_of
 from fedjax_rec.data.splits import Split
+from fedjax_rec.device_settings import devices_of
 from fedjax_rec.devices import choose_devices, client_mesh
 from fedjax_rec.evaluation.evaluator import Point
 from fedjax_rec.fairness import q_fedavg
@@ -101,8 +102,9 @@ def make_algorithm(settings: Settings, private: Private | None = None) -> Algori
     """
     s, known = complete(settings), accepted(settings.algorithm)
     offered: dict[str, Any] = {name: getattr(s, name) for name in s.__dataclass_fields__} | {
-        "mesh": client_mesh(s.devices or choose_devices(s.cohort or LEAST_COHORT, s.lanes)),
+        "mesh": client_mesh(s.devices or choose_devices(s.async_buffer or s.cohort or LEAST_COHORT, s.lanes)),
     }
+    offered |= devices_of(vars(s), private=s.private)._asdict()
     if s.local_optimizer is not None:
         offered["local_optimizer"] = LOCALS[s.local_optimizer](cast("float", s.learning_rate))
     if s.server is not None or s.server_learning_rate is not None:

@@ -20,6 +20,7 @@ from fedjax_rec.schedules import (
     leave,
     name_batch,
     note,
+    scale_of,
     sent_rows,
     step_lanes,
     touch_rows,
@@ -59,19 +60,19 @@ def run_lanes(job: Job, outcome: Outcome) -> Outcome:
         head, lane, outcome = carry
         active, count = lane.place < queue.waiting, jnp.maximum(queue.batches[lane.place], 1)
         batch = name_batch(job, lane.place, lane.t, active)
-        rows = touch_rows(job, batch)
+        rows = touch_rows(job, lane.place, batch)
         local, rows, info = step_lanes(job, lane.local, rows, batch, active, lane.t, count - 1 - lane.t)
-        weight = queue.weight[lane.place]
-        sent = sent_rows(job, local, rows, batch)
-        outcome = add_row_deltas(job, outcome, weight, batch.ids, sent)
+        weight, scale = queue.weight[lane.place], scale_of(job, lane.place)
+        sent = sent_rows(job, lane.place, local, rows, batch)
+        outcome = add_row_deltas(job, outcome, weight, batch.ids, sent, scale)
         again = partial(
-            sent_rows, job, local, rows, batch
+            sent_rows, job, lane.place, local, rows, batch
         )  # looked at, `sent` would be stored before it is added
         outcome = watch(job, outcome, lane.place, active, again)
         outcome = hear(job, note(job, outcome, info, active, batch.ids), lane.place, info, active)
         done = active & (lane.t + 1 >= count)
         outcome, deltas = leave(job, outcome, lane.place, done, local)
-        outcome = add_dense_deltas(job, outcome, weight, done, deltas)
+        outcome = add_dense_deltas(job, outcome, weight, done, deltas, scale)
         place = jnp.where(done, jnp.minimum(head + jnp.cumsum(done) - 1, queue.waiting), lane.place)
         lane = Lanes(place, jnp.where(done, 0, lane.t + active), select(done, enter(job, place), local))
         return jnp.minimum(head + done.sum(dtype=jnp.int32), queue.waiting), lane, outcome

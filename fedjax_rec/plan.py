@@ -115,6 +115,7 @@ def make_plan(
         "data": devices * _bytes(population),
         "private": devices * _bytes((state.private, state.memory)),
         "model": devices * (model + _bytes(state.opt_state)),
+        "versions": devices * _bytes(state.flight),  # who is under way in asynchronous rounds, and old models
         "sums": devices * 3 * upload,  # the totals, their sum over devices, and the step made of it
         "lanes": 4 * width * batch,  # rows, gradients and deltas of one step
         "room": 0

@@ -85,6 +85,33 @@ def table(outcome: Outcome) -> str:
     return f"{LEAKY}\n" * leaky + _lay_out([head, *body]) + _spent(outcome)
 
 
+def losses(history: History) -> list[str]:
+    """What a run lost: clients that did not arrive, updates that are not finite, rounds without a step.
+
+    Args:
+        history: of the run.
+
+    Returns:
+        a line for each kind; empty where nothing was lost.
+
+    Example:
+        see `fedjax_rec.cli`.
+    """
+    rounds, lines = history.rounds, []
+    nobody = int(((rounds.skipped > 0) & (rounds.clients == 0) & (rounds.unsound == 0)).sum())
+    left_out, skipped = int(rounds.unsound.sum()), int(rounds.skipped.sum()) - nobody
+    if missing := int(rounds.missing.sum()):
+        came = missing + int(rounds.clients.sum()) + left_out
+        lines.append(
+            f"missing: {missing:,} of {came:,} clients; {nobody} rounds were skipped for want of them"
+        )
+    if left_out or skipped:
+        lines.append(
+            f"not finite: {left_out} updates of clients were left out, {skipped} rounds were skipped"
+        )
+    return lines
+
+
 def _spent(outcome: Outcome) -> str:
     """One more line, where there is a guarantee."""
     private, rounds = outcome.private, len(outcome.history.rounds.loss)

@@ -91,6 +91,8 @@ def result_of(outcome: Outcome) -> dict[str, Any]:
             "num_compilations": history.num_compilations,
             "unsound_clients": int(history.rounds.unsound.sum()),
             "skipped_rounds": int(history.rounds.skipped.sum()),
+            "missing_clients": int(history.rounds.missing.sum()),
+            **_staleness(outcome),
             "engine": history.plan._asdict(),
             "bytes_up_per_client": outcome.traffic.up,
             "bytes_down_per_client": outcome.traffic.down,
@@ -104,6 +106,15 @@ def result_of(outcome: Outcome) -> dict[str, Any]:
             "versions": versions(),
         }
     )
+
+
+def _staleness(outcome: Outcome) -> dict[str, Any]:
+    """Of an asynchronous run, the server's steps while a client trained: mean over all updates that counted."""
+    if outcome.settings.async_buffer is None:
+        return {}
+    rounds = outcome.history.rounds
+    clients, staleness = np.asarray(rounds.clients, float), np.asarray(rounds.staleness, float)
+    return {"mean_staleness": float(clients @ staleness) / max(clients.sum(), 1.0)}
 
 
 def _centrals(outcome: Outcome) -> dict[str, Any]:

@@ -44,6 +44,14 @@ from fedjax_rec.types import (
 LARGEST = 1e18  # the square of a larger number may overflow float32: it is as bad as an infinite one
 
 
+class Versions(NamedTuple):
+    """Models that clients were sent at different times: each trains from its own."""
+
+    models: Any  # Server, leaves [V, ...]; () where a queue names the rest
+    slot: jax.Array  # int32[C], which of them is whose
+    scale: jax.Array  # float32[C], what each update is multiplied by before it is summed; its weight is not
+
+
 class Queue(NamedTuple):
     """A cohort in the order in which lanes pull it: longest first, one empty client at the end."""
 
@@ -53,6 +61,7 @@ class Queue(NamedTuple):
     weight: jax.Array  # float32[C + 1]
     counted: jax.Array  # int32[C + 1], examples of each that are processed in an epoch
     waiting: jax.Array  # int32[], clients that have something to do
+    held: Versions | None = None  # leaves [C + 1]; None: all train from the global model
 
 
 class Report(NamedTuple):
@@ -107,6 +116,7 @@ class Job(NamedTuple):
     lanes: int
     uplink: Uplink
     watched: jax.Array | bool = True  # whether rows are looked at one by one as they are added to the sums
+    models: Any = ()  # Server, leaves [V, ...]: of whom the queue says who holds which, if it does
 
 
 def batch_shapes(work: ClientWork, population: Population, server: Server) -> tuple[Batch, PyTree]:
@@ -151,7 +161,32 @@ def enter(job: Job, place: jax.Array) -> PyTree:
     """Local states of the clients at places int32[L] of the queue, leaves [L, ...]."""
     keys = jax.random.wrap_key_data(job.queue.clients.key[place])
     own = jax.tree.map(lambda x: x.at[place].get(mode="clip"), job.old)
-    return jax.vmap(job.work.start, in_axes=(0, 0, None))(keys, own, job.server.shared)
+    server, axis = held_models(job, place)
+    return jax.vmap(job.work.start, in_axes=(0, 0, axis))(keys, own, server.shared)
+
+
+def held_models(job: Job, place: jax.Array) -> tuple[Server, int | None]:
+    """The model that each lane's client was sent, and the axis of lanes in it; None where it is the same for all.
+
+    Leaves that the caller does not read are never gathered: the compiler drops them.
+    """
+    if job.queue.held is None:
+        return job.server, None
+    slot = job.queue.held.slot[place]
+    return jax.tree.map(lambda model: model[slot], job.models), 0
+
+
+def read_held(job: Job, place: jax.Array, ids: jax.Array) -> PyTree:
+    """Rows `ids` int32[L, B] of the model that each lane's client was sent, leaves [L, B, ...]."""
+    if job.queue.held is None:
+        return read_rows(job.server.tables, ids)
+    slot = job.queue.held.slot[place][:, None]
+    return jax.tree.map(lambda t: t.at[slot, ids].get(mode="fill", fill_value=0), job.models.tables)
+
+
+def scale_of(job: Job, place: jax.Array) -> jax.Array | None:
+    """What each lane's update is multiplied by, float32[L]; None for nothing."""
+    return None if job.queue.held is None else job.queue.held.scale[place]
 
 
 def name_batch(job: Job, place: jax.Array, t: jax.Array, active: jax.Array) -> Batch:
@@ -161,9 +196,9 @@ def name_batch(job: Job, place: jax.Array, t: jax.Array, active: jax.Array) -> B
     return batch._replace(ids=jnp.where(expand(active, batch.ids), batch.ids, num_rows(job.server.tables)))
 
 
-def touch_rows(job: Job, batch: Batch) -> Rows:
+def touch_rows(job: Job, place: jax.Array, batch: Batch) -> Rows:
     """The global rows of a batch, as each client starts from them, leaves [L, B, ...]."""
-    values = read_rows(job.server.tables, batch.ids)
+    values = read_held(job, place, batch.ids)
     return jax.vmap(job.work.touch, axis_size=batch.ids.shape[0])(values)
 
 
@@ -220,7 +255,8 @@ def leave(
     job: Job, outcome: Outcome, place: jax.Array, done: jax.Array, local: PyTree
 ) -> tuple[Outcome, PyTree]:
     """Store what the finished clients keep; return the dense deltas of all lanes, [L, ...]."""
-    new, deltas = jax.vmap(job.work.finish, in_axes=(0, None))(local, job.server.shared)
+    server, axis = held_models(job, place)
+    new, deltas = jax.vmap(job.work.finish, in_axes=(0, axis))(local, server.shared)
     at = jnp.where(done, place, job.queue.batches.shape[0])
     private = jax.tree.map(lambda p, x: p.at[at].set(x, mode="drop"), outcome.private, new)
     return mark(outcome._replace(private=private), place, done & ~sound_numbers((new, deltas), done)), deltas
@@ -254,10 +290,10 @@ def mark(outcome: Outcome, place: jax.Array, bad: jax.Array) -> Outcome:
     return outcome._replace(unsound=outcome.unsound.at[at].set(True, mode="drop"))
 
 
-def sent_rows(job: Job, local: PyTree, rows: Rows, batch: Batch) -> PyTree:
+def sent_rows(job: Job, place: jax.Array, local: PyTree, rows: Rows, batch: Batch) -> PyTree:
     """What is sent for each row, by default its change; 0 in an empty slot, whatever a loss made of it."""
     own = batch.ids < num_rows(job.server.tables)
-    old = read_rows(job.server.tables, batch.ids)
+    old = read_held(job, place, batch.ids)
     if job.work.send is None:
         return jax.tree.map(lambda new, old: jnp.where(expand(own, new), new - old, 0.0), rows.values, old)
     sent = jax.vmap(job.work.send)(local, rows, batch, old)
@@ -295,11 +331,16 @@ def add_row_deltas(
 
 
 def add_dense_deltas(
-    job: Job, outcome: Outcome, weight: jax.Array, done: jax.Array, deltas: PyTree
+    job: Job,
+    outcome: Outcome,
+    weight: jax.Array,
+    done: jax.Array,
+    deltas: PyTree,
+    scale: jax.Array | None = None,
 ) -> Outcome:
-    """Add weight float32[L] x deltas [L, ...] of the clients that are done bool[L]."""
-    totals = outcome.totals
-    kept = jax.tree.map(lambda d: jnp.where(expand(done, d), expand(weight, d) * d, 0.0), deltas)
+    """Add weight x scale (float32[L]) x deltas [L, ...] of the clients that are done bool[L]."""
+    totals, factor = outcome.totals, weight if scale is None else weight * scale
+    kept = jax.tree.map(lambda d: jnp.where(expand(done, d), expand(factor, d) * d, 0.0), deltas)
     weighted, saturated = _encode(job, kept)
     shared = jax.tree.map(lambda total, d: total + d.sum(0), totals.server.shared, weighted)
     report = outcome.report._replace(saturated=outcome.report.saturated + saturated)

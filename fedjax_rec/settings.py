@@ -8,9 +8,11 @@ from typing import Any
 from fedjax_rec.aggregators import NAMES as AGGREGATORS
 from fedjax_rec.algorithms.registry import ENTRIES, accepted
 from fedjax_rec.algorithms.registry import NAMES as ALGORITHMS
+from fedjax_rec.asynchronous import FedBuff
 from fedjax_rec.data.errors import nearest
 from fedjax_rec.data.splits import NEGATIVES
 from fedjax_rec.data.splitters import SPLITTERS
+from fedjax_rec.device_settings import FAULTS, FEDBUFF, devices_of, flag
 from fedjax_rec.evaluation.central.methods import parse_names
 from fedjax_rec.row_updates import STRATEGIES
 from fedjax_rec.servers import LOCALS, SERVERS
@@ -125,6 +127,40 @@ class Settings:
     size_cap: int | None = _setting(
         None, "examples beyond which a client is no likelier, for --sampler size-capped", "imbalance"
     )
+    drop_out: float | None = _setting(None, "probability that a client fails, in each round anew", "devices")
+    awake: float | None = _setting(None, "share of the day in which a client answers", "devices")
+    rounds_per_day: int | None = _setting(None, "rounds in such a day; 24", "devices")
+    deadline: float | None = _setting(
+        None, "when clients are late: local batches of a median device, over all local epochs", "devices"
+    )
+    partial_work: bool | None = _setting(
+        None, "the late send what they have by the deadline, instead of nothing", "devices"
+    )
+    device_spread: float | None = _setting(
+        None, "how unlike devices are: standard deviation of the log of their slowness", "devices"
+    )
+    device_jitter: float | None = _setting(None, "the same, of one device from round to round", "devices")
+    keep_first: int | None = _setting(
+        None, "over-selection: only the first so many of a cohort count", "devices"
+    )
+    minimum_cohort: int | None = _setting(None, "skip a round in which fewer clients arrive", "devices")
+    async_buffer: int | None = _setting(
+        None, "asynchronous rounds (FedBuff): the server steps after so many arrivals", "asynchronous"
+    )
+    concurrency: int | None = _setting(
+        None, f"clients under way; {FedBuff().concurrency} with --async-buffer", "asynchronous"
+    )
+    max_staleness: int | None = _setting(
+        None,
+        "throw away updates that began more steps of the server ago; as many models are kept; "
+        f"{FedBuff().max_staleness} with --async-buffer",
+        "asynchronous",
+    )
+    staleness_exponent: float | None = _setting(
+        None,
+        "scale an update that began t steps ago by (1 + t)^-this; 0.5 with --async-buffer",
+        "asynchronous",
+    )
     clip: float | None = _setting(None, "largest L2 norm of a client's whole update", "privacy")
     noise_multiplier: float | None = _setting(
         None, "standard deviation of the server's noise, of the clip; needs --clip", "privacy"
@@ -185,6 +221,7 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         hint = f"did you mean {nearest(str(value), choices)!r}?"
         raise ValueError(f"unknown {name} {value!r}; {hint} known: {', '.join(choices)}")
     if isinstance(value, float) and not math.isfinite(value):
+        name = flag(name) if name in FAULTS | FEDBUFF else name
         raise ValueError(f"{name} must be a finite number, not {value}")
     if name in _MOST and value is not None and value > _MOST[name]:
         raise ValueError(f"{name} must be at most {_MOST[name]:,}, not {value:,}")
@@ -214,6 +251,7 @@ def _check_together(settings: Settings) -> None:
             f"size_cap={settings.size_cap} and sampler={settings.sampler!r} do not fit; --sampler size-capped and "
             "--size-cap go together"
         )
+    devices_of(vars(settings), private=settings.private)
     if settings.negatives == "paper-leaky" and settings.loss == "mse":
         raise ValueError("negatives='paper-leaky' has no meaning for --loss mse, which draws no negatives")
     if settings.negatives == "paper-leaky" and settings.baselines is not None:

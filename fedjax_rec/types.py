@@ -299,6 +299,7 @@ class State(NamedTuple):
     private: PyTree  # every client's private leaves, [N, ...]
     memory: PyTree = ()  # what every client's transform remembers between its rounds, [N, ...]
     known: Known = Known()  # what the server knows of the clients
+    flight: PyTree = ()  # asynchronous rounds: who is under way, and the models that they were sent
 
 
 class RoundInfo(NamedTuple):
@@ -319,7 +320,9 @@ class RoundInfo(NamedTuple):
     skipped: (
         jax.Array
     )  # int32[], 1 where nobody took part or the step was not finite: the model stayed as it was
-    missing: jax.Array  # int32[], clients with data that were drawn and did not arrive (`faults`)
+    missing: jax.Array  # int32[], clients with data that were drawn in vain: they did not arrive, or too late
+    # float32[], mean number of the server's steps while a client trained; 0 where rounds are in step
+    staleness: jax.Array | float = 0.0
 
 
 class Plan(NamedTuple):

@@ -18,12 +18,14 @@ from fedjax_rec.schedules import (
     add_row_deltas,
     enter,
     hear,
+    held_models,
     leave,
     mark,
     mean_losses,
     most_batches,
     name_batch,
     note,
+    scale_of,
     sent_rows,
     step_lanes,
     touch_rows,
@@ -86,14 +88,14 @@ def _visit(
 ) -> Callable[[jax.Array, WaveState], WaveState]:
     """The body of a wave's loop over its batches, in its first, a middle, or its last epoch."""
     count = job.queue.batches[place]
-    weight = job.queue.weight[place]
+    weight, scale = job.queue.weight[place], scale_of(job, place)
 
     def body(t: jax.Array, state: WaveState) -> WaveState:
         local, outcome, room, norms = state
         active = t < count
         if first:
             batch = name_batch(job, place, jnp.broadcast_to(t, place.shape), active)
-            rows, missed = touch_rows(job, batch), jnp.broadcast_to(t, place.shape)
+            rows, missed = touch_rows(job, place, batch), jnp.broadcast_to(t, place.shape)
         else:
             batch, rows = jax.tree.map(lambda x: x[:, t], (room.batch, room.rows))
             missed = count - 1
@@ -103,10 +105,11 @@ def _visit(
         outcome = hear(job, outcome, place, info, active) if first else outcome
         if not last:
             return local, outcome, _keep(room, t, batch if first else None, rows, room.sent), norms
-        sent = sent_rows(job, local, rows, batch)
+        sent = sent_rows(job, place, local, rows, batch)
         if not job.uplink.later:
-            outcome = watch(job, outcome, place, active, partial(sent_rows, job, local, rows, batch))
-            return local, add_row_deltas(job, outcome, weight, batch.ids, sent), room, norms
+            again = partial(sent_rows, job, place, local, rows, batch)
+            outcome = watch(job, outcome, place, active, again)
+            return local, add_row_deltas(job, outcome, weight, batch.ids, sent, scale), room, norms
         kept = (rows._replace(values=sent), ()) if job.work.send is None else (room.rows, sent)
         return local, outcome, _keep(room, t, batch if first else None, *kept), norms + _squared(sent)
 
@@ -131,10 +134,10 @@ def _room(job: Job) -> Room:
 
     def example(place: jax.Array) -> Room:
         batch = name_batch(job, place, place, place >= 0)
-        rows = touch_rows(job, batch)
+        rows = touch_rows(job, place, batch)
         if job.work.send is None or not job.uplink.later:
             return Room(batch, rows, ())
-        sent = sent_rows(job, enter(job, place), rows, batch)
+        sent = sent_rows(job, place, enter(job, place), rows, batch)
         return Room(batch, rows if job.work.epochs > 1 else (), sent)
 
     shapes = jax.eval_shape(example, jnp.zeros(job.lanes, jnp.int32))
@@ -152,10 +155,11 @@ def _squared(deltas: PyTree) -> jax.Array:
 def _send(job: Job, place: jax.Array, steps: jax.Array, state: WaveState) -> tuple[Outcome, Room]:
     """Let the wave's clients go: store what they keep, sum or stack what is left to send."""
     local, outcome, room, norms = state
-    done, weight = place < job.queue.waiting, job.queue.weight[place]
+    done = place < job.queue.waiting
     outcome, dense = leave(job, outcome, place, done, local)
     if not job.uplink.later:
-        return add_dense_deltas(job, outcome, weight, done, dense), room
+        weight, scale = job.queue.weight[place], scale_of(job, place)
+        return add_dense_deltas(job, outcome, weight, done, dense, scale), room
     outcome = mark(outcome, place, done & ~jnp.isfinite(norms))
     if not job.uplink.whole:
         return _send_scaled(job, steps, place, done, norms, dense, outcome, room), room
@@ -187,7 +191,9 @@ def _send_scaled(
     else:
         factor = jax.vmap(transform.scale)(squared)
     outcome, weight = _weigh(job, outcome, place, done, squared * jnp.square(factor))
-    outcome = add_dense_deltas(job, outcome, weight * factor, done, dense)
+    scale = scale_of(job, place)
+    factor = factor if scale is None else factor * scale
+    outcome = add_dense_deltas(job, outcome, weight, done, dense, factor)
 
     def add(t: jax.Array, outcome: Outcome) -> Outcome:
         ids, deltas = jax.tree.map(lambda x: x[:, t], (room.batch.ids, _sent(room)))
@@ -255,19 +261,20 @@ def _send_whole(
     sent = jax.tree.map(lambda x: jnp.where(expand(present < items, x), x, 0.0), update.rows)
     squared = jax.vmap(squared_norm)(update._replace(rows=sent))
     outcome, weight = _weigh(job, outcome, place, done, squared)
-    outcome = add_dense_deltas(job, outcome, weight, done, update.shared)
-    return add_row_deltas(job, outcome, weight, present, sent)
+    scale = scale_of(job, place)
+    outcome = add_dense_deltas(job, outcome, weight, done, update.shared, scale)
+    return add_row_deltas(job, outcome, weight, present, sent, scale)
 
 
 def _transform(
     job: Job, transform: Transform, place: jax.Array, done: jax.Array, update: Update, outcome: Outcome
 ) -> tuple[Outcome, Update]:
     """What each lane's client makes of its update; those that are done remember what their transforms do."""
-    keys = jax.random.wrap_key_data(job.queue.noise[place])
+    keys, (server, axis) = jax.random.wrap_key_data(job.queue.noise[place]), held_models(job, place)
     if transform.remember is None:
-        return outcome, jax.vmap(transform.update, in_axes=(0, 0, None))(keys, update, job.server)
+        return outcome, jax.vmap(transform.update, in_axes=(0, 0, axis))(keys, update, server)
     old = jax.tree.map(lambda m: m.at[place].get(mode="clip"), outcome.memory)
-    update, new = jax.vmap(transform.remember, in_axes=(0, 0, 0, None))(keys, update, old, job.server)
+    update, new = jax.vmap(transform.remember, in_axes=(0, 0, 0, axis))(keys, update, old, server)
     at = jnp.where(done, place, job.queue.batches.shape[0])
     memory = jax.tree.map(lambda m, x: m.at[at].set(x, mode="drop"), outcome.memory, new)
     return outcome._replace(memory=memory), update

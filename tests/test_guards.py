@@ -124,3 +124,16 @@ def test_an_empty_first_round_is_no_measure_of_loss(population):
     seeds = (fr.simulate(algorithm, population, rounds=4, seed=seed)[1] for seed in range(20))
     history = next(found for found in seeds if found.rounds.clients[0] == 0 and found.rounds.clients.any())
     assert history.stopped == "rounds"
+
+
+def test_too_few_for_a_threshold_is_no_divergence(population):
+    """Rounds that a threshold forbids are skipped one by one: nobody's update counts, and nothing has diverged."""
+    rule = total()._replace(least=25)
+    algorithm = fr.fedmf(dim=2, aggregator=rule, cohort=20)
+    state, history = fr.simulate(algorithm, population, rounds=5, keep="last")
+    assert history.stopped == "rounds"
+    assert history.rounds.skipped.tolist() == [1] * 5
+    assert history.rounds.clients.tolist() == [0] * 5
+    assert all(count in (19, 20) for count in history.rounds.missing)  # one client has no data
+    once, _ = fr.simulate(algorithm, population, rounds=1, keep="last")
+    np.testing.assert_array_equal(state.server.tables["vector"], once.server.tables["vector"])
