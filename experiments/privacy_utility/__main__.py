@@ -34,8 +34,8 @@ def setting_of(folder: Path | None, *, smoke: bool) -> Setting:
     return Setting(fr.leave_one_out(fr.load_dataset("ml-1m-loo", data_dir=folder)))
 
 
-def run_missing(setting: Setting, folder: Path) -> list[dict[str, Any]]:
-    """Run what has no file yet, and read all."""
+def run_missing(setting: Setting, folder: Path, *, only_read: bool = False) -> list[dict[str, Any]]:
+    """Run what has no file yet, unless files are only to be read, and read all."""
     from tqdm import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,9 +43,10 @@ def run_missing(setting: Setting, folder: Path) -> list[dict[str, Any]]:
     found = []
     for cohort, epsilon in tqdm(tasks, unit="budget", file=sys.stderr):
         path = folder / f"{cohort}-{'plain' if epsilon is None else f'{epsilon:g}'}.json"
-        if not path.exists():
+        if not path.exists() and not only_read:
             path.write_text(json.dumps(tune(setting, cohort, epsilon)) + "\n", encoding="utf-8")
-        found.append(json.loads(path.read_text(encoding="utf-8")))
+        if path.exists():
+            found.append(json.loads(path.read_text(encoding="utf-8")))
     return found
 
 
@@ -107,13 +108,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-dir", type=Path, help="folder of the data sets")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--smoke", action="store_true", help="a tiny population; name other --results")
+    parser.add_argument("--table", action="store_true", help="run nothing; write what is there")
     given = parser.parse_args(arguments)
     if given.smoke and given.results == HERE / "results":
         parser.error("--smoke must not mix with real runs; name another folder with --results")
     with contextlib.suppress(RuntimeError):  # jax has started: it stays as it is
         fr.use_cores()
     setting = setting_of(given.data_dir, smoke=given.smoke)
-    runs = run_missing(setting, given.results)
+    runs = run_missing(setting, given.results, only_read=given.table)
     split = setting.split
     popularity = measure(popularity_ranks(split), split)[name_sampled(split)]["hr@10"]
     text = describe(runs, popularity)

@@ -17,7 +17,7 @@ class Setting(NamedTuple):
     """What all runs share."""
 
     split: Split
-    cohorts: tuple[int, ...] = (604, 2000, 6040)
+    cohorts: tuple[int, ...] = (6040, 2000, 604)
     epsilons: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     trials: int = 6  # settings tried on validation, for each cohort and budget
     seeds: tuple[int, ...] = (0, 1, 2)
