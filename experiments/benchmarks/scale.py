@@ -22,7 +22,7 @@ import fedjax_rec as fr
 from experiments.benchmarks import floor
 from experiments.benchmarks.side import engine_side, race, spread
 from experiments.benchmarks.task import SEED, Task, algorithm, draw, load, share_draws
-from fedjax_rec.aggregators import fixed_point, mean
+from fedjax_rec.aggregators import fixed_point, gaussian, mean
 from fedjax_rec.blocks import train
 from fedjax_rec.devices import client_mesh, use_cores
 from fedjax_rec.membership import Membership
@@ -111,6 +111,12 @@ def rounds(data_dir: str | None, repeats: int) -> dict[str, Any]:
     large = {
         "plain": side(1000, 2),
         "clip": side(1000, 2, transform=fr.transforms.clip(1.0)),
+        "clip_and_noise": side(
+            1000,
+            2,
+            transform=fr.transforms.clip(1.0),
+            aggregator=gaussian(noise_multiplier=1.0, norm=1.0, expected=1000.0),
+        ),
         "quantise": side(1000, 1, transform=fr.transforms.quantise(8)),
         "noise": side(
             1000, 1, transform=fr.transforms.chain(fr.transforms.clip(1e9), fr.transforms.add_noise(1e-3))
