@@ -18,7 +18,7 @@ from fedjax_rec.flipping import label_flip
 from fedjax_rec.permutation import domain, scatter_index
 from fedjax_rec.population import build
 from fedjax_rec.promotion import explicit_boosting
-from fedjax_rec.testing import KEY, assert_close, fixed, tiny_population
+from fedjax_rec.testing import KEY, assert_close, check_one_trace, check_seeds, fixed, tiny_population
 from fedjax_rec.transforms import clip
 from tests import reference_fedbuff as slow
 from tests import reference_fedmf as ref
@@ -328,6 +328,13 @@ def test_a_checkpoint_holds_the_flight(tmp_path):
     assert fr.frame(again)["staleness"].tolist() == fr.frame(history)["staleness"].tolist()
     assert fr.frame(history)["staleness"].max() > 0
     assert history.num_compilations == 1
+
+
+def test_one_trace_and_a_batch_of_seeds():
+    """Laws 9 and 10: one program serves every buffer, and seeds run side by side."""
+    make = partial(fr.fedmf, **SMALL, asynchronous=UNEVEN)
+    check_one_trace(make, population(), 20)
+    check_seeds(make, population(), by_vmap=False)
 
 
 def test_devices_are_invisible():
