@@ -174,7 +174,7 @@ for path in sys.argv[1:]:
     not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc"
 )
 def test_memory_is_bounded(tmp_path):
-    """Just over 16 MB of ratings add at most 4 times their size, as numbers, as names, and unpacked from gzip."""
+    """Over 16 MB of ratings add at most 4 times their size: numbers, names, gzip, and users that never recur."""
     count = 800_000
     pairs = [(n // 150, n * 7919 % 30_011, 900_000_000 + n * 37) for n in range(count)]
     head = "userId,movieId,rating,timestamp\n"
@@ -182,6 +182,9 @@ def test_memory_is_bounded(tmp_path):
         "small.csv": head + "1,2,3,4\na,b,3,4\n",  # loads what is loaded late
         "numbers.csv": head + "".join(f"{user},{item},3.5,{time}\n" for user, item, time in pairs),
         "names.csv": head + "".join(f"{user},item-{item:05d},3.5,{time}\n" for user, item, time in pairs),
+        "once.csv": head + "".join(f"{n},{item},3.5,{time}\n" for n, (_, item, time) in enumerate(pairs)),
+        "once-named.csv": head
+        + "".join(f"user-{n:06d},{n % 997},3.5,{t}\n" for n, (_, _, t) in enumerate(pairs)),
         "a.data.gz": "".join(f"{user}\t{item}\t4\t{time}\n" for user, item, time in pairs),
     }
     for name, content in texts.items():

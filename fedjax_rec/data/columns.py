@@ -94,7 +94,7 @@ def gather(chunks: Iterable[pd.DataFrame], most: int, columns: Columns, where: W
         >>> gather(halves, 2, Columns("u", "i"), str).user_ids
         array([3, 1])
     """
-    names = Vocabulary(columns.user), Vocabulary(columns.item)
+    names = [Vocabulary(columns.user), Vocabulary(columns.item)]
     codes = np.empty(most, np.int32), np.empty(most, np.int32)
     ratings = None if columns.rating is None else np.empty(most, np.float32)
     times = None if columns.timestamp is None else _Times(most)
@@ -109,7 +109,7 @@ def gather(chunks: Iterable[pd.DataFrame], most: int, columns: Columns, where: W
             times.put(chunk[columns.timestamp], block, here)
         rows += len(chunk)
     users, items = (column[:rows] for column in codes)
-    user_ids, item_ids = (vocabulary.ids() for vocabulary in names)
+    user_ids, item_ids = (names.pop(0).ids() for _ in range(2))  # a table goes as soon as it was read
     held = None if times is None else times.take(rows, where)
     return Interactions(users, items, None if ratings is None else ratings[:rows], held, user_ids, item_ids)
 
