@@ -22,7 +22,7 @@ What is read, and what is refused in a one-line `DataError` that names the file,
 | ratings | finite, within float32 |
 | times | whole seconds within int64; once there is a point or an exponent, all below 2^53 |
 | duplicates | refused, or the "first" or "last" event kept: by time, by line where there is none or it is equal |
-| size | at least one event; added memory at most 4 times a text over 16 MB, if it is more than ids that never recur |
+| size | at least one event; added memory at most 4 times a text over 16 MB, if most of it is not new ids |
 
 A user without an event has no line, and so does not exist; users that a filter empties are counted by the splits.
 """
