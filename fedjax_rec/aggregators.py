@@ -237,7 +237,6 @@ def gaussian(
     norm: float,
     expected: float,
     mixing: Sequence[float] = (),
-    bands: int = 1,
 ) -> Aggregator:
     """A sum with Gaussian noise on every number, touched or not, over a fixed denominator.
 
@@ -251,13 +250,13 @@ def gaussian(
         expected: n, clients of a cohort on average: public, unlike how many came.
         mixing: m, as many numbers as there are rounds; afterwards the noise is not a number, and no round is
             taken. Empty: each round's noise is its own.
-        bands: rounds in which a client may take part once for the mixed noise to hide it.
 
     Returns:
         an aggregator.
 
     Raises:
-        ValueError: if a number is out of range, or the base is no plain sum.
+        ValueError: if a number is out of range, the base is no plain sum, or the mixing is too little noise: a
+            column of its inverse must not be longer than 1.
 
     Example:
         >>> rule = gaussian(noise_multiplier=0.0, norm=1.0, expected=4)
@@ -275,7 +274,7 @@ def gaussian(
             raise ValueError(f"{name}={value} is out of range; give a positive number")
     inner = named(base) if isinstance(base, str) else base
     check_summable(inner)
-    deviation = noise_multiplier * norm / expected
+    deviation, bands = noise_multiplier * norm / expected, _bands_of(mixing)
 
     def finish(totals: Totals) -> Server:
         return jax.tree.map(lambda x: x / expected, inner.finish(totals))
@@ -285,6 +284,51 @@ def gaussian(
         return jax.tree.map(lambda x: deviation * x, drawn)
 
     return inner._replace(finish=finish, noise=noise, norm=norm, bands=bands)
+
+
+def _bands_of(mixing: Sequence[float]) -> int:
+    """In how many rounds in a row a client may take part once: how far the inverse of the mixing reaches."""
+    if not mixing:
+        return 1
+    strategy = invert(mixing, len(mixing))
+    length = math.sqrt(math.fsum(c * c for c in strategy))
+    if not length <= 1 + 1e-6:
+        raise ValueError(
+            f"mixed noise that hides {length:.6g} times what a client sends is too little; take the mixing of "
+            "privacy.banded.noise_coefficients, or scale it so that its inverse has columns of norm 1"
+        )
+    return max(place + 1 for place, c in enumerate(strategy) if abs(c) > 1e-9)
+
+
+def invert(coefficients: Sequence[float], count: int) -> tuple[float, ...]:
+    """The first column of the inverse of a lower triangular Toeplitz matrix.
+
+    x_0 = 1 / c_0,  x_t = -(c_1 x_{t-1} + ... + c_{b-1} x_{t-b+1}) / c_0.
+
+    Args:
+        coefficients: c, its first column, as far as it is not 0; c_0 is not 0.
+        count: how many numbers to give.
+
+    Returns:
+        x, that many numbers.
+
+    Raises:
+        ValueError: if c_0 is 0.
+
+    Example:
+        >>> invert((1.0, 0.5), 4)
+        (1.0, -0.5, 0.25, -0.125)
+    """
+    head, *tail = coefficients
+    if head == 0:
+        raise ValueError(
+            "a matrix with zeros on its diagonal has no inverse; give a first number that is not 0"
+        )
+    found = [1 / head]
+    for turn in range(1, count):
+        taken = zip(tail, reversed(found[max(0, turn - len(tail)) : turn]), strict=False)
+        found.append((0.0 - math.fsum(c * x for c, x in taken)) / head)
+    return tuple(found)
 
 
 def _normal(key: Key, turn: jax.Array, aggregate: Server) -> Server:

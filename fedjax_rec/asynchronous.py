@@ -6,8 +6,9 @@ is one flush of the buffer: after K arrivals the server takes its step, and its 
 
     w_(t+1) = w_t + server_optimizer(aggregate_i  s(tau_i) delta_i),    s(tau) = (1 + tau)^-exponent
 
-tau_i counts the steps that the server took while client i trained. s(tau) scales the update and not its weight:
-with the aggregator "mean" the aggregate is sum_i s(tau_i) delta_i / K, as in the paper, with "sum" K times that.
+tau_i counts the rounds of the server that passed while client i trained. s(tau) scales the update and not its
+weight: with the aggregator "mean" the aggregate is sum_i s(tau_i) delta_i / K, as in the paper, with "sum" K times
+that; K is less where an update is not finite or a place stayed empty.
 
 Time is counted as in `faults`: a client takes slowness x local batches, its slowness being exp(spread n_i + jitter
 n_it). It does not depend on any parameter, so the K arrivals of a round are found by a small loop over M clocks,
@@ -19,8 +20,9 @@ Departures from algorithm 1, each so that one round stays one compiled program:
 
 * a client that has arrived starts again in a later round, not in the same one, so that a buffer holds K different
   clients, whose private parameters are well defined. It needs M + K clients or more;
-* an update that is more than S = `max_staleness` steps old takes its place in the buffer, but is thrown away, and
-  counted in `RoundInfo.missing`. Its client keeps the private parameters that it had;
+* an update that is more than S = `max_staleness` rounds old is thrown away and takes no place in the buffer; it is
+  counted in `RoundInfo.missing`, and its client keeps the private parameters that it had. About M / K rounds pass
+  while a client trains: an S well below that throws most of the work away;
 * where nobody is free to start (most clients have no data), a place stays empty, and asks again after the time of
   one local batch of a median device; such an arrival is of nobody.
 
@@ -52,7 +54,7 @@ class FedBuff(NamedTuple):
 
     buffer: int = 10  # K, arrivals of a round
     concurrency: int = 100  # M, clients under way
-    max_staleness: int = 20  # S, the most steps that the server may have taken while a client trained
+    max_staleness: int = 20  # S, the most rounds that may have passed while a client trained
     exponent: float = 0.5  # of (1 + tau)^-exponent; 0: old updates count as new ones
     spread: float = 0.0  # standard deviation of the log of a device's slowness
     jitter: float = 0.0  # the same, from one start to the next
@@ -72,6 +74,8 @@ class Landed(NamedTuple):
 
     ids: jax.Array  # int32[K]; N = nobody
     births: jax.Array  # int32[K]
+    filled: jax.Array  # int32[], places of the buffer that are taken
+    thrown: jax.Array  # int32[], who came besides and was too stale
 
 
 class Crew(NamedTuple):
@@ -114,6 +118,7 @@ def check_fedbuff(fedbuff: FedBuff, aggregator: Aggregator, **others: object) ->
             raise ValueError(f"FedBuff.{name}={value} is out of range; give {words}")
     given = others | {"noise": aggregator.noise, "stacked": aggregator.stacked or None}
     given["losses"] = aggregator.hears_losses or None
+    given["coarse"] = (aggregator.fixed is not None and aggregator.fixed.modulus < 32) or None
     for name, (what, way_out) in REFUSED.items():
         if given.get(name) is not None:
             raise ValueError(f"asynchronous rounds cannot have {what}; {way_out}")
@@ -141,6 +146,10 @@ REFUSED = {  # what else `federate` was given: why it cannot be, and the way out
     "noise": (
         "a server that adds noise, for no accountant covers clients who take part as they arrive",
         "train without noise",
+    ),
+    "coarse": (
+        "sums of few bits, for what is stale is scaled after it was rounded without bias",
+        "use a modulus of 32 bits, or sums of floats such as aggregator='mean'",
     ),
     "losses": (
         "an aggregator that goes by losses, for here they are of different models",
@@ -207,7 +216,8 @@ def land(crew: Crew, flight: Flight, version: jax.Array) -> tuple[Landed, Flight
         version: int32[], of the model.
 
     Returns:
-        who arrived, all of them different, and who is under way afterwards; the models stay.
+        who arrived, all of them different, and who is under way afterwards; the models stay. It ends: who starts
+        in this round is not too stale in it.
 
     Example:
         see `fedjax_rec.federate.federate`, which calls it.
@@ -215,24 +225,34 @@ def land(crew: Crew, flight: Flight, version: jax.Array) -> tuple[Landed, Flight
     size, many = crew.fedbuff.buffer, crew.population.num_clients
     key = jax.random.fold_in(crew.starts, version + 1)  # 0 is that of the first clients
 
-    def arrive(turn: jax.Array, carry: tuple[Landed, Flight, jax.Array]) -> tuple[Landed, Flight, jax.Array]:
+    def arrive(carry: tuple[Landed, Flight, jax.Array]) -> tuple[Landed, Flight, jax.Array]:
         landed, under, _ = carry
         place = jnp.argmin(under.left)
-        now = under.left[place]
-        landed = Landed(
-            landed.ids.at[turn].set(under.ids[place]), landed.births.at[turn].set(under.births[place])
-        )
+        now, client, event = under.left[place], under.ids[place], landed.filled + landed.thrown
+        landed = _receive(landed, client, under.births[place], version - crew.fedbuff.max_staleness, many)
         taken = jnp.concatenate([under.ids, landed.ids])
-        fresh = _choose(jax.random.fold_in(key, turn), taken, crew.population)
-        birth = version + (turn == size - 1)
+        fresh = _choose(jax.random.fold_in(key, event), taken, crew.population)
+        birth = version + (landed.filled == size)
         time = _durations(crew, fresh[None], birth[None])[0]
         ids, births = under.ids.at[place].set(fresh), under.births.at[place].set(birth)
         return landed, Flight(ids, births, under.left.at[place].set(now + time), ()), now
 
-    nobody = Landed(jnp.full(size, many, jnp.int32), jnp.zeros(size, jnp.int32))
-    start = (nobody, flight._replace(models=()), jnp.float32(0))
-    landed, under, now = jax.lax.fori_loop(0, size, arrive, start)
+    nobody = jnp.full(size, many, jnp.int32), jnp.zeros(size, jnp.int32)
+    start = (Landed(*nobody, jnp.int32(0), jnp.int32(0)), flight._replace(models=()), jnp.float32(0))
+    landed, under, now = jax.lax.while_loop(lambda carry: carry[0].filled < size, arrive, start)
     return landed, under._replace(left=under.left - now, models=flight.models)
+
+
+def _receive(landed: Landed, client: jax.Array, birth: jax.Array, oldest: jax.Array, many: int) -> Landed:
+    """An arrival: it fills a place, as nobody's does, or is thrown away."""
+    fills = (birth >= oldest) | (client == many)
+    place = jnp.where(fills, landed.filled, landed.ids.shape[0])
+    return Landed(
+        landed.ids.at[place].set(client, mode="drop"),
+        landed.births.at[place].set(birth, mode="drop"),
+        landed.filled + fills,
+        landed.thrown + ~fills,
+    )
 
 
 def keep_model(flight: Flight | tuple[()], server: Server, version: jax.Array) -> Flight | tuple[()]:

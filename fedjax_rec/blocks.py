@@ -86,6 +86,38 @@ def run_block(
     return jax.lax.fori_loop(0, count, body, (state, empty))
 
 
+def check_state(algorithm: Algorithm, key: Key, state: State, population: Population) -> None:
+    """Refuse a state that another algorithm, other settings or another population has made.
+
+    Args:
+        algorithm: that is to go on from it.
+        key: the run's key.
+        state: where to start.
+        population: the clients.
+
+    Raises:
+        ValueError: naming the field whose leaves or shapes differ.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> from fedjax_rec.testing import tiny_population
+        >>> population, key = tiny_population(), jax.random.key(0)
+        >>> state = fr.fedmf(dim=2).init(key, population)
+        >>> check_state(fr.fedmf(dim=3), key, state, population)
+        Traceback (most recent call last):
+        ValueError: state.server is not that of this algorithm, with these settings and clients; ...
+    """
+    wanted = jax.eval_shape(algorithm.init, key, population)
+    for name in State._fields:
+        leaves: list[Any] = [jax.tree.flatten(getattr(each, name)) for each in (state, wanted)]
+        shapes = [([x.shape for x in found], structure) for found, structure in leaves]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"state.{name} is not that of this algorithm, with these settings and clients; make the algorithm "
+                "as it was when the state was made, or leave state= out to start anew"
+            )
+
+
 def train(key: Key, algorithm: Algorithm, population: Population, rounds: int) -> tuple[State, RoundInfo]:
     """A whole run as one pure function of its key: initialise, then so many rounds.
 

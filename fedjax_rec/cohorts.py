@@ -23,6 +23,7 @@ class Cohort(NamedTuple):
     births: jax.Array | None = None  # int32[C], rounds in which they started, where these differ
     versions: Versions | None = None  # the models that they were sent, where these differ
     flight: Any = ()  # `Flight`: who is still under way
+    thrown: jax.Array | int = 0  # int32[], who came too late to be looked at
 
 
 def gather_cohort(
@@ -76,7 +77,7 @@ def await_cohort(crew: Crew, key: Key, state: State, population: Population) -> 
         see `fedjax_rec.federate.federate`, which calls it.
     """
     flight: Flight = state.flight
-    (ids, births), after = land(crew, flight, state.round)
+    (ids, births, _, thrown), after = land(crew, flight, state.round)
     clients = name_clients(stream(key, "client"), ids, population)
     clients = clients._replace(key=keys_since(stream(key, "client"), births, ids))
     drawn, staleness, size = (
@@ -85,7 +86,7 @@ def await_cohort(crew: Crew, key: Key, state: State, population: Population) -> 
         crew.fedbuff.max_staleness + 1,
     )
     versions = Versions(flight.models, births % size, staleness_scale(staleness, crew.fedbuff.exponent))
-    return Cohort(clients, drawn, drawn & (staleness < size), None, births, versions, after)
+    return Cohort(clients, drawn, drawn, None, births, versions, after, thrown)
 
 
 def transform_keys(cohort: Cohort, key: Key, round_: jax.Array) -> jax.Array:

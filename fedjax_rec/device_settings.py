@@ -146,7 +146,10 @@ def check_population(devices: Devices, num_clients: int) -> None:
 
 
 def _check_minimum(faults: Faults, cohort: int | None) -> None:
-    """Refuse a minimum that no round can reach."""
+    """Refuse what no round can reach."""
+    for name, value in (("awake", faults.awake), ("deadline", faults.deadline)):
+        if value == 0:
+            raise ValueError(f"{flag(name)}={value} lets nobody take part; give a number above 0")
     for name, most in (("keep_first", faults.keep), ("cohort", cohort)):
         if most is not None and faults.minimum > most:
             raise ValueError(

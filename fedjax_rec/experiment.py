@@ -157,6 +157,11 @@ def _check(settings: Settings, split: Split, *, timed: bool) -> None:
         raise ValueError(
             f"cohort={cohort} exceeds the population of {split.num_users} clients; lower --cohort"
         )
+    if (settings.minimum_cohort or 1) > cohort:
+        raise ValueError(
+            f"--minimum-cohort={settings.minimum_cohort} is more than the {cohort} clients of a cohort: every "
+            "round would be skipped; lower it, or raise --cohort"
+        )
     check_population(devices_of(vars(settings), private=settings.private), split.num_users)
     if settings.loss != "mse" and (settings.num_negatives or 0) > split.num_items:
         raise ValueError(

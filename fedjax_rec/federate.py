@@ -373,6 +373,6 @@ def _report(
         signal=stepped.signal,
         unsound=unsound.sum(dtype=jnp.int32),
         skipped=stepped.skipped.astype(jnp.int32),
-        missing=missing.sum(dtype=jnp.int32),
+        missing=missing.sum(dtype=jnp.int32) + present.thrown,
         staleness=staleness,
     )

@@ -3,10 +3,10 @@
 Both are carried in `State.known`, so that a checkpoint holds them and a resumed run has their bits. Nothing is
 carried, and no client tells its loss, unless the sampler or the aggregator asks for it (`hears_losses`).
 
-The loss of a client is the mean over the examples of its *first local epoch*, with the loss's regularisation,
-measured while it trains: an estimate of its loss at the downloaded model that costs no pass of its own. It is a
-little too low, since later local batches see what the earlier ones taught. It is one number more to send, which
-`traffic` does not count.
+The loss of a client is the mean over the examples of its *first local epoch* that counts any (the first pass of an
+exact solve counts none), with the loss's regularisation, measured while it trains: an estimate of its loss at the
+downloaded model that costs no pass of its own. It is a little too low, since later local batches see what the
+earlier ones taught. It is one number more to send, which `traffic` does not count.
 """
 
 import jax
@@ -80,7 +80,7 @@ def sizes_of(population: Population) -> jax.Array:
 
 
 def draw_cohort(
-    sampler: Sampler, key: Key, population: Population, known: Known, turn: jax.Array | int = 0
+    sampler: Sampler, key: Key, population: Population, known: Known, turn: jax.Array | int
 ) -> tuple[jax.Array, jax.Array]:
     """Draw a round's cohort: a sampler that looks at the clients is shown what the server knows of them.
 
@@ -97,7 +97,7 @@ def draw_cohort(
     Example:
         >>> from fedjax_rec.informed import size_capped
         >>> from fedjax_rec.testing import tiny_population
-        >>> ids, alive = draw_cohort(size_capped(5, cohort=23), jax.random.key(0), tiny_population(), Known())
+        >>> ids, alive = draw_cohort(size_capped(5, cohort=23), jax.random.key(0), tiny_population(), Known(), 0)
         >>> 3 in ids.tolist(), bool(alive.all())  # client 3 has no data
         (False, True)
     """

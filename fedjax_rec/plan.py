@@ -103,7 +103,7 @@ def make_plan(
         see `fedjax_rec.federate.federate`, whose algorithms carry `plan`.
     """
     key = jax.random.key(0)
-    cohort = jax.eval_shape(lambda k: draw_cohort(sampler, k, population, Known()), key)[0].shape[0]
+    cohort = jax.eval_shape(lambda k: draw_cohort(sampler, k, population, Known(), 0), key)[0].shape[0]
     devices = 1 if mesh is None else mesh.size
     schedule = schedule_of(work, uplink)
     width = lanes or choose_lanes(cohort, devices=devices, schedule=schedule, platform=jax.default_backend())

@@ -82,7 +82,7 @@ class Outcome(NamedTuple):
     report: Report
     memory: PyTree  # of the clients' transforms, leaves [C, ...], in queue order
     unsound: jax.Array  # bool[C], in queue order, whose numbers are not finite
-    heard: PyTree = ()  # float32[C, 2], in queue order: each client's loss in its first epoch, and its examples
+    heard: PyTree = ()  # float32[C, 2], in queue order: losses of the first epoch with examples, and these
 
 
 class Uplink(NamedTuple):
@@ -239,11 +239,16 @@ def note(job: Job, outcome: Outcome, info: StepInfo, active: jax.Array, touched:
 
 
 def hear(job: Job, outcome: Outcome, place: jax.Array, info: StepInfo, active: jax.Array) -> Outcome:
-    """Add a local batch of the first epoch to the clients' losses, if they tell them."""
+    """Add a local batch to the losses of the clients on active lanes, if they tell them."""
     if not job.uplink.heard:
         return outcome
     told = jnp.where(active[:, None], jnp.stack([info.loss, info.examples], axis=-1), 0.0)
     return outcome._replace(heard=outcome.heard.at[place].add(told, mode="drop"))
+
+
+def have_told(job: Job, outcome: Outcome, place: jax.Array) -> jax.Array | bool:
+    """Whether the clients on the lanes have told a loss, bool[L]: the first pass of some counts no example."""
+    return job.uplink.heard and outcome.heard.at[place].get(mode="clip")[:, 1] > 0
 
 
 def mean_losses(heard: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
 
-from fedjax_rec.blocks import Compilations, run_block
+from fedjax_rec.blocks import Compilations, check_state, run_block
 from fedjax_rec.checkpoints import ENDED, Checkpoints, Keeper, Place, Snapshot, check, fingerprint, keeping
 from fedjax_rec.data.splits import Split
 from fedjax_rec.devices import replicate
@@ -145,7 +145,11 @@ def simulate(
     population = population_of(data) if isinstance(data, Split) else data
     evaluate = _validator(algorithm, data, cutoffs, point)
     population = replicate(population, algorithm.mesh)
-    state = jax.jit(algorithm.init)(key, population) if state is None else replicate(state, algorithm.mesh)
+    if state is None:
+        state = jax.jit(algorithm.init)(key, population)
+    else:
+        check_state(algorithm, key, state, population)
+        state = replicate(state, algorithm.mesh)
     size = eval_every if checkpoint is not None else min(eval_every, max(rounds, 1))
     block = jax.jit(partial(run_block, algorithm, size), donate_argnums=1)
     run = _Run(block, evaluate, stop, keep, on_block, began, algorithm.plan(population), ledger)

@@ -142,7 +142,7 @@ def sweep(
 
 def _check(trials: list[Settings], split: Split, counts: dict[str, int | None], seeds: Sequence[int]) -> None:
     for name, value in counts.items():
-        if value is not None and value < 1:
+        if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be at least 1, not {value}")
     if not trials or not seeds:
         raise ValueError(f"{len(trials)} trials of {len(seeds)} seeds: give one or more of each")
@@ -308,7 +308,7 @@ def _chunks(
 ) -> list[list[int]]:
     """As many trials at once as memory holds, in parts of equal length."""
     memory = algorithms[group.members[0]].plan(population).memory
-    each = seeds * (memory["private"] + memory["model"])
+    each = seeds * sum(memory[part] for part in ("private", "model", "versions"))
     most = max(1, int(SHARE * device_bytes() / max(each, 1)))
     parts = -(-len(group.members) // most)
     size = -(-len(group.members) // parts)

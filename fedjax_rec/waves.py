@@ -17,6 +17,7 @@ from fedjax_rec.schedules import (
     add_dense_deltas,
     add_row_deltas,
     enter,
+    have_told,
     hear,
     held_models,
     leave,
@@ -62,6 +63,10 @@ def run_waves(job: Job, outcome: Outcome) -> Outcome:
     """
     queue, epochs = job.queue, job.work.epochs
 
+    def again(place: jax.Array, steps: jax.Array, state: WaveState, *, last: bool) -> WaveState:
+        visit = _visit(job, place, first=False, last=last, told=have_told(job, state[1], place))
+        return jax.lax.fori_loop(0, steps, visit, state)
+
     def wave(carry: tuple[jax.Array, Outcome, Room]) -> tuple[jax.Array, Outcome, Room]:
         number, outcome, room = carry
         place = jnp.minimum(number * job.lanes + jnp.arange(job.lanes), queue.waiting)
@@ -69,12 +74,9 @@ def run_waves(job: Job, outcome: Outcome) -> Outcome:
         state = (enter(job, place), outcome, room, jnp.zeros(job.lanes))
         state = jax.lax.fori_loop(0, steps, _visit(job, place, first=True, last=epochs == 1), state)
         if epochs > 2:
-            again = _visit(job, place, first=False, last=False)
-            state = jax.lax.fori_loop(
-                1, epochs - 1, lambda _, s: jax.lax.fori_loop(0, steps, again, s), state
-            )
+            state = jax.lax.fori_loop(1, epochs - 1, lambda _, s: again(place, steps, s, last=False), state)
         if epochs > 1:
-            state = jax.lax.fori_loop(0, steps, _visit(job, place, first=False, last=True), state)
+            state = again(place, steps, state, last=True)
         return number + 1, *_send(job, place, steps, state)
 
     def busy(carry: tuple[jax.Array, Outcome, Room]) -> jax.Array:
@@ -84,9 +86,12 @@ def run_waves(job: Job, outcome: Outcome) -> Outcome:
 
 
 def _visit(
-    job: Job, place: jax.Array, *, first: bool, last: bool
+    job: Job, place: jax.Array, *, first: bool, last: bool, told: jax.Array | bool = False
 ) -> Callable[[jax.Array, WaveState], WaveState]:
-    """The body of a wave's loop over its batches, in its first, a middle, or its last epoch."""
+    """The body of a wave's loop over its batches, in its first, a middle, or its last epoch.
+
+    Lanes that have `told` bool[L] their loss in an earlier epoch do not tell it again.
+    """
     count = job.queue.batches[place]
     weight, scale = job.queue.weight[place], scale_of(job, place)
 
@@ -102,7 +107,7 @@ def _visit(
         left = count - 1 - t if last else jnp.zeros_like(count)
         local, rows, info = step_lanes(job, local, rows, batch, active, missed, left)
         outcome = note(job, outcome, info, active, batch.ids if first else None)
-        outcome = hear(job, outcome, place, info, active) if first else outcome
+        outcome = hear(job, outcome, place, info, active & ~jnp.asarray(told))
         if not last:
             return local, outcome, _keep(room, t, batch if first else None, rows, room.sent), norms
         sent = sent_rows(job, place, local, rows, batch)

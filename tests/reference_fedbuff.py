@@ -69,8 +69,8 @@ def run(
 ) -> tuple[list[Values], list[Any], list[Arrival], list[Trip]]:
     """The models, the private store, all arrivals in order, and who is still under way.
 
-    `world.order(0, place)` chooses the first clients, `world.order(t + 1, k)` whoever follows the k-th arrival of
-    the buffer that makes step t.
+    `world.order(0, place)` chooses the first clients, `world.order(t + 1, k)` whoever follows the k-th arrival
+    before step t. Who is too stale is thrown away, and takes no place in the buffer.
     """
     under: list[Trip] = []
     private, log, models = list(private), [], [server]
@@ -78,18 +78,19 @@ def run(
         under.append(start(world, 0, place, under, [], 0, 0.0, private, server))
     buffer: list[tuple[Trip, float]] = []
     met: list[int] = []
-    step = 0
+    step = turn = 0
     while step < steps:
         place = int(np.argmin([trip.arrives for trip in under]))
-        trip, turn = under[place], len(met)
+        trip = under[place]
         staleness = step - trip.birth
         counted = staleness <= rules.max_staleness
         if counted:
             buffer.append((trip, (1.0 + staleness) ** -rules.exponent))
             private[trip.client] = trip.kept
-        met.append(trip.client)
+            met.append(trip.client)
         log.append(Arrival(step, trip.client, trip.birth, trip.arrives, counted))
-        before, made = list(met), step
+        before, made, event = list(met), step, turn
+        turn += 1
         if len(met) == rules.buffer:
             share = 1.0 / max(len(buffer), 1) if rules.mean else 1.0
             server = {
@@ -98,8 +99,8 @@ def run(
                 for name, value in server.items()
             }
             models.append(server)
-            step, buffer, met = step + 1, [], []
-        under[place] = start(world, made + 1, turn, under, before, step, trip.arrives, private, server)
+            step, turn, buffer, met = step + 1, 0, [], []
+        under[place] = start(world, made + 1, event, under, before, step, trip.arrives, private, server)
     return models, private, log, under
 
 

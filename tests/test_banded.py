@@ -9,8 +9,9 @@ import pytest
 
 import fedjax_rec as fr
 from fedjax_rec import aggregators, transforms
+from fedjax_rec.aggregators import invert
 from fedjax_rec.privacy.accounting import epsilon_of, round_event
-from fedjax_rec.privacy.banded import invert, noise_coefficients, strategy_coefficients
+from fedjax_rec.privacy.banded import noise_coefficients, strategy_coefficients
 from fedjax_rec.privacy.central import dp_fedavg
 from fedjax_rec.privacy.ledger import open_ledger
 from fedjax_rec.samplers import cyclic_poisson, in_turn, poisson
@@ -55,7 +56,7 @@ def test_sums_over_rounds_are_nearer(strategy):
 
 def test_the_engine_draws_what_the_matrix_says():
     """The noise of each round is the mix of the rounds' own draws, and after the last one there is none."""
-    mixing = (1.0, -0.5, 0.25)
+    mixing = invert((0.8, 0.6), 3)
     setting: dict[str, Any] = {"noise_multiplier": 2.0, "norm": 0.5, "expected": 4.0}
     own, mixed = (aggregators.gaussian(**setting, mixing=m).noise for m in ((), mixing))
     assert own is not None
@@ -107,7 +108,8 @@ def test_a_run_keeps_its_budget_and_ends():
     private = dp_fedavg(24, cohort=4, rounds=8, clip=0.3, delta=1e-2, target_epsilon=6.0, bands=4)
     assert 5.9 < private.epsilon(8) <= 6.0
     assert private.epsilon(5) == private.epsilon(8) > private.epsilon(4)
-    assert open_ledger(private, epsilon=6.0).allowed() == 8
+    assert open_ledger(private, epsilon=6.0).allowed() == private.rounds_within(600.0) == 8
+    assert private.epsilon(9) == float("inf")
     state, history = fr.simulate(fr.fedmf(dim=2, **private.federation), population, rounds=12, keep="last")
     assert history.rounds.skipped.tolist() == [0] * 8 + [1] * (len(history.rounds.skipped) - 8)
     assert np.isfinite(np.asarray(state.server.tables["vector"])).all()
@@ -115,7 +117,11 @@ def test_a_run_keeps_its_budget_and_ends():
 
 def test_unsound_or_impossible_settings_are_refused():
     """Mixed noise without the sampler that it needs does not build; errors name the way out."""
-    rule = aggregators.gaussian(noise_multiplier=1.0, norm=0.5, expected=4, mixing=(1.0, -0.5), bands=2)
+    rule = aggregators.gaussian(noise_multiplier=1.0, norm=0.5, expected=4, mixing=invert((0.8, 0.6), 5))
+    assert rule.bands == 2
+    for little in ((1.0, -0.5), (1e-9,) * 5):
+        with pytest.raises(ValueError, match="is too little; take the mixing of privacy"):
+            aggregators.gaussian(noise_multiplier=1.0, norm=0.5, expected=4, mixing=little)
     setting: dict[str, Any] = {"dim": 2, "aggregator": rule, "transform": transforms.clip(0.5)}
     for sampler in (poisson(0.5, 9), cyclic_poisson(0.5, 9, groups=1)):
         with pytest.raises(ValueError, match="draw cohorts with samplers"):

@@ -250,10 +250,10 @@ def test_every_client_that_starts_arrives_once():
         under = set(zip(flight.ids.tolist(), flight.births.tolist(), strict=True))
         started |= under
     arrived = sum(int(info.clients) + int(info.missing) for info in infos)
-    assert arrived == rounds * UNEVEN.buffer
+    assert sum(int(info.clients) for info in infos) == rounds * UNEVEN.buffer
+    assert arrived > rounds * UNEVEN.buffer, "some arrival should be too stale"
     # a client that starts and arrives within one round is seen at no round's end
     assert len(started) <= arrived + UNEVEN.concurrency
-    assert {int(info.clients) for info in infos} == {1, 2, 3}
     assert all(float(info.staleness) <= UNEVEN.max_staleness for info in infos)
 
 
@@ -373,15 +373,15 @@ def test_the_plan_counts_the_old_models():
     assert fr.fedmf(**SMALL).plan(population()).memory["versions"] == 0
 
 
-def test_a_round_of_the_too_stale_is_skipped():
-    """With max_staleness 0 and K < M most come too late; where nobody counts, the model stays as it is."""
-    algorithm = fr.fedmf(**SMALL, asynchronous=FedBuff(buffer=2, concurrency=10, max_staleness=0))
-    states, infos = _rounds(algorithm, population(), 5)
-    lost = [t for t, info in enumerate(infos) if int(info.missing) == 2]
-    assert lost
-    for t in lost:
-        assert int(infos[t].skipped) == 1
-        assert_close(states[t + 1].server, states[t].server, "nobody", 0)
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_the_too_stale_stop_nothing(depth):
+    """With K < M most come too late; they take no place in the buffer, so that every round takes its step."""
+    algorithm = fr.fedmf(**SMALL, asynchronous=FedBuff(buffer=2, concurrency=10, max_staleness=depth))
+    _, infos = _rounds(algorithm, population(), 12)
+    assert sum(int(info.missing) for info in infos) > 0
+    assert {int(info.clients) for info in infos} == {2}
+    assert not any(int(info.skipped) for info in infos)
+    assert all(float(info.update_norm) > 0 for info in infos)
 
 
 @pytest.mark.parametrize(

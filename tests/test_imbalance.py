@@ -15,7 +15,7 @@ from experiments.imbalance.runs import WAYS, make
 from fedjax_rec import engine, promotion, samplers
 from fedjax_rec.adversary import Attack, Poison, colluding
 from fedjax_rec.aggregators import fixed_point, gaussian
-from fedjax_rec.algorithms.registry import NAMES, accepted
+from fedjax_rec.algorithms.registry import NAMES, accepted, factory_of
 from fedjax_rec.cli import main
 from fedjax_rec.clients import stream
 from fedjax_rec.fairness import agnostic, project_to_simplex, q_fedavg
@@ -226,7 +226,7 @@ def test_losses_equal_the_reference():
     first = _engine_states("mse", 2, "clients")[0]
     ids, alive = draw_cohort(
         power_of_choice(fedmf.COHORT, cohort=fedmf.COHORT),
-        jax.random.fold_in(fedmf.stream(jax.random.key(fedmf.SEED), "cohort"), 0), data, first.known,
+        jax.random.fold_in(fedmf.stream(jax.random.key(fedmf.SEED), "cohort"), 0), data, first.known, 0,
     )  # fmt: skip
     names = fedmf.name_clients(
         jax.random.fold_in(fedmf.stream(jax.random.key(fedmf.SEED), "client"), 0), ids, data
@@ -294,7 +294,7 @@ def test_attackers_see_the_cohort_that_is_drawn(population):
     sampler = size_capped(2, cohort=12)  # a plain call would draw 5 and not 14
     seen = run(fr.fedmf(sampler=sampler, adversary=spies, **SMALL), population, rounds=1).memory[1]
     key = jax.random.fold_in(stream(jax.random.key(KEY), "cohort"), 0)
-    drawn = draw_cohort(sampler, key, population, Known())[0]
+    drawn = draw_cohort(sampler, key, population, Known(), 0)[0]
     assert seen.tolist() == np.isin([5, 9, 14], drawn).tolist()
     assert seen.any()
 
@@ -431,7 +431,7 @@ def test_nothing_is_told_unless_asked(population):
     assert not isinstance(samplers.uniform(3), LossProportional)
     assert size_capped(3).hears_losses is False
     sampler, key = size_capped(3, cohort=8), jax.random.key(2)
-    one, two = (draw_cohort(sampler, key, population, Known())[0].tolist() for _ in range(2))
+    one, two = (draw_cohort(sampler, key, population, Known(), 0)[0].tolist() for _ in range(2))
     assert one == two
     assert fixed([1])(key, 3)[0].tolist() == [1]
 
@@ -487,3 +487,14 @@ def test_rounds_are_counted_to_the_target():
     assert experiment.rounds_to(0.3, curves, 10) == "20"
     assert experiment.rounds_to(0.3, [*curves, {"curve": [0.0]}, {"curve": [0.0]}], 10) == "30"
     assert experiment.rounds_to(0.9, curves, 10) == "-"
+
+
+@pytest.mark.parametrize("name", ["fedmf", "fedals", "fedtwotower", "fedgnn", "fedrecon", "fcf"])
+def test_every_algorithm_tells_a_loss(name):
+    """Also one whose first pass counts no example: a loss of 0 would silence it."""
+    data = tiny_population()
+    algorithm = factory_of(name)(dim=2, sampler=power_of_choice(12, cohort=6))
+    state, _ = jax.jit(algorithm.round)(jax.random.key(0), algorithm.init(jax.random.key(0), data), data)
+    told = np.asarray(state.known.losses)
+    assert np.isfinite(told).sum() >= 5
+    assert (told[np.isfinite(told)] > 0).all()

@@ -132,3 +132,13 @@ def test_learning_rates_as_a_batch():
     batch = jax.jit(jax.vmap(final))(rates)
     loop = jax.tree.map(lambda *states: np.stack(states), *(jax.jit(final)(rate) for rate in rates))
     assert_close(batch, loop, "learning rates")
+
+
+def test_a_state_of_another_algorithm_is_refused(population):
+    """What a state carries must be what the algorithm reads: the error names the part."""
+    plain, late = fr.fedmf(dim=2), fr.fedmf(dim=2, asynchronous=fr.FedBuff(buffer=2, concurrency=4))
+    loss = fr.fedmf(dim=2, sampler=fr.informed.power_of_choice(12, cohort=4))
+    for first, second, part in ((plain, late, "flight"), (late, plain, "flight"), (plain, loss, "known")):
+        state, _ = fr.simulate(first, population, rounds=1, keep="last")
+        with pytest.raises(ValueError, match=rf"state\.{part} is not that of this algorithm"):
+            fr.simulate(second, population, rounds=1, state=state)

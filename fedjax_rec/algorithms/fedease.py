@@ -101,10 +101,10 @@ def fedease(
             f"memory must be at least 0 and below 1, not {memory}; 1 - cohort / clients is a good one"
         )
     rule = named(aggregator) if isinstance(aggregator, str) else aggregator
-    if rule.stacked or rule.by_row:
+    if rule.stacked or rule.by_row or rule.hears_losses:
         raise ValueError(
-            "fedease inverts a sum; a normaliser of single rows, or a median, would make another matrix of it: "
-            "use --aggregator sum"
+            "fedease inverts a sum; a normaliser of single rows, a median, or weights by losses would make "
+            "another matrix of it: use --aggregator sum"
         )
     sample_usually(federation, everyone())
     return federate(

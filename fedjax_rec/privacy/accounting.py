@@ -39,6 +39,7 @@ class Round(NamedTuple):
     neighbours: str  # "add-or-remove-one" or "replace-one"
     accountant: str  # "pld" or "rdp"
     every: int = 1  # rounds that are one event to each client
+    most: int | None = None  # rounds for which the noise was made: nothing hides more of them
 
 
 def round_event(sampler: Sampler, noise_multiplier: float, num_clients: int) -> Round:
@@ -155,7 +156,7 @@ def epsilon_of(spent: Round, rounds: int, delta: float) -> float:
         delta: above 0 and below 1.
 
     Returns:
-        epsilon; 0 for no rounds.
+        epsilon; 0 for no rounds, infinite for more than there is noise for.
 
     Raises:
         ValueError: if a number is out of range.
@@ -171,6 +172,8 @@ def epsilon_of(spent: Round, rounds: int, delta: float) -> float:
         raise ValueError(f"rounds={rounds} must be at least 0, and delta={delta} between 0 and 1")
     if rounds == 0:
         return 0.0
+    if spent.most is not None and rounds > spent.most:
+        return math.inf
     dp = library()
     accountant = _accountant(spent)
     events = -(-rounds // spent.every)

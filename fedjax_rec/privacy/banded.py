@@ -18,6 +18,8 @@ that is resumed meets the same. After the planned rounds it is not a number, and
 import math
 from functools import lru_cache
 
+from fedjax_rec.aggregators import invert
+
 INSTALL = "banded noise needs jax-privacy; pip install 'fedjax_rec[banded]'"
 
 
@@ -71,27 +73,3 @@ def strategy_coefficients(rounds: int, bands: int) -> tuple[float, ...]:
     found = [float(x) for x in toeplitz.optimize_banded_toeplitz(rounds, bands)]
     length = math.sqrt(math.fsum(x * x for x in found))
     return tuple(x / length for x in found)  # of norm 1 in double precision too: the guarantee rests on it
-
-
-def invert(coefficients: tuple[float, ...], count: int) -> tuple[float, ...]:
-    """The first column of the inverse of a lower triangular Toeplitz matrix.
-
-    x_0 = 1 / c_0,  x_t = -(c_1 x_{t-1} + ... + c_{b-1} x_{t-b+1}) / c_0.
-
-    Args:
-        coefficients: c, its first column, as far as it is not 0.
-        count: how many numbers to give.
-
-    Returns:
-        x, that many numbers.
-
-    Example:
-        >>> invert((1.0, 0.5), 4)
-        (1.0, -0.5, 0.25, -0.125)
-    """
-    head, *tail = coefficients
-    found = [1 / head]
-    for turn in range(1, count):
-        taken = zip(tail, reversed(found[max(0, turn - len(tail)) : turn]), strict=False)
-        found.append((0.0 - math.fsum(c * x for c, x in taken)) / head)
-    return tuple(found)

@@ -109,12 +109,12 @@ def dp_fedavg(
     return Private(
         sampler=sampler,
         transform=clip_to(clip),
-        aggregator=gaussian(
-            noise_multiplier=noise_multiplier, norm=clip, expected=cohort, mixing=mixing, bands=bands
-        ),
+        aggregator=gaussian(noise_multiplier=noise_multiplier, norm=clip, expected=cohort, mixing=mixing),
         noise_multiplier=noise_multiplier,
         clip=clip,
         delta=delta,
-        spent=round_event(sampler, noise_multiplier, num_clients),
+        spent=round_event(sampler, noise_multiplier, num_clients)._replace(
+            most=rounds if bands > 1 else None
+        ),
         planned=rounds,
     )
