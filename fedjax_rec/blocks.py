@@ -8,7 +8,7 @@ takes its number of rounds as an argument, so that one compilation serves every 
 import threading
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp

@@ -318,7 +318,7 @@ def test_the_command_line_goes_on(tmp_path, events, capsys, monkeypatch):
 
     def interrupt(progress):
         if progress.round == 4:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patched:
         patched.setattr("fedjax_rec.report.progress_bar", lambda **_: interrupt)

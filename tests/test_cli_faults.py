@@ -67,7 +67,7 @@ def test_asynchronous_runs_go_on(events, tmp_path, capsys, monkeypatch):
 
     def interrupt(progress):
         if progress.round == 4:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patched:
         patched.setattr("fedjax_rec.report.progress_bar", lambda **_: interrupt)

@@ -134,8 +134,9 @@ def test_learning_rates_as_a_batch():
     assert_close(batch, loop, "learning rates")
 
 
-def test_a_state_of_another_algorithm_is_refused(population):
+def test_a_state_of_another_algorithm_is_refused():
     """What a state carries must be what the algorithm reads: the error names the part."""
+    population = tiny_population()
     plain, late = fr.fedmf(dim=2), fr.fedmf(dim=2, asynchronous=fr.FedBuff(buffer=2, concurrency=4))
     loss = fr.fedmf(dim=2, sampler=fr.informed.power_of_choice(12, cohort=4))
     for first, second, part in ((plain, late, "flight"), (late, plain, "flight"), (plain, loss, "known")):
