@@ -6,6 +6,7 @@ import pytest
 
 from experiments.communication.__main__ import describe, main, setting_of
 from experiments.communication.runs import WAYS
+from experiments.keeping import file_name
 from fedjax_rec.algorithms.fedmf import fedmf
 
 
@@ -32,7 +33,7 @@ def test_every_way_builds():
     setting = setting_of(None, smoke=True)
     for name, way in WAYS.items():
         assert fedmf(dim=4, cohort=20, **way(setting)).score is not None, name
-    assert len({"".join(c if c.isalnum() else "-" for c in name) for name in WAYS}) == len(WAYS)
+    assert len({file_name(name) for name in WAYS}) == len(WAYS)
     runs = [
         {"way": name, "kilobytes": size, "ndcg@10": 0, "hr@10": 0, "round": 1}
         for name, size in (("a", 1), ("b", 2))

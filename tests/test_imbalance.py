@@ -12,6 +12,7 @@ import pytest
 import fedjax_rec as fr
 from experiments.imbalance import __main__ as experiment
 from experiments.imbalance.runs import WAYS, make
+from experiments.keeping import file_name
 from fedjax_rec import engine, promotion, samplers
 from fedjax_rec.adversary import Attack, Poison, colluding
 from fedjax_rec.aggregators import fixed_point, gaussian
@@ -479,7 +480,7 @@ def test_every_way_builds():
     setting = experiment.setting_of(None, smoke=True)
     for name in WAYS:
         assert make(setting, name, 1.0).score is not None, name
-    assert len({"".join(c if c.isalnum() else "-" for c in name) for name in WAYS}) == len(WAYS)
+    assert len({file_name(name) for name in WAYS}) == len(WAYS)
 
 
 def test_rounds_are_counted_to_the_target():

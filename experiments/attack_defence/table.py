@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from experiments.keeping import file_name
+
 Runs = dict[tuple[str, str], dict[str, Any]]  # by attack and defence
 REFERENCE = "reference"
 
 
 def name_run(attack: str, defence: str) -> str:
     """A file's name without its ending."""
-    return "--".join("".join(c if c.isalnum() else "-" for c in part) for part in (attack, defence)).lower()
+    return f"{file_name(attack)}--{file_name(defence)}".lower()
 
 
 def read_runs(folder: Path) -> Runs:

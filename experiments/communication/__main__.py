@@ -7,14 +7,14 @@ A run is a small JSON in `--results`; runs that are there already are not repeat
 and `table.md` and `bytes.png` are written beside the runs. See the README beside this file for what to expect.
 """
 
-import argparse
-import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fedjax_rec as fr
 from experiments.communication.runs import WAYS, Setting, measure_run
+from experiments.keeping import command_line, file_name, keep_runs, parse, tiny_split
 
 HERE = Path(__file__).parent
 SMOKE = ("32-bit rows", "secure sum")
@@ -23,21 +23,16 @@ SMOKE = ("32-bit rows", "secure sum")
 def setting_of(folder: Path | None, *, smoke: bool) -> Setting:
     """The setting of all runs."""
     if smoke:
-        data = fr.synthetic(60, 50, seed=1, min_events=4, median_events=10)
-        return Setting(fr.leave_one_out(data, num_candidates=20), rounds=2, every=1, cohort=20, dim=4)
+        return Setting(tiny_split(), rounds=2, every=1, cohort=20, dim=4)
     return Setting(fr.leave_one_out(fr.load_dataset("ml-100k", data_dir=folder)))
 
 
 def run_missing(setting: Setting, names: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """Run what has no file yet, and read all."""
-    folder.mkdir(parents=True, exist_ok=True)
     found = []
-    for name in names:
-        path = folder / f"{''.join(c if c.isalnum() else '-' for c in name)}.json"
-        if not path.exists():
-            path.write_text(json.dumps(measure_run(setting, name)) + "\n", encoding="utf-8")
-        found.append(json.loads(path.read_text(encoding="utf-8")))
-        print(name, f"{found[-1]['seconds']} s", flush=True)
+    for run, _ in keep_runs({file_name(name): partial(measure_run, setting, name) for name in names}, folder):
+        found.append(run)
+        print(run["way"], f"{run['seconds']} s", flush=True)
     return found
 
 
@@ -70,15 +65,7 @@ def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing; print the table; write it and the figure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data-dir", type=Path, help="folder of the data sets")
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--smoke", action="store_true", help="a tiny population; name other --results")
-    given = parser.parse_args(arguments)
-    if given.smoke and given.results == HERE / "results":
-        parser.error("--smoke must not mix with real runs; name another folder with --results")
+    given = parse(command_line(__doc__, HERE / "results"), arguments)
     names = SMOKE if given.smoke else tuple(WAYS)
     runs = run_missing(setting_of(given.data_dir, smoke=given.smoke), names, given.results)
     print(describe(runs))

@@ -9,9 +9,8 @@ Afterwards a table is printed, and `table.md` and `stability.png` are written be
 to expect.
 """
 
-import argparse
-import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 
 import fedjax_rec as fr
 from experiments.imbalance.runs import WAYS, Setting, measure_way
+from experiments.keeping import command_line, file_name, keep_runs, parse, tiny_split
 
 HERE = Path(__file__).parent
 SMOKE = ("q-FedAvg 2", "AFL, quarters", "power of choice")
@@ -32,9 +32,7 @@ COLUMNS = {
 def setting_of(folder: Path | None, *, smoke: bool) -> Setting:
     """The setting of all runs."""
     if smoke:
-        data = fr.synthetic(60, 50, seed=1, min_events=4, median_events=10)
-        split = fr.leave_one_out(data, num_candidates=20)
-        return Setting(split, rounds=4, every=2, cohort=20, dim=4, seeds=(0, 1))
+        return Setting(tiny_split(), rounds=4, every=2, cohort=20, dim=4, seeds=(0, 1))
     if folder is not None:
         split = fr.leave_one_out(fr.load_dataset("ml-100k", data_dir=folder))
         return Setting(split, rounds=150, seeds=(0, 1, 2))
@@ -44,14 +42,10 @@ def setting_of(folder: Path | None, *, smoke: bool) -> Setting:
 
 def run_missing(setting: Setting, names: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """Run what has no file yet, and read all."""
-    folder.mkdir(parents=True, exist_ok=True)
     found = []
-    for name in names:
-        path = folder / f"{''.join(c if c.isalnum() else '-' for c in name)}.json"
-        if not path.exists():
-            path.write_text(json.dumps(measure_way(setting, name)) + "\n", encoding="utf-8")
-        found.append(json.loads(path.read_text(encoding="utf-8")))
-        print(name, f"{found[-1]['seconds']} s", flush=True)
+    for run, _ in keep_runs({file_name(name): partial(measure_way, setting, name) for name in names}, folder):
+        found.append(run)
+        print(run["way"], f"{run['seconds']} s", flush=True)
     return found
 
 
@@ -101,15 +95,8 @@ def draw(runs: Sequence[dict[str, Any]], every: int, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing; print the table; write it and the figure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data-dir", type=Path, help="folder of the data sets, for MovieLens 100K")
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--smoke", action="store_true", help="a tiny population; name other --results")
-    given = parser.parse_args(arguments)
-    if given.smoke and given.results == HERE / "results":
-        parser.error("--smoke must not mix with real runs; name another folder with --results")
+    data = "folder of the data sets, for MovieLens 100K"
+    given = parse(command_line(__doc__, HERE / "results", data), arguments)
     names = SMOKE if given.smoke else tuple(WAYS)
     folder = given.results / ("ml-100k" if given.data_dir and not given.smoke else "synthetic")
     setting = setting_of(given.data_dir, smoke=given.smoke)

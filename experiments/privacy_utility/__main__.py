@@ -8,16 +8,16 @@ a table is printed, and `table.md` and `utility.png` are written beside them. Se
 what to expect.
 """
 
-import argparse
 import contextlib
-import json
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fedjax_rec as fr
+from experiments.keeping import command_line, keep_runs, parse, tiny_split
 from experiments.privacy_utility.runs import Setting, tune
 from fedjax_rec.evaluation.baselines import popularity_ranks
 from fedjax_rec.evaluation.measure import measure, name_sampled
@@ -28,9 +28,9 @@ HERE = Path(__file__).parent
 def setting_of(folder: Path | None, *, smoke: bool) -> Setting:
     """The setting of all runs."""
     if smoke:
-        data = fr.synthetic(60, 50, seed=1, min_events=4, median_events=10)
-        split = fr.leave_one_out(data, num_candidates=20)
-        return Setting(split, cohorts=(60,), epsilons=(8.0,), trials=2, seeds=(0, 1), passes=2.0, dim=4)
+        return Setting(
+            tiny_split(), cohorts=(60,), epsilons=(8.0,), trials=2, seeds=(0, 1), passes=2.0, dim=4
+        )
     return Setting(fr.leave_one_out(fr.load_dataset("ml-1m-loo", data_dir=folder)))
 
 
@@ -38,16 +38,13 @@ def run_missing(setting: Setting, folder: Path, *, only_read: bool = False) -> l
     """Run what has no file yet, unless files are only to be read, and read all."""
     from tqdm import tqdm
 
-    folder.mkdir(parents=True, exist_ok=True)
-    tasks = [(cohort, epsilon) for cohort in setting.cohorts for epsilon in (*setting.epsilons, None)]
-    found = []
-    for cohort, epsilon in tqdm(tasks, unit="budget", file=sys.stderr):
-        path = folder / f"{cohort}-{'plain' if epsilon is None else f'{epsilon:g}'}.json"
-        if not path.exists() and not only_read:
-            path.write_text(json.dumps(tune(setting, cohort, epsilon)) + "\n", encoding="utf-8")
-        if path.exists():
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-    return found
+    tasks = {
+        f"{cohort}-{'plain' if epsilon is None else f'{epsilon:g}'}": partial(tune, setting, cohort, epsilon)
+        for cohort in setting.cohorts
+        for epsilon in (*setting.epsilons, None)
+    }
+    kept = keep_runs(tasks, folder, read=only_read)
+    return [run for run, _ in tqdm(kept, total=len(tasks), unit="budget", file=sys.stderr)]
 
 
 def spread(run: dict[str, Any], name: str) -> tuple[float, float]:
@@ -102,16 +99,9 @@ def draw(runs: Sequence[dict[str, Any]], popularity: float, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing; print the table; write it and the figure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data-dir", type=Path, help="folder of the data sets")
-    parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--smoke", action="store_true", help="a tiny population; name other --results")
+    parser = command_line(__doc__, HERE / "results")
     parser.add_argument("--table", action="store_true", help="run nothing; write what is there")
-    given = parser.parse_args(arguments)
-    if given.smoke and given.results == HERE / "results":
-        parser.error("--smoke must not mix with real runs; name another folder with --results")
+    given = parse(parser, arguments)
     with contextlib.suppress(RuntimeError):  # jax has started: it stays as it is
         fr.use_cores()
     setting = setting_of(given.data_dir, smoke=given.smoke)
