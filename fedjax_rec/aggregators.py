@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from fedjax_rec.noise import bands_of, draw_mixed, draw_normal
 from fedjax_rec.population import Population
 from fedjax_rec.soundness import check_summable
 from fedjax_rec.tables import expand
@@ -274,82 +275,16 @@ def gaussian(
             raise ValueError(f"{name}={value} is out of range; give a positive number")
     inner = named(base) if isinstance(base, str) else base
     check_summable(inner)
-    deviation, bands = noise_multiplier * norm / expected, _bands_of(mixing)
+    deviation, bands = noise_multiplier * norm / expected, bands_of(mixing)
 
     def finish(totals: Totals) -> Server:
         return jax.tree.map(lambda x: x / expected, inner.finish(totals))
 
     def noise(key: Key, turn: jax.Array, aggregate: Server) -> Server:
-        drawn = _mixed(key, turn, aggregate, mixing) if mixing else _normal(key, turn, aggregate)
+        drawn = draw_mixed(key, turn, aggregate, mixing) if mixing else draw_normal(key, turn, aggregate)
         return jax.tree.map(lambda x: deviation * x, drawn)
 
     return inner._replace(finish=finish, noise=noise, norm=norm, bands=bands)
-
-
-def _bands_of(mixing: Sequence[float]) -> int:
-    """In how many rounds in a row a client may take part once: how far the inverse of the mixing reaches."""
-    if not mixing:
-        return 1
-    strategy = invert(mixing, len(mixing))
-    length = math.sqrt(math.fsum(c * c for c in strategy))
-    if not length <= 1 + 1e-6:
-        raise ValueError(
-            f"mixed noise that hides {length:.6g} times what a client sends is too little; take the mixing of "
-            "privacy.banded.noise_coefficients, or scale it so that its inverse has columns of norm 1"
-        )
-    return max(place + 1 for place, c in enumerate(strategy) if abs(c) > 1e-9)
-
-
-def invert(coefficients: Sequence[float], count: int) -> tuple[float, ...]:
-    """The first column of the inverse of a lower triangular Toeplitz matrix.
-
-    x_0 = 1 / c_0,  x_t = -(c_1 x_{t-1} + ... + c_{b-1} x_{t-b+1}) / c_0.
-
-    Args:
-        coefficients: c, its first column, as far as it is not 0; c_0 is not 0.
-        count: how many numbers to give.
-
-    Returns:
-        x, that many numbers.
-
-    Raises:
-        ValueError: if c_0 is 0.
-
-    Example:
-        >>> invert((1.0, 0.5), 4)
-        (1.0, -0.5, 0.25, -0.125)
-    """
-    head, *tail = coefficients
-    if head == 0:
-        raise ValueError(
-            "a matrix with zeros on its diagonal has no inverse; give a first number that is not 0"
-        )
-    found = [1 / head]
-    for turn in range(1, count):
-        taken = zip(tail, reversed(found[max(0, turn - len(tail)) : turn]), strict=False)
-        found.append((0.0 - math.fsum(c * x for c, x in taken)) / head)
-    return tuple(found)
-
-
-def _normal(key: Key, turn: jax.Array, aggregate: Server) -> Server:
-    """One round's standard normal numbers, of the aggregate's shapes."""
-    leaves, structure = jax.tree.flatten(aggregate)
-    secret = jax.random.fold_in(key, turn)
-    keys = (jax.random.fold_in(secret, number) for number in range(len(leaves)))
-    return jax.tree.unflatten(
-        structure, [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    )
-
-
-def _mixed(key: Key, turn: jax.Array, aggregate: Server, mixing: Sequence[float]) -> Server:
-    """sum_{k <= t} m_{t-k} w_k: the earlier rounds' numbers are drawn again, so that nothing is kept."""
-    shares = jnp.asarray(mixing, jnp.float32)
-
-    def add(k: jax.Array, total: Server) -> Server:
-        share = shares.at[turn - k].get(mode="fill", fill_value=jnp.nan)
-        return jax.tree.map(lambda x, w: x + share * w, total, _normal(key, k, aggregate))
-
-    return jax.lax.fori_loop(0, turn + 1, add, jax.tree.map(jnp.zeros_like, aggregate))
 
 
 def rows_summed() -> Aggregator:

@@ -9,7 +9,7 @@ import pytest
 
 import fedjax_rec as fr
 from fedjax_rec import aggregators, transforms
-from fedjax_rec.aggregators import invert
+from fedjax_rec.noise import invert
 from fedjax_rec.privacy.accounting import epsilon_of, round_event
 from fedjax_rec.privacy.banded import noise_coefficients, strategy_coefficients
 from fedjax_rec.privacy.central import dp_fedavg

@@ -18,7 +18,7 @@ that is resumed meets the same. After the planned rounds it is not a number, and
 import math
 from functools import lru_cache
 
-from fedjax_rec.aggregators import invert
+from fedjax_rec.noise import invert
 
 INSTALL = "banded noise needs jax-privacy; pip install 'fedjax_rec[banded]'"
 
