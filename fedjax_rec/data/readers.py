@@ -327,21 +327,21 @@ def _read_text(
     *,
     header: bool,
 ) -> Interactions:
-    """Parses and codes a file chunk by chunk; of its text nothing is held when duplicates are looked for."""
+    """Parses and codes a file chunk by chunk; its text is let go with the last one, before ids are written out."""
     check_rule(duplicates)
     text = open_text(path, separator)
     names, columns = choose(text)
-    chunks = parse_chunks(text, names, ids=columns[:2], header=header)
+    most, chunks = text.most_rows, parse_chunks(text, names, ids=columns[:2], header=header)
+    del text  # what is left to parse holds it
 
     def where(row: int) -> str:
         return open_text(path, separator).where(row + header)
 
     try:
-        events = gather(chunks, text.most_rows, columns, where)
+        events = gather(chunks, most, columns, where)
     except DataError:
-        check_fields(text, len(names))
+        check_fields(open_text(path, separator), len(names))
         raise
-    del text, chunks
     return keep_one(events, where, duplicates)
 
 

@@ -19,7 +19,7 @@ _ROOM = 2**24  # bytes that a table of ids may take in any case,
 _ROOM_OF_ROW = 64  # and for each row: all ids are as wide as the widest
 _EXACT = 2.0**53  # float64 holds every integer up to here
 _PLAIN = re.compile(rb"0|-?[1-9][0-9]{0,18}")
-_BLOCK = 2**12  # ids decoded at a time
+_BLOCK = 2**12  # ids moved or decoded at a time
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -115,7 +115,7 @@ class Vocabulary:
     def _code(self, names: np.ndarray) -> np.ndarray:
         """int32[U], the codes of names [U], of which the new ones get the next in the order of appearance."""
         wanted, first, back = np.unique(names, return_index=True, return_inverse=True)
-        known = self.known if len(self.known) else wanted[:0]
+        known = self.known if len(self.known) else wanted[:0].copy()
         at = np.searchsorted(known, wanted)
         met = at < len(known)
         met[met] = known[at[met]] == wanted[met]
@@ -127,8 +127,9 @@ class Vocabulary:
         )
         if len(fresh):
             wide = np.promote_types(known.dtype, wanted.dtype)  # inserting would cut longer text off
-            self.known = np.insert(known.astype(wide, copy=False), at[fresh], wanted[fresh])
-            self.places = np.insert(self.places, at[fresh], codes[fresh])
+            self.known = known.astype(wide, copy=False)
+            _insert(self.known, at[fresh], wanted[fresh])
+            _insert(self.places, at[fresh], codes[fresh])
         return codes[back]
 
     def _measure(self, names: list[str], codes: np.ndarray, where: Where) -> None:
@@ -160,6 +161,17 @@ def encode(values: pd.Series, name: str, where: Where) -> tuple[np.ndarray, np.n
     """
     vocabulary = Vocabulary(name)
     return vocabulary.codes(values, where), vocabulary.ids()
+
+
+def _insert(table: np.ndarray, at: np.ndarray, values: np.ndarray) -> None:
+    """`np.insert` in place: block by block from the end, so that no second table is held."""
+    old, last = len(table), len(at)
+    table.resize(old + last, refcheck=False)
+    for start in range(old - old % _BLOCK, -1, -_BLOCK):
+        first, stop = int(np.searchsorted(at, start)), min(start + _BLOCK, old)
+        here = slice(first, last)
+        table[start + first : stop + last] = np.insert(table[start:stop], at[here] - start, values[here])
+        last = first
 
 
 def _as_names(uniques: pd.Series) -> "np.ndarray | list[str]":
