@@ -112,6 +112,11 @@ def _asynchronous(values: Mapping[str, Any], given: Mapping[str, Any], *, privat
             "--cohort has no meaning for asynchronous rounds, which wait for --async-buffer arrivals; leave it "
             "out for --concurrency, clients under way"
         )
+    if values.get("sampler") is not None:
+        raise ValueError(
+            f"--sampler={values['sampler']} has no meaning for asynchronous rounds, where whoever arrives takes "
+            "part; leave it out"
+        )
     if private:
         raise ValueError(
             "--async-buffer lets clients take part as they arrive, for which no accountant covers the noise; "

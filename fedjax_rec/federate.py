@@ -217,7 +217,8 @@ def federate(
         sent = result.private if exchange is None else exchange(totals, state.server, result.private)
         private, memory = _store(state, clients.id, sound & ~stepped.skipped, (sent, result.memory))
         known = learn(aggregator, state.known, clients.id, trained & ~stepped.skipped, result.losses)
-        flight, done = keep_model(present.flight, stepped.server, state.round + 1), state.round + 1
+        done = state.round + 1
+        flight = keep_model(present.flight, stepped.server, done)
         info = _report(result, present, trained, sound, stepped, state.round)
         state = State(done, stepped.server, stepped.opt_state, private, memory, known, flight)
         return keep_replicated(state, mesh), info

@@ -11,9 +11,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_rec.engine import Result
 from fedjax_rec.types import RoundInfo, Totals
+
+EXPLODED = 1e3  # times the first round's loss: finite, and beyond all use
+LOST = 3  # so many lost rounds in a row are no accident
 
 
 class Attempt(NamedTuple):
@@ -83,3 +87,42 @@ def lost(infos: RoundInfo) -> jax.Array:
         [True, False, True]
     """
     return ((infos.skipped > 0) & (infos.clients > 0)) | (infos.unsound > infos.clients)
+
+
+def diverged(infos: RoundInfo, first: float) -> bool:
+    """Whether a run has diverged: a loss that is not finite or has exploded, or three lost rounds in a row.
+
+    Args:
+        infos: leaves [T], of the latest rounds.
+        first: the loss of the run's first round of somebody.
+
+    Returns:
+        the verdict.
+
+    Example:
+        >>> info = RoundInfo(*[np.zeros(3)] * 12)
+        >>> diverged(info, 0.7), diverged(info._replace(loss=np.array([0.7, 0.9, 701.0])), 0.7)
+        (False, True)
+    """
+    loss, streak = np.asarray(infos.loss), np.convolve(np.asarray(lost(infos)), np.ones(LOST))
+    return not bool(
+        (np.isfinite(loss) & ~(loss > EXPLODED * max(first, 1e-6))).all() and streak.max(initial=0) < LOST
+    )
+
+
+def first_loss(infos: RoundInfo) -> float:
+    """The loss of the first round of somebody; infinite if there was none.
+
+    Args:
+        infos: leaves [T], from the first round on.
+
+    Returns:
+        the loss.
+
+    Example:
+        >>> info = RoundInfo(*[np.ones(3)] * 12)
+        >>> first_loss(info._replace(clients=np.array([0, 2, 2]), loss=np.array([0, 0.5, 0.4])))
+        0.5
+    """
+    some = np.asarray(infos.loss)[np.asarray(infos.clients) > 0]
+    return float(some[0]) if some.size else np.inf

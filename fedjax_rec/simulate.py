@@ -24,22 +24,19 @@ from fedjax_rec.data.splits import Split
 from fedjax_rec.devices import replicate
 from fedjax_rec.evaluation.evaluator import Point, make_evaluator
 from fedjax_rec.evaluation.metrics import KS, metrics_from_ranks
-from fedjax_rec.guard import lost
+from fedjax_rec.guard import LOST, diverged, first_loss
 from fedjax_rec.leaves import digest
 from fedjax_rec.population import Population, population_of
 from fedjax_rec.types import Algorithm, Budget, Key, Plan, RoundInfo, State
 
 Metrics = dict[str, float]
 
-EXPLODED = 1e3  # times the first round's loss: finite, and beyond all use
-LOST = 3  # so many lost rounds in a row are no accident
-
 
 class Stop(NamedTuple):
     """When a run ends, besides its number of rounds.
 
     A run always stops as "diverged" when its loss is no longer finite or a thousand times that of the first round,
-    or when three rounds in a row are lost (`fedjax_rec.guard.lost`).
+    or when three rounds in a row are lost (`fedjax_rec.guard.diverged`).
     """
 
     metric: str = "ndcg@10"  # full-ranking validation metric
@@ -303,12 +300,9 @@ class _Run:
         self.ledger.check(after, done)
 
     def _sound(self) -> bool:
-        """Whether the last losses are finite and have not exploded, and no `LOST` rounds in a row are lost."""
-        loss, some = np.asarray(self.infos[-1].loss), (info.loss[info.clients > 0] for info in self.infos)
-        first = next((float(part[0]) for part in some if part.size), math.inf)
-        gone = np.concatenate([lost(info) for info in self.infos[-LOST:]])
-        streak = np.convolve(gone, np.ones(LOST), "valid").max() >= LOST
-        return bool((np.isfinite(loss) & ~(loss > EXPLODED * max(first, 1e-6))).all() and not streak)
+        """Whether the last blocks have not diverged; as many as rounds in a row are needed to see that."""
+        first = next(filter(math.isfinite, map(first_loss, self.infos)), math.inf)
+        return not diverged(jax.tree.map(lambda *x: np.concatenate(x), *self.infos[-LOST:]), first)
 
     def _compile(self, key: Key, state: State, population: Population) -> State:
         """Compile by running a block of no rounds."""

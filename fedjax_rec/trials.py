@@ -12,10 +12,10 @@ from jax.sharding import PartitionSpec
 
 from fedjax_rec.blocks import run_block
 from fedjax_rec.devices import AXIS, LEAST_SHARE, choose_devices, client_mesh, replicate
-from fedjax_rec.guard import lost
+from fedjax_rec.guard import diverged, first_loss
 from fedjax_rec.population import Population
 from fedjax_rec.spaces import Settings
-from fedjax_rec.types import Algorithm, PyTree, State
+from fedjax_rec.types import Algorithm, PyTree, RoundInfo, State
 
 Factory = Callable[..., Algorithm]
 Measure = Callable[[dict, Algorithm, State, Population], PyTree]  # compiled, of one run
@@ -65,7 +65,7 @@ class Runs:
         start, block = _spread(self._start, mesh), _spread(partial(self._block, size), mesh, donate=True)
         population = replicate(population, mesh or example.mesh)
         nothing = jnp.zeros(len(runs[1]), jnp.int32)
-        states, sound = start(runs, None, population, nothing), np.ones(count, bool)
+        states, infos = start(runs, None, population, nothing), []
         curves: list[list[tuple[int, float]]] = [[] for _ in trials]
         for first in range(0, rounds, size):
             turns, going = min(size, rounds - first), [not self._ended(curve) for curve in curves]
@@ -73,11 +73,12 @@ class Runs:
                 tell((rounds - first) * count)
                 break
             each = np.resize(turns * np.repeat(going, len(seeds)), len(runs[1]))  # an ended run has no turns
-            states, fine, found = block(runs, states, population, jnp.asarray(each, jnp.int32))
-            sound, found = sound & np.asarray(fine)[:count], jax.tree.map(np.asarray, found)
+            states, done, found = block(runs, states, population, jnp.asarray(each, jnp.int32))
+            done, found = jax.tree.map(np.asarray, (done, found))
+            infos.append(jax.tree.map(lambda x: x[:, :turns], done))  # noqa: B023 - used at once
             for trial in np.flatnonzero(going):
                 own = range(trial * len(seeds), (trial + 1) * len(seeds))
-                values = [self._value(found, run) if sound[run] else math.nan for run in own]
+                values = [math.nan if _diverged(infos, run) else self._value(found, run) for run in own]
                 curves[trial].append((first + turns, float(np.mean(values))))
             tell(turns * count)
         return curves
@@ -106,13 +107,19 @@ class Runs:
 
     def _block(
         self, size: int, run: PyTree, state: State, population: Population, turns: jax.Array
-    ) -> tuple[State, jax.Array, PyTree]:
-        """Some rounds of one run, whether their losses are finite, and the measured state."""
+    ) -> tuple[State, RoundInfo, PyTree]:
+        """Some rounds of one run, what they report, and the measured state."""
         values, key = run
         algorithm = self.make(**values)
         state, infos = run_block(algorithm, size, key, state, population, turns)
         found = self.judge.measure(values, algorithm, state, population)
-        return state, (jnp.isfinite(infos.loss) & ~lost(infos)).all(), found
+        return state, infos, found
+
+
+def _diverged(infos: list[RoundInfo], run: int) -> bool:
+    """Whether a run of a batch has diverged, from the reports of its blocks, leaves [R, T]."""
+    own = jax.tree.map(lambda *x: np.concatenate([part[run] for part in x]), *infos)
+    return diverged(own, first_loss(own))
 
 
 def _spread(one: Callable, mesh: jax.sharding.Mesh | None, *, donate: bool = False) -> Any:

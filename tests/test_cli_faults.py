@@ -136,6 +136,10 @@ BAD = {
     "fresher than fresh": (["--async-buffer", "5", "--max-staleness", "-1"], "--max-staleness=-1 is out"),
     "no buffer": (["--concurrency", "5"], "--concurrency=5 changes nothing without --async-buffer"),
     "no buffer to age in": (["--max-staleness", "5"], "changes nothing without --async-buffer"),
+    "a sampler too": (
+        ["--async-buffer", "5", "--sampler", "uniform"],
+        "--sampler=uniform has no meaning for",
+    ),
     "a cohort too": (["--async-buffer", "5", "--cohort", "5"], "--cohort has no meaning for asynchronous"),
     "faults too": (["--async-buffer", "5", "--drop-out", "0.1"], "--drop-out is of rounds that wait"),
     "private": (["--async-buffer", "5", "--clip", "1", "--target-epsilon", "4"], "no accountant"),

@@ -153,12 +153,12 @@ def test_patience_ends_each_trial_by_its_own_curve(split):
 
 
 def test_diverged_trials_are_worst(split):
-    """A run whose loss is not finite has no metric from then on."""
-    found = sweep(make, split, {"learning_rate": [1e18, 0.05]}, rounds=4, eval_every=2)
+    """A run that loses three rounds in a row has no metric from then on, as in `simulate`."""
+    found = sweep(make, split, {"learning_rate": [1e18, 0.05]}, rounds=6, eval_every=3)
     assert math.isnan(found.trials[0].curve[-1][1])
     assert found.best is found.trials[1]
     with pytest.raises(ValueError, match="all 1 trials diverged"):
-        sweep(make, split, {"learning_rate": [1e30]}, rounds=4, eval_every=2)
+        sweep(make, split, {"learning_rate": [1e30]}, rounds=6, eval_every=3)
 
 
 def test_test_items_are_never_looked_at(split):

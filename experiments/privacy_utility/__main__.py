@@ -91,6 +91,8 @@ def draw(runs: Sequence[dict[str, Any]], popularity: float, path: Path) -> None:
                 axes.axhline(spread(run, "hr@10")[0], linestyle="--", color=f"C{number}", linewidth=1)
     axes.axhline(popularity, linestyle=":", color="black", label="Popularity")
     axes.set_xscale("log", base=2)
+    budgets = sorted({run["epsilon"] for run in runs if run["epsilon"] is not None})
+    axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
     axes.set_xlabel("epsilon, of the whole run (dashed: without privacy)")
     axes.set_ylabel("HR@10, test, 1 + 99 candidates")
     axes.legend(title="clients in a round")
