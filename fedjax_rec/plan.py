@@ -13,6 +13,7 @@ The right column names the part of `python -m experiments.benchmarks.engine`'s r
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -142,42 +143,78 @@ def _batch_bytes(work: ClientWork, population: Population, server: Server) -> in
 
 
 def check_fits(plan: Plan, fixed: FixedPoint | None = None) -> None:
-    """Refuse clients' leaves or a stack of updates that cannot fit, or integer sums that could wrap.
+    """Refuse what cannot fit into memory, or integer sums that could wrap.
 
     Args:
         plan: of `make_plan`.
         fixed: how integers are summed; None for floats.
 
     Raises:
-        ValueError: if they need more than the device holds, or the cohort exceeds the sums' capacity.
+        ValueError: if a run needs more than the devices hold, or the cohort exceeds the sums' capacity.
 
     Example:
-        >>> check_fits(Plan(1, 1, 1, "waves", "scatter", {"stack": 0, "private": 0}))
+        >>> check_fits(Plan(9000, 1, 1, "waves", "scatter", {"model": 2**20, "stack": 2**52}))
+        Traceback (most recent call last):
+        ValueError: stacked updates take 4,194,304.0 of 4,194,304.0 GiB, and there are ...; lower the cohort
     """
     if fixed is not None and plan.cohort > fixed.capacity:
         raise ValueError(
             f"a cohort of {plan.cohort:,} could wrap fixed-point sums made for {fixed.capacity:,}; raise their "
             "capacity"
         )
-    room = device_bytes()
-    if plan.memory["private"] > room:
-        need, held = plan.memory["private"] / 2**30, room / 2**30
+    room, need = device_bytes(plan.devices), sum(plan.memory.values())
+    if need > room:
+        largest = max(plan.memory, key=plan.memory.__getitem__)
+        what, way_out = _PARTS[largest]
+        share, total, held = (size / 2**30 for size in (plan.memory[largest], need, room))
         raise ValueError(
-            f"what all clients keep needs {need:,.1f} GiB, the device has {held:,.1f}; lower --dim, or choose an "
-            "algorithm whose clients keep less than a table each"
-        )
-    if plan.memory["stack"] > room:
-        need, held = plan.memory["stack"] / 2**30, room / 2**30
-        raise ValueError(
-            f"stacking {plan.cohort:,} updates needs {need:,.1f} GiB, the device has {held:,.1f}; lower the cohort"
+            f"{what} {share:,.1f} of {total:,.1f} GiB, and there are {held:,.1f} for a cohort of {plan.cohort:,}; "
+            f"{way_out}"
         )
 
 
-def device_bytes() -> int:
-    """Memory of the default device, in bytes.
+def with_copy(plan: Plan) -> Plan:
+    """The plan of a run that holds on to its best state so far.
+
+    Args:
+        plan: of the rounds alone.
 
     Returns:
-        what the device reports, else the machine's.
+        the same with another state, as `memory["best"]`.
+
+    Example:
+        >>> parts = {"data": 9, "private": 1, "model": 2, "versions": 3}
+        >>> with_copy(Plan(1, 1, 1, "waves", "scatter", parts)).memory["best"]
+        6
+    """
+    best = sum(plan.memory[part] for part in ("private", "model", "versions"))
+    return plan._replace(memory={**plan.memory, "best": best})
+
+
+_PARTS = {  # of a plan's memory: what takes it, and the way out
+    "data": ("the clients' data take", "take fewer clients or fewer devices"),
+    "private": ("what all clients keep takes", "lower --dim, or choose an algorithm whose clients keep less"),
+    "model": (
+        "the model and its optimizer take",
+        "lower --dim, or choose a server optimizer that keeps less",
+    ),
+    "versions": ("the models that late clients train from take", "lower --max-staleness or --dim"),
+    "best": ("the best state so far takes", "lower --dim, or hold on to the last one only (keep='last')"),
+    "sums": ("sums of updates take", "lower --dim or the number of devices"),
+    "lanes": ("the lanes' batches take", "lower the lanes or the batch size"),
+    "room": ("the lanes' updates take", "lower the lanes, or the batches that a client trains on"),
+    "stack": ("stacked updates take", "lower the cohort"),
+}
+
+
+def device_bytes(devices: int = 1) -> int:
+    """Memory that some devices have together, in bytes.
+
+    Args:
+        devices: how many; those of a host share its memory.
+
+    Returns:
+        what devices like the default one report, else nine tenths of what the machine lets this process have.
 
     Example:
         >>> device_bytes() > 2**20
@@ -185,8 +222,18 @@ def device_bytes() -> int:
     """
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
+        return devices * int(stats["bytes_limit"])
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 2**63 - 1  # unknown: nothing is refused
+    return 9 * min(held, _container_bytes()) // 10
+
+
+def _container_bytes() -> int:
+    """What a container's memory is limited to (cgroup version 2), where there is such a limit."""
+    try:
+        text = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return 2**63 - 1
+    return int(text) if text.isdecimal() else 2**63 - 1

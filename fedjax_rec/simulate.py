@@ -26,6 +26,7 @@ from fedjax_rec.evaluation.evaluator import Point, make_evaluator
 from fedjax_rec.evaluation.metrics import KS, metrics_from_ranks
 from fedjax_rec.guard import LOST, diverged, first_loss
 from fedjax_rec.leaves import digest
+from fedjax_rec.plan import check_fits, with_copy
 from fedjax_rec.population import Population, population_of
 from fedjax_rec.types import Algorithm, Budget, Key, Plan, RoundInfo, State
 
@@ -149,7 +150,11 @@ def simulate(
         state = replicate(state, algorithm.mesh)
     size = eval_every if checkpoint is not None else min(eval_every, max(rounds, 1))
     block = jax.jit(partial(run_block, algorithm, size), donate_argnums=1)
-    run = _Run(block, evaluate, stop, keep, on_block, began, algorithm.plan(population), ledger)
+    plan = algorithm.plan(population)
+    if keep == "best" and evaluate is not None:
+        plan = with_copy(plan)
+        check_fits(plan)
+    run = _Run(block, evaluate, stop, keep, on_block, began, plan, ledger)
     if checkpoint is None:
         return run.go(key, state, population, rounds, size)
     facts = _facts(seed, eval_every, keep, stop, data, population)

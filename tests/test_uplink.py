@@ -283,9 +283,28 @@ def test_bad_values_are_refused(build, words):
 
 def test_a_stack_that_cannot_fit_is_refused(population, monkeypatch):
     """The memory of a stacked round is known before it runs."""
-    monkeypatch.setattr("fedjax_rec.plan.device_bytes", lambda: 1000)
-    with pytest.raises(ValueError, match="lower the cohort"):
+    algorithm = fr.fedmf(**SMALL, sampler=fixed(IDS), aggregator=reducers.median())
+    plan = algorithm.plan(population)
+    need = sum(plan.memory.values())
+    assert plan.memory["stack"] > 0
+    monkeypatch.setattr("fedjax_rec.plan.device_bytes", lambda devices: devices * need)
+    run(algorithm, population, rounds=1)
+    monkeypatch.setattr("fedjax_rec.plan.device_bytes", lambda devices: devices * need - 1)
+    with pytest.raises(ValueError, match="GiB, and there are"):
         _step(population, aggregator=reducers.median())
+
+
+def test_the_best_state_counts(monkeypatch):
+    """A run that holds on to its best state has room for two."""
+    data = fr.leave_one_out(fr.synthetic(60, 50, seed=1, min_events=4, median_events=10), num_candidates=20)
+    algorithm = fr.fedmf(**SMALL, cohort=10)
+    _, history = fr.simulate(algorithm, data, rounds=1)
+    parts = history.plan.memory
+    assert parts["best"] == parts["private"] + parts["model"] + parts["versions"] > 0
+    monkeypatch.setattr("fedjax_rec.plan.device_bytes", lambda devices: devices * sum(parts.values()) - 1)
+    with pytest.raises(ValueError, match="GiB"):
+        fr.simulate(algorithm, data, rounds=1)
+    assert "best" not in fr.simulate(algorithm, data, rounds=1, keep="last")[1].plan.memory
 
 
 @pytest.mark.parametrize("strategy", ["sorted", "matmul"])
