@@ -33,10 +33,17 @@ def chain(*transforms: Transform) -> Transform:
         >>> chain(quantise(8), clip(1.0)).name
         'quantise(8) > clip(1.0)'
     """
-    if len(transforms) == 1:
-        return transforms[0]
     if not transforms:
         raise ValueError("chain needs at least one transform; leave `transform` out for none")
+
+    def bound(known: Bound) -> Bound:
+        for transform in transforms:
+            known = _next_bound(known, transform)
+        return known
+
+    bound(Bound())  # what is unsound does not build
+    if len(transforms) == 1:
+        return transforms[0]
 
     def update(key: Key, sent: Update, server: Server) -> Update:
         for number, transform in enumerate(transforms):
@@ -48,12 +55,6 @@ def chain(*transforms: Transform) -> Transform:
             cost = cost if transform.wire is None else transform.wire(cost)
         return cost
 
-    def bound(known: Bound) -> Bound:
-        for transform in transforms:
-            known = _next_bound(known, transform)
-        return known
-
-    bound(Bound())  # what is unsound does not build
     name = " > ".join(transform.name for transform in transforms)
     return _with_memories(Transform(name, update, wire=wire, bound=bound), transforms)
 

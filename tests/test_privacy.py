@@ -129,6 +129,7 @@ REFUSED = {
         "too little for those of norm 2.0",
     ),
     "local noise without a clip": (lambda: fr.fedmf(transform=transforms.add_noise(1.0)), "put clip"),
+    "a chain of noise alone": (lambda: transforms.chain(transforms.add_noise(1.0)), "put clip"),
     "a clip before what undoes it": (
         lambda: transforms.chain(transforms.clip(1.0), transforms.quantise(4)),
         "put the clip after it",
