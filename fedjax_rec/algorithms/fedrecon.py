@@ -20,7 +20,7 @@ Departures:
   draws new halves in every round, and only the batches beyond 2 `max_steps` are left out;
 * a support row is sent with a change of 0, so that the traffic reported is about twice what is needed, and
   normalisers of single rows are refused, which would count its clients;
-* the authors zero an update that is not finite; here the run stops and says so.
+* the authors zero an update that is not finite; here its client counts as absent (`fedjax_rec.guard`).
 """
 
 from functools import partial
