@@ -104,7 +104,7 @@ def diverged(infos: RoundInfo, first: float) -> bool:
         >>> diverged(info, 0.7), diverged(info._replace(loss=np.array([0.7, 0.9, 701.0])), 0.7)
         (False, True)
     """
-    loss, streak = np.asarray(infos.loss), np.convolve(np.asarray(lost(infos)), np.ones(LOST))
+    loss, streak = np.asarray(infos.loss), np.convolve([*np.asarray(lost(infos)), False], np.ones(LOST))
     return not bool(
         (np.isfinite(loss) & ~(loss > EXPLODED * max(first, 1e-6))).all() and streak.max(initial=0) < LOST
     )

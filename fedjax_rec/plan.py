@@ -164,13 +164,19 @@ def check_fits(plan: Plan, fixed: FixedPoint | None = None) -> None:
         )
     room, need = device_bytes(plan.devices), sum(plan.memory.values())
     if need > room:
-        largest = max(plan.memory, key=plan.memory.__getitem__)
-        what, way_out = _PARTS[largest]
+        largest = _to_blame(plan.memory, need - room)
+        what, way_out = _PARTS.get(largest, (f"{largest!r} takes", "make it smaller"))
         share, total, held = (size / 2**30 for size in (plan.memory[largest], need, room))
         raise ValueError(
             f"{what} {share:,.1f} of {total:,.1f} GiB, and there are {held:,.1f} for a cohort of {plan.cohort:,}; "
             f"{way_out}"
         )
+
+
+def _to_blame(memory: dict[str, int], excess: int) -> str:
+    """The largest part; the copy of the best state, which is as large as what it copies, only where it decides."""
+    others = {part: size for part, size in memory.items() if part != "best"}
+    return "best" if memory.get("best", 0) >= excess else max(others, key=others.__getitem__)
 
 
 def with_copy(plan: Plan) -> Plan:
@@ -187,7 +193,7 @@ def with_copy(plan: Plan) -> Plan:
         >>> with_copy(Plan(1, 1, 1, "waves", "scatter", parts)).memory["best"]
         6
     """
-    best = sum(plan.memory[part] for part in ("private", "model", "versions"))
+    best = sum(plan.memory.get(part, 0) for part in ("private", "model", "versions"))
     return plan._replace(memory={**plan.memory, "best": best})
 
 
@@ -199,7 +205,10 @@ _PARTS = {  # of a plan's memory: what takes it, and the way out
         "lower --dim, or choose a server optimizer that keeps less",
     ),
     "versions": ("the models that late clients train from take", "lower --max-staleness or --dim"),
-    "best": ("the best state so far takes", "lower --dim, or hold on to the last one only (keep='last')"),
+    "best": (
+        "the best state so far takes",
+        "lower --dim, or have no best kept: keep='last', or no validation",
+    ),
     "sums": ("sums of updates take", "lower --dim or the number of devices"),
     "lanes": ("the lanes' batches take", "lower the lanes or the batch size"),
     "room": ("the lanes' updates take", "lower the lanes, or the batches that a client trains on"),

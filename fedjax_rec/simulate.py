@@ -142,6 +142,9 @@ def simulate(
     key = jax.random.key(seed) if isinstance(seed, (int, np.integer)) else seed
     population = population_of(data) if isinstance(data, Split) else data
     evaluate = _validator(algorithm, data, cutoffs, point)
+    plan = algorithm.plan(population)
+    plan = with_copy(plan) if keep == "best" and evaluate is not None else plan
+    check_fits(plan)  # before anything is put on a device
     population = replicate(population, algorithm.mesh)
     if state is None:
         state = jax.jit(algorithm.init)(key, population)
@@ -150,10 +153,6 @@ def simulate(
         state = replicate(state, algorithm.mesh)
     size = eval_every if checkpoint is not None else min(eval_every, max(rounds, 1))
     block = jax.jit(partial(run_block, algorithm, size), donate_argnums=1)
-    plan = algorithm.plan(population)
-    if keep == "best" and evaluate is not None:
-        plan = with_copy(plan)
-        check_fits(plan)
     run = _Run(block, evaluate, stop, keep, on_block, began, plan, ledger)
     if checkpoint is None:
         return run.go(key, state, population, rounds, size)
@@ -332,10 +331,9 @@ class _Run:
         self.evaluations.append((done, metrics))
         value = metrics[f"full/{self.stop.metric}"]
         if value > self.best[0]:
-            kept = (
-                jax.tree.map(jnp.copy, state) if self.keep_best else None
-            )  # the next block consumes `state`
-            self.best = (value, done, kept)
+            self.best = (value, done, None)  # the one before goes first
+            if self.keep_best:  # the next block consumes `state`
+                self.best = (value, done, jax.tree.map(jnp.copy, state))
         return metrics
 
     def _tell(self, done: int, rounds: int, count: int, validation: Metrics | None, reason: str) -> None:

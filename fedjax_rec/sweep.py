@@ -307,9 +307,9 @@ def _chunks(
     group: _Group, algorithms: list[Algorithm], population: Population, seeds: int
 ) -> list[list[int]]:
     """As many trials at once as memory holds, in parts of equal length."""
-    memory = algorithms[group.members[0]].plan(population).memory
-    each = seeds * sum(memory[part] for part in ("private", "model", "versions"))
-    most = max(1, int(SHARE * device_bytes() / max(each, 1)))
+    plan = algorithms[group.members[0]].plan(population)
+    each = seeds * sum(plan.memory.get(part, 0) for part in ("private", "model", "versions"))
+    most = max(1, int(SHARE * device_bytes(plan.devices) / max(each, 1)))
     parts = -(-len(group.members) // most)
     size = -(-len(group.members) // parts)
     return [group.members[start : start + size] for start in range(0, len(group.members), size)]

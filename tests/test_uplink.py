@@ -302,8 +302,8 @@ def test_the_best_state_counts(monkeypatch):
     parts = history.plan.memory
     assert parts["best"] == parts["private"] + parts["model"] + parts["versions"] > 0
     monkeypatch.setattr("fedjax_rec.plan.device_bytes", lambda devices: devices * sum(parts.values()) - 1)
-    with pytest.raises(ValueError, match="GiB"):
-        fr.simulate(algorithm, data, rounds=1)
+    with pytest.raises(ValueError, match=r"the best state so far takes .* keep='last'"):
+        fr.simulate(algorithm._replace(init=pytest.fail), data, rounds=1)  # before anything is made
     assert "best" not in fr.simulate(algorithm, data, rounds=1, keep="last")[1].plan.memory
 
 
