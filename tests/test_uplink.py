@@ -302,8 +302,9 @@ def test_the_best_state_counts(monkeypatch):
     parts = history.plan.memory
     assert parts["best"] == parts["private"] + parts["model"] + parts["versions"] > 0
     monkeypatch.setattr("fedjax_rec.plan.device_bytes", lambda devices: devices * sum(parts.values()) - 1)
+    stateless = algorithm._replace(init=lambda *_: pytest.fail("a state was made before the refusal"))
     with pytest.raises(ValueError, match=r"the best state so far takes .* keep='last'"):
-        fr.simulate(algorithm._replace(init=pytest.fail), data, rounds=1)  # before anything is made
+        fr.simulate(stateless, data, rounds=1)
     assert "best" not in fr.simulate(algorithm, data, rounds=1, keep="last")[1].plan.memory
 
 
