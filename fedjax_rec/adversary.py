@@ -195,9 +195,8 @@ def _collude(attack: Attack, ids: np.ndarray, algorithm: Algorithm, sampler: Sam
     def run_round(key: Key, state: State, population: Population) -> tuple[State, RoundInfo]:
         held, known = state.memory
         cohort_key = jax.random.fold_in(stream(key, "cohort"), state.round)
-        cohort, alive = draw_cohort(
-            sampler, cohort_key, population, state.known, state.round
-        )  # as the round will
+        drawn = draw_cohort(sampler, cohort_key, population, state.known, state.round)  # as the round will
+        cohort, alive = drawn
         present = jnp.isin(jnp.asarray(ids), jnp.where(alive, cohort, -1))
         own = jax.random.fold_in(stream(key, "attack"), state.round + 1)  # 0 is that of `init`
         keys = jax.vmap(partial(jax.random.fold_in, own))(jnp.asarray(ids))

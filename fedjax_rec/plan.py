@@ -30,6 +30,23 @@ from fedjax_rec.tables import num_rows
 from fedjax_rec.types import ClientWork, FixedPoint, Known, Plan, PyTree, Sampler, Server, State
 
 CPU_LANES, ACCELERATOR_LANES = 32, 1024
+_PARTS = {  # of a plan's memory: what takes it, and the way out
+    "data": ("the clients' data take", "take fewer clients or fewer devices"),
+    "private": ("what all clients keep takes", "lower --dim, or choose an algorithm whose clients keep less"),
+    "model": (
+        "the model and its optimizer take",
+        "lower --dim, or choose a server optimizer that keeps less",
+    ),
+    "versions": ("the models that late clients train from take", "lower --max-staleness or --dim"),
+    "best": (
+        "the best state so far takes",
+        "lower --dim, or have no best kept: keep='last', or no validation",
+    ),
+    "sums": ("sums of updates take", "lower --dim or the number of devices"),
+    "lanes": ("the lanes' batches take", "lower the lanes or the batch size"),
+    "room": ("the lanes' updates take", "lower the lanes, or the batches that a client trains on"),
+    "stack": ("stacked updates take", "lower the cohort"),
+}
 
 
 def choose_lanes(cohort: int, *, devices: int = 1, schedule: str = "lanes", platform: str = "cpu") -> int:
@@ -193,27 +210,23 @@ def with_copy(plan: Plan) -> Plan:
         >>> with_copy(Plan(1, 1, 1, "waves", "scatter", parts)).memory["best"]
         6
     """
-    best = sum(plan.memory.get(part, 0) for part in ("private", "model", "versions"))
-    return plan._replace(memory={**plan.memory, "best": best})
+    return plan._replace(memory={**plan.memory, "best": state_bytes(plan)})
 
 
-_PARTS = {  # of a plan's memory: what takes it, and the way out
-    "data": ("the clients' data take", "take fewer clients or fewer devices"),
-    "private": ("what all clients keep takes", "lower --dim, or choose an algorithm whose clients keep less"),
-    "model": (
-        "the model and its optimizer take",
-        "lower --dim, or choose a server optimizer that keeps less",
-    ),
-    "versions": ("the models that late clients train from take", "lower --max-staleness or --dim"),
-    "best": (
-        "the best state so far takes",
-        "lower --dim, or have no best kept: keep='last', or no validation",
-    ),
-    "sums": ("sums of updates take", "lower --dim or the number of devices"),
-    "lanes": ("the lanes' batches take", "lower the lanes or the batch size"),
-    "room": ("the lanes' updates take", "lower the lanes, or the batches that a client trains on"),
-    "stack": ("stacked updates take", "lower the cohort"),
-}
+def state_bytes(plan: Plan) -> int:
+    """What the state of a run takes, in bytes.
+
+    Args:
+        plan: of `make_plan`.
+
+    Returns:
+        the sum over all devices.
+
+    Example:
+        >>> state_bytes(Plan(1, 1, 1, "waves", "scatter", {"data": 9, "private": 1, "model": 2}))
+        3
+    """
+    return sum(plan.memory.get(part, 0) for part in ("private", "model", "versions"))
 
 
 def device_bytes(devices: int = 1) -> int:

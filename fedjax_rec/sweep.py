@@ -31,7 +31,7 @@ from fedjax_rec.evaluation.protocol import Protocol
 from fedjax_rec.evaluation.ranking import Places, count_rivals, make_ranker
 from fedjax_rec.evaluation.ratings import rating_errors
 from fedjax_rec.exactness import assume_rest
-from fedjax_rec.plan import device_bytes
+from fedjax_rec.plan import device_bytes, state_bytes
 from fedjax_rec.population import Population, population_of
 from fedjax_rec.spaces import Settings, grid
 from fedjax_rec.trials import Budget, Factory, Judge, Runs
@@ -308,8 +308,7 @@ def _chunks(
 ) -> list[list[int]]:
     """As many trials at once as memory holds, in parts of equal length."""
     plan = algorithms[group.members[0]].plan(population)
-    each = seeds * sum(plan.memory.get(part, 0) for part in ("private", "model", "versions"))
-    most = max(1, int(SHARE * device_bytes(plan.devices) / max(each, 1)))
+    most = max(1, int(SHARE * device_bytes(plan.devices) / max(seeds * state_bytes(plan), 1)))
     parts = -(-len(group.members) // most)
     size = -(-len(group.members) // parts)
     return [group.members[start : start + size] for start in range(0, len(group.members), size)]

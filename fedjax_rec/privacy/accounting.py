@@ -277,14 +277,14 @@ def capacity_for(num_clients: int, probability: float, rounds: int, delta: float
 
 
 def choose_noise(
-    noise_multiplier: float | None, target_epsilon: float | None, calibrate: Callable[[float], float]
+    noise_multiplier: float | None, target_epsilon: float | None, calibrate: Callable[..., float]
 ) -> float:
     """The noise that is asked for, by itself or by what it may spend.
 
     Args:
         noise_multiplier: z; give it or the target.
         target_epsilon: of the budget.
-        calibrate: target -> z.
+        calibrate: epsilon=target -> z.
 
     Returns:
         z, above 0.
@@ -299,7 +299,7 @@ def choose_noise(
     if noise_multiplier is not None and target_epsilon is None:
         chosen = noise_multiplier
     elif target_epsilon is not None and noise_multiplier is None:
-        chosen = calibrate(target_epsilon)
+        chosen = calibrate(epsilon=target_epsilon)
     else:
         raise ValueError(
             f"noise_multiplier={noise_multiplier} and target_epsilon={target_epsilon}: give exactly one of them"

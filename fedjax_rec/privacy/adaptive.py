@@ -17,6 +17,7 @@ Source: Andrew et al. 2021, "Differentially private learning with adaptive clipp
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -132,10 +133,7 @@ def adaptive_dp(
     if not (start > 0 and 0 < quantile < 1 and rate > 0):
         raise ValueError(f"start={start}, quantile={quantile} or rate={rate} is out of range")
     sampler = draw_poisson(num_clients, cohort, rounds, delta)
-
-    def calibrate(epsilon: float) -> float:
-        return noise_for(sampler, num_clients, rounds, epsilon=epsilon, delta=delta)
-
+    calibrate = partial(noise_for, sampler, num_clients, rounds, delta=delta)
     noise_multiplier = choose_noise(noise_multiplier, target_epsilon, calibrate)
     scale = _scale_of_bit(noise_multiplier, cohort / 20 if count_noise is None else count_noise)
     norm = math.hypot(1.0, scale / 2)  # of an update over C and its bit

@@ -15,6 +15,7 @@ devices (user vectors) needs no noise. **Not covered**: validation metrics, by w
 other numbers that a simulation prints: they are those of the experimenter, not releases of the system.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from fedjax_rec.aggregators import gaussian
@@ -102,9 +103,7 @@ def dp_fedavg(
     mixing = noise_coefficients(rounds, bands) if bands != 1 else ()
     sampler = draw_poisson(num_clients, cohort, rounds, delta, groups=bands)
 
-    def calibrate(epsilon: float) -> float:
-        return noise_for(sampler, num_clients, rounds, epsilon=epsilon, delta=delta)
-
+    calibrate = partial(noise_for, sampler, num_clients, rounds, delta=delta)
     noise_multiplier = choose_noise(noise_multiplier, target_epsilon, calibrate)
     return Private(
         sampler=sampler,

@@ -15,6 +15,7 @@ The noise is that of the analytic Gaussian mechanism, not of sqrt(2 log(1.25 / d
 hold for epsilon > 1.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from fedjax_rec.privacy.accounting import (
@@ -101,10 +102,7 @@ def local_dp(
     Source: Duchi et al. 2013, "Local privacy and statistical minimax rates" (the model); Balle & Wang 2018,
     "Improving the Gaussian mechanism for differential privacy" (the noise).
     """
-
-    def calibrate(epsilon: float) -> float:
-        return message_noise_for(rounds, epsilon=epsilon, delta=delta)
-
+    calibrate = partial(message_noise_for, rounds, delta=delta)
     noise_multiplier = choose_noise(noise_multiplier, target_epsilon, calibrate)
     rows = () if items is None else (all_rows(items),)
     return LocalPrivate(
