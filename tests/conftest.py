@@ -9,7 +9,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax
+import jaxlib
 import pytest
+from jax._src import compiler  # for want of a public way to set a compiler's option for all programs
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / "fedjax_rec-jax-cache"))
@@ -40,7 +42,22 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _forget_programs():
-    """Compiled programs of a module are of no use to the next; kept, they slow down a long session."""
-    yield
+def _programs(request):
+    """A module's programs: quickly compiled unless it compares bits of different ones, and forgotten at its end.
+
+    jaxlib 0.10 has two sets of CPU emitters, and compiles in half the time with those that are not its default.
+    Whoever compares bits is marked `pytest.mark.as_compiled` and has the default; later versions have no choice.
+    Kept, programs of one module slow down the next ones, which have no use for them.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        if jaxlib.__version__.startswith("0.10.") and not request.node.get_closest_marker("as_compiled"):
+            patched.setattr(compiler, "get_compile_options", _quick_options)
+        yield
     jax.clear_caches()
+
+
+def _quick_options(*args, default=compiler.get_compile_options, **kwargs):
+    """The options of every compilation, with the quicker emitters."""
+    options = default(*args, **kwargs)
+    options.env_option_overrides = [*options.env_option_overrides, ("xla_cpu_use_fusion_emitters", False)]
+    return options

@@ -26,6 +26,8 @@ from fedjax_rec.seal import SEAL, find_damage, list_files, seal
 from fedjax_rec.steps import SCHEMA, find_step, migrate, step_paths, write_step
 from fedjax_rec.stopping import noting_signals
 
+pytestmark = pytest.mark.as_compiled
+
 
 @pytest.fixture
 def half(tmp_path):

@@ -18,6 +18,8 @@ from fedjax_rec.schedules import Uplink
 from fedjax_rec.testing import KEY, assert_close, fixed, tiny_population
 from fedjax_rec.transforms import clip
 
+pytestmark = pytest.mark.as_compiled
+
 SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10}
 MANY = 4000
 

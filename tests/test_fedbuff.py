@@ -23,6 +23,8 @@ from fedjax_rec.transforms import clip
 from tests import reference_fedbuff as slow
 from tests import reference_fedmf as ref
 
+pytestmark = pytest.mark.as_compiled
+
 SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10}
 RATE, STRENGTH, NEGATIVES, BATCH, SERVER_RATE = 0.05, 0.02, 3, 8, 0.5
 ROUNDS = 7

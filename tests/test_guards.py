@@ -15,6 +15,8 @@ from fedjax_rec.robust import norm_bound
 from fedjax_rec.testing import fixed, tiny_population
 from fedjax_rec.transforms import clip, quantise
 
+pytestmark = pytest.mark.as_compiled
+
 KEY = jax.random.key(3)
 SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10}
 WAYS: dict[str, dict[str, Any]] = {  # each way by which updates reach the sums

@@ -17,6 +17,8 @@ from fedjax_rec.testing import KEY, assert_close, fixed, run, tiny_population
 from fedjax_rec.transforms import chain, clip
 from fedjax_rec.types import Server, Stack, Update
 
+pytestmark = pytest.mark.as_compiled
+
 SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10, "learning_rate": 0.3}
 
 

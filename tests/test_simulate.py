@@ -12,6 +12,8 @@ from fedjax_rec.servers import LOCALS, SERVERS
 from fedjax_rec.settings import Settings
 from fedjax_rec.testing import assert_close, check_one_trace, tiny_population
 
+pytestmark = pytest.mark.as_compiled
+
 
 @pytest.fixture(scope="module")
 def split():

@@ -14,6 +14,8 @@ from fedjax_rec.data.synthetic import synthetic
 from fedjax_rec.sweep import Trial, _group, _rests, sweep
 from fedjax_rec.testing import tiny_population
 
+pytestmark = pytest.mark.as_compiled
+
 SMALL: dict[str, Any] = {"dim": 4, "batch_size": 20, "cohort": 20, "lanes": 4}
 TRIALS = [{"learning_rate": 0.02, "regularisation": 0.0}, {"learning_rate": 0.1, "regularisation": 0.05}]
 ROUNDS, EVERY = 7, 3

@@ -15,6 +15,8 @@ from fedjax_rec.federate import client_update
 from fedjax_rec.testing import KEY, assert_close, fixed, run, tiny_population
 from fedjax_rec.types import Server, Stack, Transform, Update
 
+pytestmark = pytest.mark.as_compiled
+
 SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10, "learning_rate": 0.3}
 IDS = np.array([0, 1, 2, 3, 4, 5, 9])  # client 3 has no data
 
