@@ -1,5 +1,7 @@
 """GPFedRec against its numpy reference, both kinds of neighbours, and the graph by itself."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 import fedjax_rec as fr
 from fedjax_rec.algorithms.gpfedrec import _neighbours
+from fedjax_rec.testing import tiny_population
 from tests import reference_gpfedrec as ref
 from tests.catalogue_rounds import double, play
 
@@ -100,3 +103,13 @@ def test_refused_settings():
         fr.gpfedrec(neighbours="near")
     with pytest.raises(ValueError, match="dim must be at least 4, not 2"):
         fr.gpfedrec(dim=2)
+
+
+def test_pairs_are_compared_once():
+    """The rule and what is sent back need the same graph: it is compiled once."""
+    data, key = tiny_population(), jax.random.key(0)
+    algorithm = fr.gpfedrec(dim=4)
+    state = algorithm.init(key, data)
+    program = jax.jit(algorithm.round).lower(key, state, data).compile().as_text() or ""
+    clients = data.num_clients
+    assert len(re.findall(rf"f32\[{clients},{clients}\]\S* dot\(", program)) == 1

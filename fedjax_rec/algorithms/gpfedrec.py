@@ -219,6 +219,11 @@ def _hand_on(stack: Stack) -> Server:
     return Server({"sent": stack.sent.astype(jnp.float32)}, stack.server.tables)
 
 
+def _read(updates: Server) -> tuple[jax.Array, jax.Array]:
+    """Each client's change and whether it took part, of the negated aggregate that optax's rules are given."""
+    return -updates.tables["vector"], updates.shared["sent"] < 0
+
+
 def _graph(
     server: Server, changes: jax.Array, sent: jax.Array, *, like: bool, threshold: float | jax.Array
 ) -> jax.Array:
@@ -248,7 +253,7 @@ def _mean_of_neighbourhoods(graph: Callable) -> optax.GradientTransformation:
     """The server's rule: Q <- mean_u r_u over the clients that took part, a weighted mean of all Q_u."""
 
     def update(updates: Server, state: PyTree, params: Server | None = None) -> tuple[Server, PyTree]:
-        changes, sent = -updates.tables["vector"], updates.shared["sent"] < 0  # updates are negated
+        changes, sent = _read(updates)
         share = (sent / jnp.maximum(sent.sum(), 1)) @ graph(params, changes, sent)
         return Server({}, {"vector": jnp.tensordot(share, changes, 1)}), state
 
@@ -257,6 +262,7 @@ def _mean_of_neighbourhoods(graph: Callable) -> optax.GradientTransformation:
 
 def _send_neighbourhoods(graph: Callable, stack: Stack, server: Server, private: PyTree) -> PyTree:
     """Send r_u = Q + sum_v A_uv (Q_v - Q) to each client that took part: the rows of A add up to 1."""
-    changes, sent = stack.server.tables["vector"], stack.sent
+    seen = jax.tree.map(jnp.negative, _hand_on(stack))  # as the rule sees it: one graph is compiled for both
+    changes, sent = _read(seen)
     near = server.tables["vector"][None] + jnp.tensordot(graph(server, changes, sent), changes, 1)
     return {**private, "near": jnp.where(sent[:, None, None], near, private["near"])}
