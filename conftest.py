@@ -17,7 +17,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / "fedjax_rec-jax-cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED_DATA = Path(__file__).resolve().parents[1] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
