@@ -23,6 +23,7 @@ from fedjax_rec.types import Algorithm, State
 
 DATASETS = ("ml-100k", "ml-latest-small")
 BATCH, MOST, COHORT, ROUNDS, SEEDS = 5, 300, 100, 500, 5
+EVERY = 50  # rounds between looks at the loss
 KNOWN = 20  # training ratings of an item that a model can know
 PARTS = ("training", "validation", "test")
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -122,28 +123,37 @@ def run_seed(table: Table, seed: int, rounds: int = ROUNDS) -> dict[str, np.ndar
     population = population_of(training, table.num_items)
     for name, settings in VARIANTS.items():
         algorithm = fr.fedrecon(cohort=min(COHORT, population.num_clients), **settings)
-        state, _ = fr.simulate(algorithm, population, rounds=rounds, seed=seed, eval_every=rounds)
-        found[name] = measure(reconstruct(algorithm, state, support, query, table.num_items), query, known)
+        state, history = fr.simulate(algorithm, population, rounds=rounds, seed=seed, eval_every=EVERY)
+        if history.stopped == "diverged":
+            found[name] = np.full(4, np.nan)
+        else:
+            found[name] = measure(
+                reconstruct(algorithm, state, support, query, table.num_items), query, known
+            )
     return found
 
 
 def show(name: str, runs: Sequence[dict[str, np.ndarray]]) -> None:
-    """Print each method's mean and standard deviation over seeds."""
+    """Print each method's mean and standard deviation over the seeds in which it did not diverge."""
     for method in runs[0]:
         values = np.array([run[method] for run in runs])
-        spread = values.std(0, ddof=1) if len(runs) > 1 else np.zeros(4)
-        cells = [f"{mean:.4f} +- {std:.4f}" for mean, std in zip(values.mean(0), spread, strict=True)]
-        print(f"| {name} | {method} | {' | '.join(cells)} |", flush=True)
+        sound = values[np.isfinite(values).all(axis=1)]
+        spread = sound.std(0, ddof=1) if len(sound) > 1 else np.zeros(4)
+        middle = sound.sum(0) / max(len(sound), 1)
+        cells = [f"{mean:.4f} +- {std:.4f}" for mean, std in zip(middle, spread, strict=True)]
+        cells = cells if len(sound) else 4 * ["diverged"]
+        print(f"| {name} | {method} | {len(sound)} of {len(runs)} | {' | '.join(cells)} |", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run every data set and seed, and print means and standard deviations over seeds."""
+    """Run every data set and seed, and print means and standard deviations over seeds that did not diverge."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     given = parser.parse_args(arguments)
-    print("| data | method | RMSE | accuracy | RMSE, known | accuracy, known |\n|---|---|---|---|---|---|")
+    print("| data | method | seeds | RMSE | accuracy | RMSE, known | accuracy, known |")
+    print(f"|{7 * '---|'}")
     for name in DATASETS:
         table = read(name, given.data_dir)
         show(name, [run_seed(table, seed, given.rounds) for seed in range(given.seeds)])
