@@ -65,9 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of the data sets")
     parser.add_argument("--splits", type=int, default=SPLITS)
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="these settings")
     given = parser.parse_args(arguments)
     folds = [split(given.data_dir, seed) for seed in range(given.splits)]
-    for name, (settings, published) in SETTINGS.items():
+    for name in given.only:
+        settings, published = SETTINGS[name]
         tick, algorithm, found = time.perf_counter(), fr.fedrec(**settings), []
         block = jax.jit(lambda key, data, a=algorithm: fr.train(key, a, data, ROUNDS)[0])
         for seed, fold in enumerate(folds):
