@@ -10,9 +10,10 @@ import pytest
 import fedjax_rec as fr
 from experiments.honest_benchmark import units
 from experiments.honest_benchmark.__main__ import main
-from experiments.honest_benchmark.plan import jobs
+from experiments.honest_benchmark.plan import can_run, jobs
 from experiments.honest_benchmark.spaces import (
     SPACES,
+    STAND_INS,
     VARIANTS,
     needs_ratings,
     space_of,
@@ -142,6 +143,18 @@ def test_carried_settings_come_first():
     assert all(0.1 / 3 <= trial["learning_rate"] <= 0.3 for trial in trials[2:])
     assert len(trials) == 4
     assert trials_near([{}], 4) == [{}]
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_a_stand_in_runs_where_settings_are_carried(name, task, tmp_path):
+    """On the larger data it runs instead of its base, and begins with its base's best settings."""
+    large = task._replace(dataset="large", carry="tiny")
+    base, best = STAND_INS[name], [{"learning_rate": 0.25}]
+    assert [can_run(each, task) for each in (base, name)] == [True, False]
+    assert [can_run(each, large) for each in (base, name)] == [False, True]
+    write(tmp_path, Unit("tiny", base, "tune"), {"trials": [{"settings": one} for one in best]})
+    recipes = [job.recipe for job in jobs([large], (name,), (0,), tmp_path, centrals=CENTRALS)]
+    assert recipes[1]["carried"] == best
 
 
 def test_ratings_table(task, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.honest_benchmark import units
-from experiments.honest_benchmark.spaces import VARIANTS, needs_ratings, space_of
+from experiments.honest_benchmark.spaces import STAND_INS, VARIANTS, needs_ratings, space_of
 from experiments.honest_benchmark.store import Result, Unit, finished, read
 from experiments.honest_benchmark.task import Task
 from fedjax_rec.algorithms.registry import ENTRIES
@@ -55,15 +55,17 @@ def jobs(
 
 
 def can_run(name: str, task: Task) -> bool:
-    """Whether the data has what a variant learns from.
+    """Whether the data has what a variant learns from, and is of the size that it is for.
 
     Args:
         name: of the variant.
         task: the data.
 
     Returns:
-        False without ratings or timestamps where they are needed.
+        False without ratings or timestamps where they are needed, and where another variant stands in.
     """
+    if name in (STAND_INS if task.carry is None else STAND_INS.values()):
+        return False
     timed = task.source.interactions.timestamps is not None
     ordered = ENTRIES[VARIANTS[name].algorithm].ordered
     return (timed or not ordered) and (task.split.ratings is not None or not needs_ratings(name))
@@ -72,7 +74,7 @@ def can_run(name: str, task: Task) -> bool:
 def _of_variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, leaky: bool) -> Iterator[Job]:
     carried = None
     if task.carry is not None:
-        carried = read(folder, Unit(task.carry, name, "tune"))
+        carried = read(folder, Unit(task.carry, STAND_INS.get(name, name), "tune"))
         carried = None if carried is None or "failed" in carried else carried
     recipe = _recipe(
         task,
