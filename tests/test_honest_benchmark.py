@@ -75,6 +75,11 @@ def test_smoke(tmp_path, capsys):
     clean = [json.loads((tmp_path / f"synthetic/fedmf.clean.{seed}.json").read_text()) for seed in (0, 1)]
     mean = np.mean([run["metrics"]["full"]["ndcg@10"] for run in clean])
     assert f"| fedmf | {mean:.4f} |" in table
+    central = json.loads((tmp_path / "synthetic/central.json").read_text())["methods"]
+    best = max(method["metrics"]["full"]["ndcg@10"] for method in central.values())
+    ratio = re.search(r"Best federated over best central, NDCG@10: ([\d.]+) \(fedmf over ease", table)
+    assert ratio
+    assert float(ratio[1]) == pytest.approx(mean / best, rel=0.02)  # of rounded figures
     assert table.index("ease (central)") < table.index("| fedmf |") < table.index("**LEAKY**")
 
 

@@ -95,7 +95,21 @@ def _ranking(central: Result | None, runs: Runs) -> str:
     names = [name for name, policy in runs if policy == "clean" and not _rates(runs[name, policy])]
     federated = [_federated(name, runs[name, "clean"], runs.get((name, "tune"), []), best) for name in names]
     rows += sorted(federated, key=lambda row: row[1], reverse=True)
-    return _markdown(HEAD, rows) if rows else ""
+    return _markdown(HEAD, rows) + _best_over_best(rows) if rows else ""
+
+
+def _best_over_best(rows: list[list[str]]) -> str:
+    """The best federated method over the best central one, in each of the two rankings."""
+    found = []
+    for metric in ("NDCG@10", "HR@10, sampled"):
+        column = HEAD.index(metric)
+        scores = [(float(row[column]), row[0]) for row in rows if not row[0].startswith("*")]
+        central = [each for each in scores if each[1].endswith(" (central)")]
+        federated = [each for each in scores if each not in central]
+        if central and federated:
+            (above, name), (below, other) = max(federated), max(central)
+            found.append(f"{metric}: {above / below:.3f} ({name} over {other})")
+    return f"\nBest federated over best central, {'; '.join(found)}.\n" if found else ""
 
 
 def _federated(name: str, seeds: list[Result], tuned: list[Result], best: dict[str, float]) -> list[str]:
