@@ -25,6 +25,7 @@ from experiments.honest_benchmark.table import BEGIN, END, render, update
 from experiments.honest_benchmark.task import Budget, Task, make, rounds_of
 from fedjax_rec.algorithms.registry import NAMES, accepted
 from fedjax_rec.data.synthetic import synthetic
+from fedjax_rec.inputs import protocol_of
 from fedjax_rec.settings import Settings
 
 CENTRALS = ("popularity",)
@@ -38,6 +39,7 @@ SEED = {  # what a clean run reports
     "settings": {},
     "protocol_id": "id",
 }
+TUNED = {"best": {"settings": {}, "round": 1}, "trials": [], "rounds": 2, "eval_every": 1}
 
 
 def do(tasks, names, seeds, folder, **options):
@@ -77,7 +79,9 @@ def test_smoke(tmp_path, capsys):
     assert f"| fedmf | {mean:.4f} |" in table
     central = json.loads((tmp_path / "synthetic/central.json").read_text())["methods"]
     best = max(method["metrics"]["full"]["ndcg@10"] for method in central.values())
-    ratio = re.search(r"Best federated over best central, NDCG@10: ([\d.]+) \(fedmf over ease", table)
+    ratio = re.search(
+        r"federated test score over highest central one: NDCG@10 ([\d.]+) \(fedmf over ease", table
+    )
     assert ratio
     assert float(ratio[1]) == pytest.approx(mean / best, rel=0.02)  # of rounded figures
     assert table.index("ease (central)") < table.index("| fedmf |") < table.index("**LEAKY**")
@@ -89,7 +93,7 @@ def test_a_failure_does_not_stop_the_others(task, tmp_path, monkeypatch):
     def tune(task, name, *_):
         if name == "fedmf-adam":
             raise RuntimeError("a bug of its own\nin two lines")
-        return {"best": {"settings": {}, "round": 1}, "trials": [], "protocol_id": task.protocol_id}
+        return TUNED | {"protocol_id": task.protocol_id}
 
     monkeypatch.setattr(units, "tune", tune)
     monkeypatch.setattr(units, "run_clean", lambda *_: SEED)
@@ -109,6 +113,59 @@ def test_another_budget_is_another_recipe(tmp_path):
     write(tmp_path, unit, {"recipe": {"budget": [2, 4]}, "value": np.float32(1)})
     assert finished(tmp_path, unit, {"budget": (2, 4)}) is not None
     assert finished(tmp_path, unit, {"budget": (3, 4)}) is None
+
+
+def test_a_run_depends_on_defaults_rounds_and_patience(task, tmp_path, monkeypatch):
+    """Whatever a run was made with makes it unfinished when it changes."""
+
+    def left(task):
+        unit = Unit(task.dataset, "fedmf", "tune")
+        tune = next(
+            job for job in jobs([task], ("fedmf",), (0,), tmp_path, centrals=CENTRALS) if job.unit == unit
+        )
+        write(tmp_path, unit, TUNED | {"recipe": tune.recipe})
+        write(tmp_path, Unit(task.dataset, "central", ""), {"recipe": {}})
+        return [job.recipe for job in jobs([task], ("fedmf",), (0,), tmp_path, centrals=CENTRALS)][1:]
+
+    clean, leaky = left(task)
+    assert clean == leaky
+    assert (clean["defaults"]["dim"], clean["rounds"], clean["patience"]) == (64, 2, 6)
+    hasty = task._replace(dataset="hasty", budget=task.budget._replace(patience=1))
+    assert left(hasty)[0]["patience"] == 1
+    monkeypatch.setitem(VARIANTS, "fedmf", VARIANTS["fedmf"]._replace(fixed={"dim": 8}))
+    assert left(task._replace(dataset="narrow"))[0]["defaults"]["dim"] == 8
+
+
+def test_protocols_and_stale_runs_share_no_table(task, tmp_path):
+    """Leaky results have an id of their own; a central result of another protocol and old settings are refused."""
+    assert units.leaky_id(task) != fr.protocol_id(protocol_of(task.settings, task.source, task.split))
+    do([task], ("fedmf",), (0, 1), tmp_path)
+    found = read_all(tmp_path)
+    assert {r["protocol_id"] for r in found if r["policy"] == "paper-leaky"} == {units.leaky_id(task)}
+    central = next(r for r in found if r["name"] == "central")
+    with pytest.raises(ValueError, match="share no table"):
+        render([*found, central | {"protocol_id": "other"}])
+    tuned = next(r for r in found if r["policy"] == "tune")
+    tuned["best"] = tuned["best"] | {"round": 99}
+    assert "| fedmf |" not in render(found)
+    assert "* fedmf, clean, seed 1: of settings that tuning no longer chooses" in render(found)
+
+
+def test_a_failed_seed_has_no_price(task, tmp_path):
+    """The mean of the seeds that are left is marked, and is set against nothing."""
+    do([task], ("fedmf",), (0, 1), tmp_path, leaky=False)
+    found = read_all(tmp_path)
+    whole = re.search(r"\| fedmf \|.*", render(found))
+    lost = next(n for n, r in enumerate(found) if (r["policy"], r["seed"]) == ("clean", 1))
+    found[lost] = {k: found[lost][k] for k in ("dataset", "name", "policy", "seed")} | {
+        "failed": "it diverged"
+    }
+    part = re.search(r"\| fedmf \|.*", render(found))
+    assert whole
+    assert part
+    assert re.fullmatch(r"[\d.]+", whole[0].split(" | ")[7])
+    assert part[0].split(" | ")[3].startswith("1 of 2, ")
+    assert not part[0].split(" | ")[7].strip()
 
 
 def test_budgets_are_equal(task):

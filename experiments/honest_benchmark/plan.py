@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.honest_benchmark import units
-from experiments.honest_benchmark.spaces import STAND_INS, VARIANTS, needs_ratings, space_of
+from experiments.honest_benchmark.spaces import STAND_INS, VARIANTS, defaults_of, needs_ratings, space_of
 from experiments.honest_benchmark.store import Result, Unit, finished, read
 from experiments.honest_benchmark.task import Task
 from fedjax_rec.algorithms.registry import ENTRIES
@@ -76,10 +76,12 @@ def _of_variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, 
     if task.carry is not None:
         carried = read(folder, Unit(task.carry, STAND_INS.get(name, name), "tune"))
         carried = None if carried is None or "failed" in carried else carried
+    known = {setting: value for setting, value in defaults_of(name).items() if value is not None}
     recipe = _recipe(
         task,
         budget=task.budget._asdict(),
         variant=VARIANTS[name]._asdict(),
+        defaults=known,
         space=space_of(name),
         carried=None if carried is None else [trial["settings"] for trial in carried["trials"]],
     )
@@ -94,9 +96,14 @@ def _of_variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, 
         policies.append(("paper-leaky", units.run_leaky, seeds[: LEAKY_SEEDS.get(task.dataset, len(seeds))]))
     for policy, work, some in policies:
         for seed in some:
-            unit, chosen = Unit(task.dataset, name, policy, seed), _recipe(task, tuned=tuned["best"])
+            unit, chosen = Unit(task.dataset, name, policy, seed), _of_run(task, tuned, known)
             if finished(folder, unit, chosen) is None:
                 yield Job(unit, chosen, partial(_run, work, task, name, seed, tuned))
+
+
+def _of_run(task: Task, tuned: Result, known: Result) -> Result:
+    pace = {name: tuned[name] for name in ("rounds", "eval_every")}
+    return _recipe(task, tuned=tuned["best"], defaults=known, patience=task.budget.patience, **pace)
 
 
 def _tune(task: Task, name: str, carried: Result | None, tell: units.Tell) -> Result:

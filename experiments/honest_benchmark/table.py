@@ -1,7 +1,7 @@
 """The tables and the picture, made of the results and of nothing else."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -62,24 +62,36 @@ def render(results: Iterable[Result]) -> str:
 
 def _dataset(dataset: str, results: list[Result]) -> str:
     central = next((r for r in results if r["name"] == "central" and "failed" not in r), None)
+    best = {r["name"]: r["best"] for r in results if r["policy"] == "tune" and "failed" not in r}
     runs: Runs = defaultdict(list)
     for result in results:
-        if result["policy"] and "failed" not in result:
+        if result["policy"] and "failed" not in result and not _is_stale(result, best):
             runs[result["name"], result["policy"]].append(result)
-    protocols = sorted({r["protocol_id"] for seeds in runs.values() for r in seeds})
+    for leaky in (False, True):
+        _one_protocol(dataset, [r for r in results if (r["policy"] == "paper-leaky") == leaky])
+    lost = Counter((r["name"], r["policy"]) for r in results if "failed" in r)
     parts = [
         f"## {dataset}\n",
-        _ranking(central, runs),
+        _ranking(central, runs, lost),
         _errors(central, runs),
         _leaks(runs),
-        _failures(results),
+        _failures(results, best),
     ]
-    if len(protocols) > 1:
-        raise ValueError(f"{dataset}: results of the protocols {', '.join(protocols)} share no table")
     return "\n".join(part for part in parts if part)
 
 
-def _ranking(central: Result | None, runs: Runs) -> str:
+def _one_protocol(dataset: str, results: list[Result]) -> None:
+    protocols = sorted({r["protocol_id"] for r in results if "failed" not in r})
+    if len(protocols) > 1:
+        raise ValueError(f"{dataset}: results of the protocols {', '.join(protocols)} share no table")
+
+
+def _is_stale(result: Result, best: dict[str, Result]) -> bool:
+    """Whether a run has other settings than tuning chose last."""
+    return result["policy"] not in ("", "tune") and result["recipe"].get("tuned") != best.get(result["name"])
+
+
+def _ranking(central: Result | None, runs: Runs, lost: Counter[tuple[str, str]]) -> str:
     """Central methods above, then the federated ones, best first."""
     rows, best = [], {}
     if central is not None:
@@ -93,13 +105,16 @@ def _ranking(central: Result | None, runs: Runs) -> str:
             cells = _cells(f"{name} (central)", method["metrics"], method["intervals"]["full"]["ndcg@10"])
             rows.append([*cells[:-1], f"{method['seconds']:.0f}"])
     names = [name for name, policy in runs if policy == "clean" and not _rates(runs[name, policy])]
-    federated = [_federated(name, runs[name, "clean"], runs.get((name, "tune"), []), best) for name in names]
+    federated = [
+        _federated(name, runs[name, "clean"], runs.get((name, "tune"), []), best, lost[name, "clean"])
+        for name in names
+    ]
     rows += sorted(federated, key=lambda row: row[1], reverse=True)
     return _markdown(HEAD, rows) + _best_over_best(rows) if rows else ""
 
 
 def _best_over_best(rows: list[list[str]]) -> str:
-    """The best federated method over the best central one, in each of the two rankings."""
+    """The highest federated test score over the highest central one, in each of the two rankings."""
     found = []
     for metric in ("NDCG@10", "HR@10, sampled"):
         column = HEAD.index(metric)
@@ -108,11 +123,13 @@ def _best_over_best(rows: list[list[str]]) -> str:
         federated = [each for each in scores if each not in central]
         if central and federated:
             (above, name), (below, other) = max(federated), max(central)
-            found.append(f"{metric}: {above / below:.3f} ({name} over {other})")
-    return f"\nBest federated over best central, {'; '.join(found)}.\n" if found else ""
+            found.append(f"{metric} {above / below:.3f} ({name} over {other})")
+    return f"\nHighest federated test score over highest central one: {'; '.join(found)}.\n" if found else ""
 
 
-def _federated(name: str, seeds: list[Result], tuned: list[Result], best: dict[str, float]) -> list[str]:
+def _federated(
+    name: str, seeds: list[Result], tuned: list[Result], best: dict[str, float], lost: int
+) -> list[str]:
     metrics = [seed["metrics"] for seed in seeds]
     means = {
         part: {metric: float(np.mean([m[part][metric] for m in metrics])) for metric in ("ndcg@10", "hr@10")}
@@ -121,12 +138,13 @@ def _federated(name: str, seeds: list[Result], tuned: list[Result], best: dict[s
     limits = np.mean([seed["intervals"]["full"]["ndcg@10"] for seed in seeds], axis=0)
     spread = np.std([m["full"]["ndcg@10"] for m in metrics], ddof=1) if len(seeds) > 1 else np.nan
     row = _cells(name, means, tuple(limits))
-    row[3] = f"{len(seeds)}, ± {spread:.4f}"
+    row[3] = f"{len(seeds)}{f' of {len(seeds) + lost}' if lost else ''}, ± {spread:.4f}"
     price = means["full"]["ndcg@10"] / best["full"] if best.get("full") else np.nan
+    paid = "" if lost else f"{price:.3f}"  # a method gains nothing by failing
     traffic = {way: float(np.mean([seed["traffic"][way] for seed in seeds])) for way in ("up", "down")}
     spent = sum(one["seconds"] for one in tuned)
     run = float(np.mean([seed["seconds"] for seed in seeds]))
-    row[7:] = [f"{price:.3f}", f"{traffic['up']:,.0f}", f"{traffic['down']:,.0f}", str(seeds[0]["round"])]
+    row[7:] = [paid, f"{traffic['up']:,.0f}", f"{traffic['down']:,.0f}", str(seeds[0]["round"])]
     return [*row, f"{spent:.0f}", f"{run:.0f}"]
 
 
@@ -143,13 +161,13 @@ def _errors(central: Result | None, runs: Runs) -> str:
     rows = [[f"{name} (central)", f"{value:.4f}", "", ""] for name, value in _ratings(central).items()]
     for (name, policy), seeds in runs.items():
         if policy == "clean" and _rates(seeds):
-            errors = [seed["metrics"]["rating"]["rmse"] for seed in seeds]
+            errors = [np.inf if (e := seed["metrics"]["rating"]["rmse"]) is None else e for seed in seeds]
             spread = np.std(errors, ddof=1) if len(errors) > 1 else np.nan
             cells = [f"{len(seeds)}, ± {spread:.4f}", str(seeds[0]["round"])]
             rows.append([name, f"{np.mean(errors):.4f}", *cells])
     if len(rows) == len(_ratings(central)):
         return ""
-    rows.sort(key=lambda row: row[1])
+    rows.sort(key=lambda row: float(row[1]))
     return "Predicted ratings of the test items, not clipped:\n\n" + _markdown(
         ("method", "RMSE", "seeds", "rounds"), rows
     )
@@ -183,10 +201,14 @@ def _means(metrics: list[dict], part: str) -> list[str]:
     return [f"{np.mean([m[part][name] for m in metrics]):.4f}" for name in ("hr@10", "ndcg@10")]
 
 
-def _failures(results: list[Result]) -> str:
-    failed = [r for r in results if "failed" in r]
-    lines = [f"* {r['name']}, {r['policy'] or 'all'}, seed {r['seed']}: {r['failed']}" for r in failed]
-    return "Failed:\n\n" + "\n".join(lines) + "\n" if failed else ""
+def _failures(results: list[Result], best: dict[str, Result]) -> str:
+    stale = "of settings that tuning no longer chooses; left out"
+    lines = [
+        f"* {r['name']}, {r['policy'] or 'all'}, seed {r['seed']}: {r.get('failed', stale)}"
+        for r in results
+        if "failed" in r or _is_stale(r, best)
+    ]
+    return "Failed:\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def _rates(seeds: list[Result]) -> bool:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from fedjax_rec.evaluation.measure import measure, name_sampled
 from fedjax_rec.evaluation.ranking import Ranks
 from fedjax_rec.evaluation.summary import intervals
 from fedjax_rec.experiment import measure_ratings
+from fedjax_rec.inputs import protocol_of
 from fedjax_rec.points import after_local_training
 from fedjax_rec.traffic import count_traffic, upload_of
 from fedjax_rec.versions import versions
@@ -25,7 +27,7 @@ Tell = Callable[[int, int], Any]  # rounds done, rounds to do
 
 
 def run_central(task: Task, names: tuple[str, ...]) -> Result:
-    """The central baselines, their settings chosen on validation, refit on train + validation.
+    """The central baselines with the settings that `fr.run_baselines` chooses, refit on train + validation.
 
     Args:
         task: the data.
@@ -138,7 +140,7 @@ def run_clean(task: Task, name: str, seed: int, tuned: Result, tell: Tell) -> Re
         on_block=lambda p: tell(p.round, p.rounds),
     )
     if history.stopped == "diverged":
-        raise ValueError(f"the refit diverged in round {len(history.rounds.loss)}")
+        raise ValueError(f"the refit diverged by round {len(history.rounds.loss)}")
     ranks = fr.make_evaluator(algorithm, merged)(state)
     return _tested(algorithm, merged, state, ranks, history) | {"settings": best["settings"]} | _facts(task)
 
@@ -169,6 +171,7 @@ def run_leaky(task: Task, name: str, seed: int, tuned: Result, tell: Tell) -> Re
     )
     ranks = fr.make_evaluator(algorithm, leaky)(state)
     result = _tested(algorithm, leaky, state, ranks, history) | {"settings": settings} | _facts(task)
+    result["protocol_id"] = leaky_id(task)
     if algorithm.model.represent is None and algorithm.work.send is None:
         point = after_local_training(make(name, **settings), population, jax.random.key(seed))
         own = fr.make_evaluator(algorithm, leaky, point=point)(state)
@@ -189,6 +192,19 @@ def _tested(
         "clients_per_second": history.clients_per_second,
         "train_seconds": history.train_seconds,
     }
+
+
+def leaky_id(task: Task) -> str:
+    """The id of the leaky protocol, so that its numbers share no comparison with clean ones.
+
+    Args:
+        task: the data.
+
+    Returns:
+        12 hexadecimal digits.
+    """
+    settings = replace(task.settings, refit=False, negatives="paper-leaky")
+    return fr.protocol_id(protocol_of(settings, task.source, task.split._replace(negatives="paper-leaky")))
 
 
 def _facts(task: Task) -> Result:

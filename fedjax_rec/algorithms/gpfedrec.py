@@ -242,8 +242,8 @@ def _neighbours(tables: jax.Array, sent: jax.Array, like: bool, threshold: float
     norms = jnp.square(apart).sum(1)
     distance = jnp.where(same, 0.0, 0.5 * (norms[:, None] + norms[None, :]) - apart @ apart.T)
     mean = jnp.where(pairs, distance, 0.0).sum() / jnp.maximum(pairs.sum(), 1)
-    # a similarity of 1 - distance above threshold (1 - mean)
-    close = distance < 1 - threshold * (1 - mean) if like else distance > threshold * mean
+    # a similarity of 1 - distance above threshold (1 - mean), as a bar that keeps the mean's digits
+    close = distance < (1 - threshold) + threshold * mean if like else distance > threshold * mean
     near = pairs & close
     near = near | (same & ~near.any(axis=1, keepdims=True))
     return near / near.sum(axis=1, keepdims=True)
