@@ -97,6 +97,21 @@ def test_neighbours_of_three_kinds_of_clients():
     np.testing.assert_allclose(dissimilar, expected)
 
 
+def test_the_graph_of_nearly_parallel_tables():
+    """Tables that differ in their seventh digit have the graph of float64, bit for bit of its edges."""
+    rng = np.random.default_rng(0)
+    tables = (1 + rng.normal(0, 1e-4, (20, 200))).astype(np.float32)
+    unit = tables / np.linalg.norm(tables.astype(np.float64), axis=1, keepdims=True)
+    distance = 0.5 * np.square(unit[:, None] - unit[None]).sum(-1)
+    assert distance.mean() < 1e-7
+    close = distance < distance.mean()
+    clear = np.abs(distance / distance.mean() - 1) > 0.02  # beyond the rounding of unit tables
+    found = np.asarray(_neighbours(jnp.asarray(tables), jnp.ones(20, bool), like=True, threshold=1.0)) > 0
+    assert clear.mean() > 0.5
+    assert 0.1 < close[clear & ~np.eye(20, dtype=bool)].mean() < 0.9
+    np.testing.assert_array_equal(found[clear], close[clear])
+
+
 def test_refused_settings():
     """One line each."""
     with pytest.raises(ValueError, match="unknown neighbours 'near'; choose one of similar, dissimilar"):
