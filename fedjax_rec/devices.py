@@ -8,6 +8,7 @@ import contextlib
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -145,3 +146,33 @@ def keep_replicated(tree: PyTree, mesh: Mesh | None) -> PyTree:
     if mesh is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def multiply_in_parts(left: jax.Array, right: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Inside a compiled function: the product of two arrays that every device has, some rows of it by each.
+
+    Args:
+        left: float32[R, K].
+        right: float32[K, S].
+        mesh: the devices; None for one.
+
+    Returns:
+        float32[R, S], whole on every device.
+
+    Example:
+        >>> multiply_in_parts(jnp.ones((3, 2)), jnp.ones((2, 4)), None).shape
+        (3, 4)
+    """
+    if mesh is None:
+        return left @ right
+    size = -(-len(left) // mesh.size)
+    even = jnp.pad(left, ((0, size * mesh.size - len(left)), (0, 0)))
+
+    def multiply_share(even: jax.Array, right: jax.Array) -> jax.Array:
+        # cut by hand and from whole arrays: the same product of two callers is compiled once
+        mine = jax.lax.dynamic_slice_in_dim(even, jax.lax.axis_index(AXIS) * size, size)
+        return jax.lax.all_gather(mine @ right, AXIS, tiled=True)
+
+    whole = PartitionSpec()
+    run = jax.shard_map(multiply_share, mesh=mesh, in_specs=(whole, whole), out_specs=whole, check_vma=False)
+    return run(even, right)[: len(left)]

@@ -9,6 +9,7 @@ import pytest
 
 import fedjax_rec as fr
 from fedjax_rec.algorithms.gpfedrec import _neighbours
+from fedjax_rec.devices import multiply_in_parts
 from fedjax_rec.testing import tiny_population
 from tests import reference_gpfedrec as ref
 from tests.catalogue_rounds import double, play
@@ -120,11 +121,20 @@ def test_refused_settings():
         fr.gpfedrec(dim=2)
 
 
-def test_pairs_are_compared_once():
-    """The rule and what is sent back need the same graph: it is compiled once."""
+@pytest.mark.parametrize("devices", [1, 2])
+def test_pairs_are_compared_once(devices):
+    """The rule and what is sent back need the same graph: it is compiled once, and each device has its share."""
     data, key = tiny_population(), jax.random.key(0)
-    algorithm = fr.gpfedrec(dim=4)
+    algorithm = fr.gpfedrec(dim=4, mesh=fr.client_mesh(devices))
     state = algorithm.init(key, data)
     program = jax.jit(algorithm.round).lower(key, state, data).compile().as_text() or ""
     clients = data.num_clients
-    assert len(re.findall(rf"f32\[{clients},{clients}\]\S* dot\(", program)) == 1
+    assert len(re.findall(rf"f32\[{clients // devices},{clients}\]\S* dot\(", program)) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8])
+def test_rows_that_do_not_divide_over_the_devices(rows):
+    """A product in parts is the product."""
+    left, right = (jax.random.normal(jax.random.key(n), (rows if n else 5, 5)) for n in (1, 0))
+    found = jax.jit(lambda a, b: multiply_in_parts(a, b, fr.client_mesh(3)))(left, right)
+    np.testing.assert_allclose(found, left @ right, rtol=1e-5)

@@ -35,6 +35,7 @@ from fedjax_rec.algorithms.losses import at_least
 from fedjax_rec.algorithms.networks import affine, rectified
 from fedjax_rec.algorithms.pfedrec import cross_entropy_of_sigmoid
 from fedjax_rec.batches import catalogue, mini_batches
+from fedjax_rec.devices import multiply_in_parts
 from fedjax_rec.federate import Cohorts, federate, sample_usually
 from fedjax_rec.population import Population
 from fedjax_rec.samplers import everyone
@@ -117,13 +118,14 @@ def gpfedrec(
     if neighbours not in NEIGHBOURS:
         raise ValueError(f"unknown neighbours {neighbours!r}; choose one of {', '.join(NEIGHBOURS)}")
     sample_usually(federation, everyone())
-    graph = partial(_graph, like=neighbours == "similar", threshold=threshold)
+    multiply = partial(multiply_in_parts, mesh=federation.get("mesh"))
+    graph = partial(_graph, multiply=multiply, like=neighbours == "similar", threshold=threshold)
     return federate(
         _perceptron(dim),
         _training(Rates(learning_rate, item_factor, pull), num_negatives, batch_size, local_epochs),
         aggregator=Aggregator(alike, _hand_on, stacked=True),
         server_optimizer=_mean_of_neighbourhoods(graph),
-        exchange=partial(_send_neighbourhoods, graph),
+        exchange=partial(_send_neighbourhoods, graph, multiply),
         **federation,
     )
 
@@ -224,15 +226,20 @@ def _read(updates: Server) -> tuple[jax.Array, jax.Array]:
     return -updates.tables["vector"], updates.shared["sent"] < 0
 
 
-def _graph(
-    server: Server, changes: jax.Array, sent: jax.Array, *, like: bool, threshold: float | jax.Array
-) -> jax.Array:
+def _graph(server: Server, changes: jax.Array, sent: jax.Array, **kind: Any) -> jax.Array:
     """A of the tables Q + changes [C, I, D] of the clients that took part, bool[C]."""
     tables = server.tables["vector"][None] + changes
-    return _neighbours(tables.reshape(len(sent), -1), sent, like, threshold)
+    return _neighbours(tables.reshape(len(sent), -1), sent, **kind)
 
 
-def _neighbours(tables: jax.Array, sent: jax.Array, like: bool, threshold: float | jax.Array) -> jax.Array:
+def _neighbours(
+    tables: jax.Array,
+    sent: jax.Array,
+    *,
+    multiply: Callable = jnp.matmul,
+    like: bool,
+    threshold: float | jax.Array,
+) -> jax.Array:
     """A, float32[C, C]: 1 / |N_u| for the neighbours of u, itself where it has none."""
     unit = tables / jnp.maximum(jnp.linalg.norm(tables, axis=1, keepdims=True), 1e-12)
     pairs, same = sent[:, None] & sent[None, :], jnp.eye(len(sent), dtype=bool)
@@ -240,7 +247,7 @@ def _neighbours(tables: jax.Array, sent: jax.Array, like: bool, threshold: float
     centre = (sent / jnp.maximum(sent.sum(), 1)) @ unit
     apart = unit - centre[None, :]
     norms = jnp.square(apart).sum(1)
-    distance = jnp.where(same, 0.0, 0.5 * (norms[:, None] + norms[None, :]) - apart @ apart.T)
+    distance = jnp.where(same, 0.0, 0.5 * (norms[:, None] + norms[None, :]) - multiply(apart, apart.T))
     mean = jnp.where(pairs, distance, 0.0).sum() / jnp.maximum(pairs.sum(), 1)
     # a similarity of 1 - distance above threshold (1 - mean), as a bar that keeps the mean's digits
     close = distance < (1 - threshold) + threshold * mean if like else distance > threshold * mean
@@ -260,9 +267,12 @@ def _mean_of_neighbourhoods(graph: Callable) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda _: (), cast("Any", update))
 
 
-def _send_neighbourhoods(graph: Callable, stack: Stack, server: Server, private: PyTree) -> PyTree:
+def _send_neighbourhoods(
+    graph: Callable, multiply: Callable, stack: Stack, server: Server, private: PyTree
+) -> PyTree:
     """Send r_u = Q + sum_v A_uv (Q_v - Q) to each client that took part: the rows of A add up to 1."""
     seen = jax.tree.map(jnp.negative, _hand_on(stack))  # as the rule sees it: one graph is compiled for both
     changes, sent = _read(seen)
-    near = server.tables["vector"][None] + jnp.tensordot(graph(server, changes, sent), changes, 1)
+    mixed = multiply(graph(server, changes, sent), changes.reshape(len(sent), -1))
+    near = server.tables["vector"][None] + mixed.reshape(changes.shape)
     return {**private, "near": jnp.where(sent[:, None, None], near, private["near"])}
