@@ -12,8 +12,9 @@ from experiments.honest_benchmark import units
 from experiments.honest_benchmark.__main__ import main
 from experiments.honest_benchmark.plan import can_run, jobs
 from experiments.honest_benchmark.spaces import (
+    LATER,
+    REPLACED,
     SPACES,
-    STAND_INS,
     VARIANTS,
     needs_ratings,
     space_of,
@@ -207,13 +208,13 @@ def test_carried_settings_come_first():
     assert trials_near([{}], 4) == [{}]
 
 
-@pytest.mark.parametrize("name", STAND_INS)
-def test_a_stand_in_runs_where_settings_are_carried(name, task, tmp_path):
-    """On the larger data it runs instead of its base, and begins with its base's best settings."""
+@pytest.mark.parametrize("name", LATER)
+def test_a_variant_of_another_size_runs_where_settings_are_carried(name, task, tmp_path):
+    """On the larger data it runs, beside its base or instead of it, and begins with its base's best settings."""
     large = task._replace(dataset="large", carry="tiny")
-    base, best = STAND_INS[name], [{"learning_rate": 0.25}]
+    base, best = LATER[name], [{"learning_rate": 0.25}]
     assert [can_run(each, task) for each in (base, name)] == [True, False]
-    assert [can_run(each, large) for each in (base, name)] == [False, True]
+    assert [can_run(each, large) for each in (base, name)] == [base not in REPLACED, True]
     write(tmp_path, Unit("tiny", base, "tune"), {"trials": [{"settings": one} for one in best]})
     recipes = [job.recipe for job in jobs([large], (name,), (0,), tmp_path, centrals=CENTRALS)]
     assert recipes[1]["carried"] == best

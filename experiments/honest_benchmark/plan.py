@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.honest_benchmark import units
-from experiments.honest_benchmark.spaces import STAND_INS, VARIANTS, defaults_of, needs_ratings, space_of
+from experiments.honest_benchmark.spaces import (
+    LATER,
+    REPLACED,
+    VARIANTS,
+    defaults_of,
+    needs_ratings,
+    space_of,
+)
 from experiments.honest_benchmark.store import Result, Unit, finished, read
 from experiments.honest_benchmark.task import Task
 from fedjax_rec.algorithms.registry import ENTRIES
@@ -62,9 +69,9 @@ def can_run(name: str, task: Task) -> bool:
         task: the data.
 
     Returns:
-        False without ratings or timestamps where they are needed, and where another variant stands in.
+        False without ratings or timestamps where they are needed, and where a variant is for other sizes.
     """
-    if name in (STAND_INS if task.carry is None else STAND_INS.values()):
+    if name in (LATER if task.carry is None else REPLACED):
         return False
     timed = task.source.interactions.timestamps is not None
     ordered = ENTRIES[VARIANTS[name].algorithm].ordered
@@ -74,7 +81,7 @@ def can_run(name: str, task: Task) -> bool:
 def _of_variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, leaky: bool) -> Iterator[Job]:
     carried = None
     if task.carry is not None:
-        carried = read(folder, Unit(task.carry, STAND_INS.get(name, name), "tune"))
+        carried = read(folder, Unit(task.carry, LATER.get(name, name), "tune"))
         carried = None if carried is None or "failed" in carried else carried
     known = {setting: value for setting, value in defaults_of(name).items() if value is not None}
     recipe = _recipe(

@@ -32,9 +32,12 @@ VARIANTS: dict[str, Variant] = {name: Variant(name, {}) for name in NAMES} | {
         "fedrecon", {"loss": "bce", "recon_learning_rate": 0.5, "learning_rate": 5.0}
     ),
     "gpfedrec-sampled": Variant("gpfedrec", {"cohort": 604}),  # a tenth of MovieLens 1M
+    "fedmf-wide": Variant("fedmf", {"dim": 128, "num_negatives": 8}),
+    "fedals-wide": Variant("fedals", {"dim": 128}),
 }
-# runs instead of its base where settings are carried over: all pairs of all tables of ml-1m-loo do not fit
-STAND_INS = {"gpfedrec-sampled": "gpfedrec"}
+# only run where settings are carried over, and then those of their bases are: sizes are chosen for that data
+LATER = {"gpfedrec-sampled": "gpfedrec", "fedmf-wide": "fedmf", "fedals-wide": "fedals"}
+REPLACED = ("gpfedrec",)  # does not run there: all pairs of all tables of ml-1m-loo do not fit
 SPACES: dict[str, dict[str, Any]] = {
     "fedmf": {
         "learning_rate": fr.log_uniform(0.003, 0.05),
@@ -62,8 +65,9 @@ def space_of(name: str) -> dict[str, Any]:
     Returns:
         range by setting; empty if it has nothing to tune.
     """
-    if name in SPACES:
-        return SPACES[name]
+    base = LATER.get(name, name)
+    if base in SPACES:
+        return SPACES[base]
     known = defaults_of(name)
     return {
         setting: fr.log_uniform(value / FACTOR, value * FACTOR)
