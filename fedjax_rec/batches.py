@@ -177,6 +177,31 @@ def mini_batches(batch: Batch, size: int) -> Callable[[jax.Array], jax.Array]:
     return items
 
 
+@jax.custom_batching.custom_vmap
+def largest_of_lanes(count: jax.Array) -> jax.Array:
+    """The largest number of all lanes: a loop's bound that they share, for a body that does nothing past its own.
+
+    Under `vmap` a loop whose bound differs between lanes copies all that it carries in each turn.
+
+    Args:
+        count: int32[] of this lane.
+
+    Returns:
+        int32[]; without `vmap` the number itself.
+
+    Example:
+        >>> jax.vmap(lambda n: n + 10 * largest_of_lanes(n))(jnp.array([1, 3, 2])).tolist()
+        [31, 33, 32]
+    """
+    return count
+
+
+@largest_of_lanes.def_vmap
+def _share_largest(axis_size: int, in_batched: list[bool], count: jax.Array) -> tuple[jax.Array, bool]:
+    del axis_size
+    return largest_of_lanes(count.max() if in_batched[0] else count), False
+
+
 def _places(key: jax.Array, mask: jax.Array) -> jax.Array:
     """Places 0, 1, ... of the items with mask 1 in a keyed random order, int32[I]; I where the mask is 0."""
     size = mask.shape[0]

@@ -3,6 +3,7 @@
 | choice | rule | measured in |
 |---|---|---|
 | lanes | the rule of 8: one for 8 clients of a device, at most 32 a core, 1,024 an accelerator | `sweep` |
+| lanes of large batches | on a CPU, as many as 2 MiB of batches a core | `catalogue` |
 | lanes of waves | one for 64 clients of a device, 2 to 16; on an accelerator one for 8, 2 to 512 | `sweep` |
 | schedule | lanes for one local epoch of sums, waves for all else | `rounds` |
 | row update | by back end and jaxlib version: `row_updates.choose` | `fedjax-rec doctor` |
@@ -30,6 +31,7 @@ from fedjax_rec.tables import num_rows
 from fedjax_rec.types import ClientWork, FixedPoint, Known, Plan, PyTree, Sampler, Server, State
 
 CPU_LANES, ACCELERATOR_LANES = 32, 1024
+CORE_BYTES = 2 * 2**20  # of the batches of a core's lanes, which stay in its cache
 _PARTS = {  # of a plan's memory: what takes it, and the way out
     "data": ("the clients' data take", "take fewer clients or fewer devices"),
     "private": ("what all clients keep takes", "lower --dim, or choose an algorithm whose clients keep less"),
@@ -49,17 +51,26 @@ _PARTS = {  # of a plan's memory: what takes it, and the way out
 }
 
 
-def choose_lanes(cohort: int, *, devices: int = 1, schedule: str = "lanes", platform: str = "cpu") -> int:
+def choose_lanes(
+    cohort: int,
+    *,
+    devices: int = 1,
+    schedule: str = "lanes",
+    platform: str = "cpu",
+    batch_bytes: int = 0,
+) -> int:
     """The rule of 8: a lane serves eight clients of its device, up to a bound.
 
     Fewer lanes waste time per step, more leave lanes idle behind the longest client. Waves of alike clients are
-    smaller on a CPU, so that a client's rows stay in its cache from epoch to epoch.
+    smaller on a CPU, so that a client's rows stay in its cache from epoch to epoch; and so are lanes that train on
+    the whole catalogue, several times within one visit.
 
     Args:
         cohort: C.
         devices: over which they are split; every device gets as many.
         schedule: "lanes" or "waves".
         platform: jax's name of the back end.
+        batch_bytes: of one local batch, its rows included.
 
     Returns:
         L, over all devices.
@@ -69,10 +80,13 @@ def choose_lanes(cohort: int, *, devices: int = 1, schedule: str = "lanes", plat
         (12, 32, 64, 8)
         >>> [choose_lanes(cohort, schedule="waves") for cohort in (100, 1000, 10_000)]
         [2, 15, 16]
+        >>> [choose_lanes(1000, batch_bytes=size) for size in (10_000, 500_000, 5_000_000)]
+        [32, 4, 1]
     """
     share, cpu = -(-cohort // devices), platform == "cpu"
     if schedule == "lanes":
-        each = max(1, min(CPU_LANES if cpu else ACCELERATOR_LANES, share // 8))
+        most = min(CPU_LANES, CORE_BYTES // max(1, batch_bytes)) if cpu else ACCELERATOR_LANES
+        each = max(1, min(most, share // 8))
     else:
         each = max(2, min(16, share // 64) if cpu else min(512, share // 8))
     return each * devices
@@ -124,9 +138,11 @@ def make_plan(
     cohort = jax.eval_shape(lambda k: draw_cohort(sampler, k, population, Known(), 0), key)[0].shape[0]
     devices = 1 if mesh is None else mesh.size
     schedule = schedule_of(work, uplink)
-    width = lanes or choose_lanes(cohort, devices=devices, schedule=schedule, platform=jax.default_backend())
     state: State = jax.eval_shape(lambda k: init(k, population), key)
     batch = _batch_bytes(work, population, state.server)
+    width = lanes or choose_lanes(
+        cohort, devices=devices, schedule=schedule, platform=jax.default_backend(), batch_bytes=batch
+    )
     model, items = _bytes(state.server), num_rows(state.server.tables)
     upload = _bytes(upload_shapes(work, population, state.server, one_of(state.private)))
     memory = {

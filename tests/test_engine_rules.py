@@ -35,6 +35,15 @@ def test_lanes_divide_over_devices(cohort, count, schedule, platform):
     assert 1 <= lanes // count <= plan.ACCELERATOR_LANES
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_large_batches_have_few_lanes(count):
+    """On a CPU the batches of a core stay in its cache; an accelerator has none to speak of."""
+    given = {"devices": count, "batch_bytes": plan.CORE_BYTES // 3}
+    assert plan.choose_lanes(10**6, **given) == 3 * count
+    assert plan.choose_lanes(10**6, **given, platform="gpu") == plan.ACCELERATOR_LANES * count
+    assert plan.choose_lanes(10**6, devices=count, batch_bytes=10**12) == count
+
+
 def test_devices_need_clients_and_lanes():
     """A device gets 16 clients at least, and lanes set by hand divide over the devices."""
     assert devices.choose_devices(31) == 1

@@ -28,7 +28,7 @@ import optax
 
 from fedjax_rec.algorithms.losses import at_least
 from fedjax_rec.algorithms.pfedrec import cross_entropy_of_sigmoid, linear_head
-from fedjax_rec.batches import catalogue
+from fedjax_rec.batches import catalogue, largest_of_lanes
 from fedjax_rec.federate import Cohorts, federate, sample_usually
 from fedjax_rec.population import Population
 from fedjax_rec.samplers import everyone
@@ -232,7 +232,7 @@ def _epoch(terms: Objective, batch: Batch, size: int, epoch: jax.Array, course: 
         loss, examples = course.loss + live * loss, course.examples + live * chosen.sum()
         return course._replace(view=view, steps=course.steps + live, loss=loss, examples=examples)
 
-    most = -(-mask.shape[0] // size)
+    most = largest_of_lanes(jnp.ceil(mask.sum() / size).astype(jnp.int32))
     after = jax.lax.fori_loop(0, most, visit, course)
     before, now = (c.loss / jnp.maximum(c.examples, 1.0) for c in (course, after))
     still = (epoch > 0) & (jnp.abs(now - before) < terms.tolerance * jnp.abs(before))
