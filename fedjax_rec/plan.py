@@ -3,7 +3,7 @@
 | choice | rule | measured in |
 |---|---|---|
 | lanes | the rule of 8: one for 8 clients of a device, at most 32 a core, 1,024 an accelerator | `sweep` |
-| lanes of large batches | on a CPU, as many as 2 MiB of batches a core | `catalogue` |
+| lanes of large batches | on a CPU, as many as 1.25 MiB of batches a core | `large_batches` |
 | lanes of waves | one for 64 clients of a device, 2 to 16; on an accelerator one for 8, 2 to 512 | `sweep` |
 | schedule | lanes for one local epoch of sums, waves for all else | `rounds` |
 | row update | by back end and jaxlib version: `row_updates.choose` | `fedjax-rec doctor` |
@@ -31,7 +31,7 @@ from fedjax_rec.tables import num_rows
 from fedjax_rec.types import ClientWork, FixedPoint, Known, Plan, PyTree, Sampler, Server, State
 
 CPU_LANES, ACCELERATOR_LANES = 32, 1024
-CORE_BYTES = 2 * 2**20  # of the batches of a core's lanes, which stay in its cache
+CORE_BYTES = 5 * 2**18  # of the batches of a core's lanes, which stay in its cache
 _PARTS = {  # of a plan's memory: what takes it, and the way out
     "data": ("the clients' data take", "take fewer clients or fewer devices"),
     "private": ("what all clients keep takes", "lower --dim, or choose an algorithm whose clients keep less"),
@@ -81,7 +81,7 @@ def choose_lanes(
         >>> [choose_lanes(cohort, schedule="waves") for cohort in (100, 1000, 10_000)]
         [2, 15, 16]
         >>> [choose_lanes(1000, batch_bytes=size) for size in (10_000, 500_000, 5_000_000)]
-        [32, 4, 1]
+        [32, 2, 1]
     """
     share, cpu = -(-cohort // devices), platform == "cpu"
     if schedule == "lanes":

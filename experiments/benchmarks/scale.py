@@ -150,6 +150,17 @@ def devices(data_dir: str | None, repeats: int) -> dict[str, Any]:
     return {"results": race(sides, repeats)}
 
 
+def large_batches(data_dir: str | None, repeats: int) -> dict[str, Any]:
+    """Ten visits of the whole catalogue by each client (FedRAP), with so many lanes a core."""
+    population, mesh = _many(load(data_dir), 400), client_mesh()
+    cores = 1 if mesh is None else mesh.size
+    sides = {
+        f"lanes{lanes}": engine_side(fr.fedrap(lanes=lanes * cores, mesh=mesh), population, 400, 1)
+        for lanes in (1, 2, 4, 8, 16, 32)
+    }
+    return {"results": race(sides, repeats)}
+
+
 def blocks(data_dir: str | None, repeats: int) -> dict[str, Any]:
     """Rounds in a compiled block: what a call costs, against 50 rounds in one."""
     population, mesh = load(data_dir).population, client_mesh()
@@ -198,6 +209,7 @@ PARTS = {
     "rounds": rounds,
     "flatness": flatness,
     "catalogue": catalogue,
+    "large_batches": large_batches,
     "blocks": blocks,
     "seeds": seeds,
 }
