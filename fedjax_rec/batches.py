@@ -199,7 +199,7 @@ def largest_of_lanes(count: jax.Array) -> jax.Array:
 @largest_of_lanes.def_vmap
 def _share_largest(axis_size: int, in_batched: list[bool], count: jax.Array) -> tuple[jax.Array, bool]:
     del axis_size
-    return largest_of_lanes(count.max() if in_batched[0] else count), False
+    return largest_of_lanes(count.max(initial=0) if in_batched[0] else count), False
 
 
 def _places(key: jax.Array, mask: jax.Array) -> jax.Array:

@@ -62,8 +62,8 @@ def choose_lanes(
     """The rule of 8: a lane serves eight clients of its device, up to a bound.
 
     Fewer lanes waste time per step, more leave lanes idle behind the longest client. Waves of alike clients are
-    smaller on a CPU, so that a client's rows stay in its cache from epoch to epoch; and so are lanes that train on
-    the whole catalogue, several times within one visit.
+    smaller on a CPU, so that a client's rows stay in its cache from epoch to epoch; and so are lanes with large
+    batches, such as the whole catalogue.
 
     Args:
         cohort: C.
@@ -156,7 +156,7 @@ def make_plan(
         if schedule == "lanes"
         else width * most_batches(work, population) * batch * (3 if uplink.later else 1),
         # the updates and what sorts or compares them, who touched what, distances between clients
-        "stack": cohort * (4 * upload + items + 12 * cohort) if uplink.aggregator.stacked else 0,
+        "stack": devices * cohort * (4 * upload + items + 12 * cohort) if uplink.aggregator.stacked else 0,
     }
     return Plan(cohort, devices, width, schedule, uplink.row_update, memory)
 

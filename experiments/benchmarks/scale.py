@@ -151,14 +151,16 @@ def devices(data_dir: str | None, repeats: int) -> dict[str, Any]:
 
 
 def large_batches(data_dir: str | None, repeats: int) -> dict[str, Any]:
-    """Ten visits of the whole catalogue by each client (FedRAP), with so many lanes a core."""
-    population, mesh = _many(load(data_dir), 400), client_mesh()
+    """So many lanes a core: ten visits of the whole catalogue (FedRAP), and batches of 1,024 (FedAvg-MF)."""
+    task, mesh, lanes = load(data_dir), client_mesh(), (1, 2, 4, 8, 16, 32)
     cores = 1 if mesh is None else mesh.size
-    sides = {
-        f"lanes{lanes}": engine_side(fr.fedrap(lanes=lanes * cores, mesh=mesh), population, 400, 1)
-        for lanes in (1, 2, 4, 8, 16, 32)
-    }
-    return {"results": race(sides, repeats)}
+    few, all_ = _many(task, 400), task.population
+    found = {}
+    for count in lanes:
+        place: dict[str, Any] = {"lanes": count * cores, "mesh": mesh}
+        found[f"fedrap_{count}"] = engine_side(fr.fedrap(**place), few, 400, 1)
+        found[f"fedmf_{count}"] = engine_side(fr.fedmf(cohort=604, batch_size=1024, **place), all_, 604, 5)
+    return {"results": race(found, repeats)}
 
 
 def blocks(data_dir: str | None, repeats: int) -> dict[str, Any]:
