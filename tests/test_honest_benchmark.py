@@ -169,6 +169,19 @@ def test_a_failed_seed_has_no_price(task, tmp_path):
     assert not part[0].split(" | ")[7].strip()
 
 
+def test_minutes_of_all_units(tmp_path):
+    """Central methods, tuning and every run count, the failed ones too; the longest are named first."""
+    methods = {name: SEED | {"seconds": 90.0} for name in ("ease", "mf")}
+    write(tmp_path, Unit("tiny", "central", ""), {"methods": methods, "ratings": {}, "protocol_id": "id"})
+    write(tmp_path, Unit("tiny", "fedmf", "tune"), TUNED | {"seconds": 600.0, "protocol_id": "id"})
+    for seed in (0, 1):
+        run = SEED | {"seconds": 60.0, "recipe": {"tuned": TUNED["best"]}}
+        write(tmp_path, Unit("tiny", "fedmf", "clean", seed), run)
+    write(tmp_path, Unit("tiny", "fcf", "tune"), {"failed": "at once", "seconds": 120.0})
+    line = "Minutes of all units, one after another: 17; most of them fedmf 12, central 3, fcf 2."
+    assert line in render(read_all(tmp_path))
+
+
 def test_budgets_are_equal(task):
     """All variants have as many local trainings, whatever their cohorts."""
     for cohort in (20, 40, 80):

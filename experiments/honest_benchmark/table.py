@@ -76,6 +76,7 @@ def _dataset(dataset: str, results: list[Result]) -> str:
         _errors(central, runs),
         _leaks(runs),
         _failures(results, best),
+        _minutes(results),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -209,6 +210,16 @@ def _failures(results: list[Result], best: dict[str, Result]) -> str:
         if "failed" in r or _is_stale(r, best)
     ]
     return "Failed:\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _minutes(results: list[Result]) -> str:
+    """How long all units took, one after another, and which methods took the most."""
+    spent: Counter[str] = Counter()
+    for result in results:
+        parts = result.get("methods", {}).values() if result["name"] == "central" else [result]
+        spent[result["name"]] += sum(part.get("seconds", 0.0) for part in parts) / 60
+    most = ", ".join(f"{name} {minutes:.0f}" for name, minutes in spent.most_common(3))
+    return f"Minutes of all units, one after another: {spent.total():.0f}; most of them {most}.\n"
 
 
 def _rates(seeds: list[Result]) -> bool:
