@@ -35,6 +35,10 @@ CORE_BYTES = 5 * 2**18  # of the batches of a core's lanes, which stay in its ca
 _PARTS = {  # of a plan's memory: what takes it, and the way out
     "data": ("the clients' data take", "take fewer clients or fewer devices"),
     "private": ("what all clients keep takes", "lower --dim, or choose an algorithm whose clients keep less"),
+    "cohort": (
+        "what a cohort keeps, before and after its round, takes",
+        "lower the cohort, --dim or --devices",
+    ),
     "model": (
         "the model and its optimizer take",
         "lower --dim, or choose a server optimizer that keeps less",
@@ -145,9 +149,11 @@ def make_plan(
     )
     model, items = _bytes(state.server), num_rows(state.server.tables)
     upload = _bytes(upload_shapes(work, population, state.server, one_of(state.private)))
+    private = _bytes((state.private, state.memory))
     memory = {
         "data": devices * _bytes(population),
-        "private": devices * _bytes((state.private, state.memory)),
+        "private": devices * private,
+        "cohort": 2 * devices * cohort * private // population.num_clients,  # read, and written back
         "model": devices * (model + _bytes(state.opt_state)),
         "versions": devices * _bytes(state.flight),  # who is under way in asynchronous rounds, and old models
         "sums": devices * 3 * upload,  # the totals, their sum over devices, and the step made of it

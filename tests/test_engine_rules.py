@@ -106,6 +106,23 @@ def test_planned_memory_is_what_the_arrays_hold(population):
     assert stacked.plan(population).memory["stack"] >= 20 * found.memory["model"]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("cohort", [6, 24])
+def test_planned_memory_is_what_a_round_takes(population, count, cohort):
+    """Where clients keep whole tables: the compiled round's arguments and temporaries are those of the plan."""
+    mesh = devices.client_mesh(count)
+    algorithm = fr.fedrap(dim=64, cohort=cohort, lanes=count, mesh=mesh)
+    placed = devices.replicate(population, mesh)
+    state = jax.jit(algorithm.init)(jax.random.key(0), placed)
+    compiled = jax.jit(algorithm.round, donate_argnums=1).lower(jax.random.key(0), state, placed).compile()
+    found = compiled.memory_analysis()
+    assert found is not None
+    plan_ = algorithm.plan(population)
+    real = count * (found.argument_size_in_bytes + found.temp_size_in_bytes)
+    assert sum(plan_.memory.values()) == pytest.approx(real, rel=0.2)
+    assert plan_.memory["cohort"] == 2 * cohort * plan_.memory["private"] // population.num_clients
+
+
 @pytest.mark.parametrize("most", [1, 2, 3, 178, 1000])
 def test_room_sizes(most):
     """Every number of steps finds a size at most twice as large."""

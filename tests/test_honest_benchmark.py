@@ -23,10 +23,11 @@ from experiments.honest_benchmark.spaces import (
 )
 from experiments.honest_benchmark.store import Unit, finished, read_all, write
 from experiments.honest_benchmark.table import BEGIN, END, render, update
-from experiments.honest_benchmark.task import Budget, Task, make, rounds_of
+from experiments.honest_benchmark.task import Budget, Task, make, make_on_devices, rounds_of
 from fedjax_rec.algorithms.registry import NAMES, accepted
 from fedjax_rec.data.synthetic import synthetic
 from fedjax_rec.inputs import protocol_of
+from fedjax_rec.plan import with_copy
 from fedjax_rec.settings import Settings
 
 CENTRALS = ("popularity",)
@@ -219,6 +220,16 @@ def test_carried_settings_come_first():
     assert all(0.1 / 3 <= trial["learning_rate"] <= 0.3 for trial in trials[2:])
     assert len(trials) == 4
     assert trials_near([{}], 4) == [{}]
+
+
+def test_one_device_where_a_copy_on_each_does_not_fit(task, monkeypatch):
+    """Clients that keep whole tables are not refused for the number of devices."""
+    monkeypatch.setattr("experiments.honest_benchmark.task.choose_devices", lambda _: 2)
+    split = task.split
+    assert make_on_devices("fedrap", split, {}).plan(task.population).devices == 2
+    needed = sum(with_copy(make("fedrap").plan(task.population)).memory.values())
+    monkeypatch.setattr("fedjax_rec.plan.device_bytes", lambda _: int(1.2 * needed))
+    assert make_on_devices("fedrap", split, {}).plan(task.population).devices == 1
 
 
 @pytest.mark.parametrize("name", LATER)

@@ -10,6 +10,7 @@ from fedjax_rec.data.interactions import Dataset
 from fedjax_rec.data.splits import Split
 from fedjax_rec.devices import choose_devices
 from fedjax_rec.inputs import load_split, protocol_of
+from fedjax_rec.plan import check_fits, with_copy
 from fedjax_rec.samplers import default_cohort
 from fedjax_rec.servers import SERVERS
 from fedjax_rec.settings import Settings
@@ -92,11 +93,11 @@ def make(name: str, **settings: Any) -> fr.Algorithm:
 
 
 def make_on_devices(name: str, split: Split, settings: dict[str, Any]) -> fr.Algorithm:
-    """The same, with its clients split over all devices.
+    """The same, with its clients split over all devices, or on one where so many copies do not fit.
 
     Args:
         name: in `VARIANTS`.
-        split: says how many clients there are.
+        split: its clients.
         settings: of its factory.
 
     Returns:
@@ -105,7 +106,12 @@ def make_on_devices(name: str, split: Split, settings: dict[str, Any]) -> fr.Alg
     if "mesh" not in accepted(VARIANTS[name].algorithm):
         return make(name, **settings)
     devices = choose_devices(default_cohort(split.num_users))
-    return make(name, **settings, mesh=fr.client_mesh(devices))
+    algorithm = make(name, **settings, mesh=fr.client_mesh(devices))
+    try:
+        check_fits(with_copy(algorithm.plan(fr.population_of(split))))
+    except ValueError:
+        return make(name, **settings)
+    return algorithm
 
 
 def rounds_of(name: str, algorithm: fr.Algorithm, task: Task) -> tuple[int, int]:
