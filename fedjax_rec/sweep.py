@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rec.data.splits import Split
+from fedjax_rec.devices import LEAST_SHARE, choose_devices
 from fedjax_rec.engine import rests_between
 from fedjax_rec.evaluation.evaluator import server_parameters
 from fedjax_rec.evaluation.metrics import metrics_from_ranks
@@ -35,10 +36,11 @@ from fedjax_rec.plan import device_bytes, state_bytes
 from fedjax_rec.population import Population, population_of
 from fedjax_rec.spaces import Settings, grid
 from fedjax_rec.trials import Budget, Factory, Judge, Runs
-from fedjax_rec.types import Algorithm, PyTree, State
+from fedjax_rec.types import Algorithm, Plan, PyTree, State
 
 ERRORS = ("rmse", "mae")  # metrics of predicted ratings: less is better
 SHARE = 0.1  # of a device's memory that the models of a batch may take: they are held twice for a moment
+BESIDE = 0.8  # of it, models and work together, for as many runs as there are devices
 _USERS = 256  # rated at once
 
 
@@ -308,10 +310,19 @@ def _chunks(
 ) -> list[list[int]]:
     """As many trials at once as memory holds, in parts of equal length."""
     plan = algorithms[group.members[0]].plan(population)
-    most = max(1, int(SHARE * device_bytes(plan.devices) / max(seeds * state_bytes(plan), 1)))
+    room = device_bytes(plan.devices)
+    most = max(1, int(SHARE * room / max(seeds * state_bytes(plan), 1)), _side_by_side(plan, seeds, room))
     parts = -(-len(group.members) // most)
     size = -(-len(group.members) // parts)
     return [group.members[start : start + size] for start in range(0, len(group.members), size)]
+
+
+def _side_by_side(plan: Plan, seeds: int, room: int) -> int:
+    """Trials whose runs are one for each device, as far as memory holds their states twice, and their work."""
+    state, devices = state_bytes(plan), choose_devices(LEAST_SHARE * len(jax.devices()))
+    work = sum(plan.memory.values()) - state
+    fits = [runs for runs in range(1, devices + 1) if runs * (2 * state + work) <= BESIDE * room]
+    return max(fits, default=0) // seeds if plan.devices == 1 else 0
 
 
 def _rests(algorithm: Algorithm, population: Population) -> bool:

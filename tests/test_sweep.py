@@ -1,6 +1,7 @@
 """A batch of settings equals the loop over them, budgets are equal, and test items are never looked at."""
 
 import math
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -11,8 +12,9 @@ import pytest
 import fedjax_rec as fr
 from fedjax_rec.blocks import Compilations
 from fedjax_rec.data.synthetic import synthetic
-from fedjax_rec.sweep import Trial, _group, _rests, sweep
+from fedjax_rec.sweep import Trial, _group, _rests, _side_by_side, sweep
 from fedjax_rec.testing import tiny_population
+from fedjax_rec.types import Plan
 
 pytestmark = pytest.mark.as_compiled
 
@@ -194,6 +196,18 @@ def test_errors_of_ratings_are_minimised(split):
     own = np.asarray(scores)[np.arange(rated.num_users), rated.validation]
     expected = np.sqrt(np.mean((own - rated.validation_ratings) ** 2))
     np.testing.assert_allclose(found.trials[0].curve[-1][1], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("room", "seeds", "devices", "trials"),
+    [(200, 1, 1, 4), (100, 1, 1, 3), (100, 2, 1, 1), (20, 1, 1, 0), (200, 1, 2, 0)],
+)
+def test_large_trials_side_by_side(monkeypatch, room, seeds, devices, trials):
+    """A run for each device, as far as states (twice) and work fit; none where devices are for clients."""
+    module = import_module("fedjax_rec.sweep")  # its name in the package is that of the function
+    monkeypatch.setattr(module, "choose_devices", lambda _: 4)
+    plan = Plan(1, devices, 1, "waves", "scatter", {"private": 10, "cohort": 5})
+    assert _side_by_side(plan, seeds, room) == trials
 
 
 def test_draws():
