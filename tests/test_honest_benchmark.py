@@ -225,11 +225,11 @@ def test_carried_settings_come_first():
 def test_one_device_where_a_copy_on_each_does_not_fit(task, monkeypatch):
     """Clients that keep whole tables are not refused for the number of devices."""
     monkeypatch.setattr("experiments.honest_benchmark.task.choose_devices", lambda _: 2)
-    split = task.split
-    assert make_on_devices("fedrap", split, {}).plan(task.population).devices == 2
-    needed = sum(with_copy(make("fedrap").plan(task.population)).memory.values())
+    population = task.population
+    assert make_on_devices("fedrap", population, {}).plan(population).devices == 2
+    needed = sum(with_copy(make("fedrap").plan(population)).memory.values())
     monkeypatch.setattr("fedjax_rec.plan.device_bytes", lambda _: int(1.2 * needed))
-    assert make_on_devices("fedrap", split, {}).plan(task.population).devices == 1
+    assert make_on_devices("fedrap", population, {}).plan(population).devices == 1
 
 
 @pytest.mark.parametrize("name", LATER)

@@ -92,12 +92,12 @@ def make(name: str, **settings: Any) -> fr.Algorithm:
     return factory_of(variant.algorithm)(**given)
 
 
-def make_on_devices(name: str, split: Split, settings: dict[str, Any]) -> fr.Algorithm:
+def make_on_devices(name: str, population: fr.Population, settings: dict[str, Any]) -> fr.Algorithm:
     """The same, with its clients split over all devices, or on one where so many copies do not fit.
 
     Args:
         name: in `VARIANTS`.
-        split: its clients.
+        population: its clients.
         settings: of its factory.
 
     Returns:
@@ -105,10 +105,10 @@ def make_on_devices(name: str, split: Split, settings: dict[str, Any]) -> fr.Alg
     """
     if "mesh" not in accepted(VARIANTS[name].algorithm):
         return make(name, **settings)
-    devices = choose_devices(default_cohort(split.num_users))
+    devices = choose_devices(default_cohort(population.num_clients))
     algorithm = make(name, **settings, mesh=fr.client_mesh(devices))
     try:
-        check_fits(with_copy(algorithm.plan(fr.population_of(split))))
+        check_fits(with_copy(algorithm.plan(population)))
     except ValueError:
         return make(name, **settings)
     return algorithm

@@ -129,10 +129,11 @@ def run_clean(task: Task, name: str, seed: int, tuned: Result, tell: Tell) -> Re
         metrics, intervals, traffic and seconds.
     """
     best, merged = tuned["best"], fr.merge_validation(task.split)
-    algorithm = make_on_devices(name, merged, best["settings"])
+    population = fr.population_of(merged)
+    algorithm = make_on_devices(name, population, best["settings"])
     state, history = fr.simulate(
         algorithm,
-        fr.population_of(merged),
+        population,
         rounds=best["round"],
         eval_every=tuned["eval_every"],
         seed=seed,
@@ -159,7 +160,8 @@ def run_leaky(task: Task, name: str, seed: int, tuned: Result, tell: Tell) -> Re
         as `run_clean`, and the same by each client's own table after training, where it has one.
     """
     leaky, settings = task.split._replace(negatives="paper-leaky"), tuned["best"]["settings"]
-    algorithm, population = make_on_devices(name, leaky, settings), fr.population_of(leaky)
+    population = fr.population_of(leaky)
+    algorithm = make_on_devices(name, population, settings)
     state, history = fr.simulate(
         algorithm,
         leaky,
