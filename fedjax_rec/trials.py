@@ -112,8 +112,19 @@ class Runs:
         values, key = run
         algorithm = self.make(**values)
         state, infos = run_block(algorithm, size, key, state, population, turns)
-        found = self.judge.measure(values, algorithm, state, population)
-        return state, infos, found
+        return state, infos, self._measure(values, algorithm, state, population, turns > 0)
+
+    def _measure(
+        self, values: dict, algorithm: Algorithm, state: State, population: Population, wanted: jax.Array
+    ) -> PyTree:
+        """What is measured of a state; zeros, at no cost, of a run that has ended."""
+
+        def measure(state: State) -> PyTree:
+            return self.judge.measure(values, algorithm, state, population)
+
+        shapes = jax.eval_shape(measure, state)
+        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.cond(wanted, measure, lambda _: nothing, state)
 
 
 def _diverged(infos: list[RoundInfo], run: int) -> bool:

@@ -29,6 +29,7 @@ from fedjax_rec.data.synthetic import synthetic
 from fedjax_rec.inputs import protocol_of
 from fedjax_rec.plan import with_copy
 from fedjax_rec.settings import Settings
+from fedjax_rec.sweep import _group
 
 CENTRALS = ("popularity",)
 PART = {"ndcg@10": 0.1, "hr@10": 0.2}
@@ -42,6 +43,20 @@ SEED = {  # what a clean run reports
     "protocol_id": "id",
 }
 TUNED = {"best": {"settings": {}, "round": 1}, "trials": [], "rounds": 2, "eval_every": 1}
+
+
+def with_ratings(task):
+    """The same task, with ratings at random."""
+    rng = np.random.default_rng(0)
+
+    def rate(count):
+        return rng.integers(1, 6, count).astype(np.float32)
+
+    users = task.split.num_users
+    split = task.split._replace(
+        ratings=rate(len(task.split.items)), validation_ratings=rate(users), test_ratings=rate(users)
+    )
+    return task._replace(split=split, population=fr.population_of(split))
 
 
 def do(tasks, names, seeds, folder, **options):
@@ -194,7 +209,7 @@ def test_budgets_are_equal(task):
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
 def test_every_variant_has_a_space(name):
-    """Settings are those of the factory, the defaults come first, and all trials share one program."""
+    """Settings are those of the factory, numbers, and the defaults come first."""
     known = {*accepted(VARIANTS[name].algorithm), "server", "server_learning_rate"}
     assert set(space_of(name)) <= known
     trials = trials_of(name, 3)
@@ -202,6 +217,16 @@ def test_every_variant_has_a_space(name):
     if space_of(name):
         assert all(isinstance(value, float) for trial in trials for value in trial.values())
     make(name, **trials[0])
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(VARIANTS) if len(trials_of(name, 3)) > 1])
+def test_trials_share_one_program(name, task):
+    """No number that is tuned is asked for when the program is made: else each trial would be compiled anew."""
+    smaller = {"cohort": 20} if "cohort" in VARIANTS[name].fixed else {}
+    trials = [trial | smaller for trial in trials_of(name, 3)]
+    algorithms = [make(name, **trial) for trial in trials]
+    groups = _group(partial(make, name), algorithms, trials, with_ratings(task).population)
+    assert [group.members for group in groups] == [[0, 1, 2]]
 
 
 def test_every_algorithm_is_a_variant():
@@ -246,16 +271,7 @@ def test_a_variant_of_another_size_runs_where_settings_are_carried(name, task, t
 
 def test_ratings_table(task, tmp_path):
     """Algorithms that predict ratings are tuned on RMSE and have a table of their own."""
-    rng = np.random.default_rng(0)
-
-    def rate(count):
-        return rng.integers(1, 6, count).astype(np.float32)
-
-    users = task.split.num_users
-    split = task.split._replace(
-        ratings=rate(len(task.split.items)), validation_ratings=rate(users), test_ratings=rate(users)
-    )
-    rated = task._replace(split=split, population=fr.population_of(split))
+    rated = with_ratings(task)
     assert [failed for *_, failed in do([rated], ("fedmf-ratings",), (0, 1), tmp_path)] == [None] * 4
     found = render(read_all(tmp_path))
     assert "| method | RMSE |" in found

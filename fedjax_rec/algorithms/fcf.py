@@ -31,6 +31,7 @@ import optax
 from fedjax_rec.algorithms.solve import (
     Equations,
     Send,
+    check_ridge,
     check_settings,
     exact_solve,
     solved_model,
@@ -79,8 +80,7 @@ def fcf(
         (23, ['vector'])
     """
     check_settings(dim=(dim, 1), batch_size=(batch_size, 1), alpha=(alpha, 0), init_scale=(init_scale, 0))
-    if not 0 < regularisation < float("inf"):
-        raise ValueError(f"regularisation must be a finite number above 0, not {regularisation}")
+    check_ridge(regularisation)
     optimizer = optax.adam(0.01, b1=0.4, b2=0.99) if server_optimizer is None else server_optimizer
     equations = Equations(1.0, alpha, 1.0 + alpha, lambda own, items: regularisation)  # noqa: ARG005
     return federate(

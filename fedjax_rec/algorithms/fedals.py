@@ -30,6 +30,7 @@ import optax
 from fedjax_rec.aggregators import named
 from fedjax_rec.algorithms.solve import (
     Equations,
+    check_ridge,
     check_settings,
     exact_solve,
     solve_spd,
@@ -96,8 +97,7 @@ def fedals(
     check_settings(
         dim=(dim, 1), batch_size=(batch_size, 1), unobserved=(unobserved, 0), init_scale=(init_scale, 0)
     )
-    if not 0 < regularisation < np.inf:
-        raise ValueError(f"regularisation must be a finite number above 0, not {regularisation}")
+    check_ridge(regularisation)
     if not 0 <= memory < 1:
         raise ValueError(
             f"memory must be at least 0 and below 1, not {memory}; 1 - cohort / clients is a good one"

@@ -25,11 +25,10 @@ from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from fedjax_rec.aggregators import named
-from fedjax_rec.algorithms.solve import check_settings, own_rows, solve_spd
+from fedjax_rec.algorithms.solve import check_ridge, check_settings, own_rows, solve_spd
 from fedjax_rec.federate import Cohorts, federate, sample_usually
 from fedjax_rec.population import Population
 from fedjax_rec.samplers import everyone
@@ -94,8 +93,7 @@ def fedease(
         (23, (40, 40))
     """
     check_settings(batch_size=(batch_size, 1))
-    if isinstance(regularisation, (int, float)) and not 0 < regularisation < np.inf:
-        raise ValueError(f"regularisation must be a finite number above 0, not {regularisation}")
+    check_ridge(regularisation)
     if isinstance(memory, (int, float)) and not 0 <= memory < 1:
         raise ValueError(
             f"memory must be at least 0 and below 1, not {memory}; 1 - cohort / clients is a good one"

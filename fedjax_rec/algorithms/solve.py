@@ -11,6 +11,7 @@ Cholesky solve and then makes of p_u and each row what is sent.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -80,7 +81,8 @@ def exact_solve(equations: Equations, batch_size: int, send: Send, dense: Dense)
         vectors, first = rows.values["vector"], batch.data["first"].any()
         passes = local.passes + first
         solving, reading = first & (passes == 2), passes == 1
-        vector = _where(solving, lambda _: _solve(local, equations, batch.data["ridge"][0]), local.vector)
+        normal = local.matrix, local.target, batch.data["ridge"][0]
+        vector = _where(solving, partial(_solve, equations), normal, local.vector)
         moment = equations.own * jnp.einsum("bd,be->de", vectors, vectors, precision="highest")
         local = Local(
             local.matrix + jnp.where(reading, moment, 0.0),
@@ -103,16 +105,23 @@ def exact_solve(equations: Equations, batch_size: int, send: Send, dense: Dense)
     return ClientWork(batches, 2, start, lambda values: Rows(values, ()), step, None, finish, send=send_rows)
 
 
-def _where(flag: jax.Array, make: Callable[[jax.Array], jax.Array], value: jax.Array) -> jax.Array:
-    """`make(value)` if the flag holds, else `value`; on lanes it is made only where one of them asks for it.
+def _where(flag: jax.Array, make: Callable, operands: PyTree, value: jax.Array) -> jax.Array:
+    """`make(operands)` if the flag holds, else `value`; on lanes it is made only where one of them asks for it.
 
-    A loop of at most one turn: unlike `lax.cond`, of which vmap makes a selection, it stays a branch.
+    A loop of at most one turn: unlike `lax.cond`, of which vmap makes a selection, it stays a branch. The barrier
+    ties the operands to the turn: what does not depend on it XLA would move out of the loop, and do every time.
     """
-    return jax.lax.while_loop(lambda c: c[0], lambda c: (~c[0], make(c[1])), (flag, value))[1]
+
+    def turn(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        flag, tied = jax.lax.optimization_barrier((carry[0], operands))
+        return ~flag, make(tied)
+
+    return jax.lax.while_loop(lambda carry: carry[0], turn, (flag, value))[1]
 
 
-def _solve(local: Local, equations: Equations, ridge: jax.Array) -> jax.Array:
-    return solve_spd(local.matrix + ridge * jnp.eye(len(local.target)), equations.gain * local.target)
+def _solve(equations: Equations, normal: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+    matrix, target, ridge = normal
+    return solve_spd(matrix + ridge * jnp.eye(len(target)), equations.gain * target)
 
 
 def solve_spd(matrix: jax.Array, target: jax.Array) -> jax.Array:
@@ -239,3 +248,21 @@ def check_settings(**settings: tuple[float, float]) -> None:
     for name, (value, least) in settings.items():
         if isinstance(value, (int, float)) and not least <= value < float("inf"):
             raise ValueError(f"{name} must be at least {least} and finite, not {value}")
+
+
+def check_ridge(regularisation: float) -> None:
+    """Refuse a penalty with which normal equations need not have a solution; a traced one is taken as it is.
+
+    Args:
+        regularisation: the ridge, or what it is made of.
+
+    Raises:
+        ValueError: if it is not a finite number above 0.
+
+    Example:
+        >>> check_ridge(0.0)
+        Traceback (most recent call last):
+        ValueError: regularisation must be a finite number above 0, not 0.0
+    """
+    if isinstance(regularisation, (int, float)) and not 0 < regularisation < float("inf"):
+        raise ValueError(f"regularisation must be a finite number above 0, not {regularisation}")
