@@ -250,7 +250,7 @@ def check_settings(**settings: tuple[float, float]) -> None:
             raise ValueError(f"{name} must be at least {least} and finite, not {value}")
 
 
-def check_ridge(regularisation: float) -> None:
+def check_ridge(regularisation: float | jax.Array) -> None:
     """Refuse a penalty with which normal equations need not have a solution; a traced one is taken as it is.
 
     Args:
