@@ -243,14 +243,22 @@ def _gradient(terms: Objective, view: View, chosen: jax.Array, label: jax.Array)
     """Loss summed over a mini-batch, whose rows have `chosen` 1, and the gradient of its mean."""
     losses, slope = cross_entropy_of_sigmoid(_logits(view), label)
     share = chosen / jnp.maximum(chosen.sum(), 1.0)
-    apart, entry = view.own - view.common, share[:, None] / view.own.shape[1]
-    penalty = terms.sparsity * jnp.abs(view.common) - terms.independence * apart**2
-    pull = 2 * terms.independence * entry * apart
+    entry = share[:, None] / view.own.shape[1]
+    penalty, sparse = terms.sparsity * jnp.abs(view.common), terms.sparsity * entry * jnp.sign(view.common)
     fit = jnp.outer(share * slope, view.head["weights"])
     head = {"weights": (share * slope) @ (view.own + view.common), "bias": (share * slope).sum()}
-    grads = View(fit - pull, fit + pull + terms.sparsity * entry * jnp.sign(view.common), head)
+    grads = View(fit, fit + sparse, head)
+    if not _is_zero(terms.independence):  # else two passes over both tables, of which the compiler keeps the zeros
+        apart = view.own - view.common
+        pull = 2 * terms.independence * entry * apart
+        penalty = penalty - terms.independence * apart**2
+        grads = grads._replace(own=fit - pull, common=fit + pull + sparse)
     grads = jax.tree.map(lambda g, p: g + terms.regularisation * p, grads, view)
     return (chosen * (losses + penalty.mean(1))).sum(), grads
+
+
+def _is_zero(weight: float | jax.Array) -> bool:
+    return isinstance(weight, (int, float)) and weight == 0
 
 
 def _descend(view: View, grads: View, table_rate: jax.Array, head_rate: jax.Array) -> View:
