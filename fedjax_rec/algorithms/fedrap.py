@@ -248,7 +248,7 @@ def _gradient(terms: Objective, view: View, chosen: jax.Array, label: jax.Array)
     fit = jnp.outer(share * slope, view.head["weights"])
     head = {"weights": (share * slope) @ (view.own + view.common), "bias": (share * slope).sum()}
     grads = View(fit, fit + sparse, head)
-    if not _is_zero(terms.independence):  # else two passes over both tables, of which the compiler keeps the zeros
+    if not _is_zero(terms.independence):  # else passes over both tables, for zeros that the compiler keeps
         apart = view.own - view.common
         pull = 2 * terms.independence * entry * apart
         penalty = penalty - terms.independence * apart**2
