@@ -8,7 +8,7 @@ This module sorts the cohort, splits it over the devices of a mesh, and puts the
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -35,12 +35,15 @@ from fedjax_rec.types import (
     Client,
     ClientWork,
     Params,
+    Part,
     PyTree,
     Server,
     Stack,
     Totals,
 )
 from fedjax_rec.waves import run_waves
+
+GOOD_PART = 4  # summing item by item pays off where a quarter of all clients or more take part
 
 
 class Result(NamedTuple):
@@ -133,7 +136,9 @@ def run_cohort(
     old = jax.tree.map(lambda p: p[clients.id[order]], (private, memory))
     models, held = ((), None) if versions is None else (versions.models, versions._replace(models=()))
     cohort = jax.tree.map(lambda x: x[order], (clients, noise, num_batches, weight, counted, held))
-    run = partial(_run_sorted, work, uplink, jnp.asarray(watched))
+    plain = limit is None and versions is None and sums_item_by_item(work, uplink, len(order), population)
+    parts = 0 if not plain else 1 if mesh is None else mesh.size
+    run = partial(_run_sorted, work, uplink, jnp.asarray(watched), parts)
     if mesh is None:
         result = run(lanes, population, (server, models), old, *cohort)
     else:
@@ -145,6 +150,30 @@ def run_cohort(
     if uplink.aggregator.stacked:
         result = result._replace(totals=jax.tree.map(lambda x: x[place], result.totals))
     return result
+
+
+def sums_item_by_item(work: ClientWork, uplink: Uplink, cohort: int, population: Population) -> bool:
+    """Whether rows are summed by `work.sums`, which goes over all clients' items, and not client by client.
+
+    Args:
+        work: one client's work.
+        uplink: how updates travel.
+        cohort: C.
+        population: N clients.
+
+    Returns:
+        True where the work knows how, only sums are asked for, and a good part of all clients takes part.
+
+    Example:
+        >>> from fedjax_rec.aggregators import total
+        >>> from fedjax_rec.testing import tiny_population
+        >>> import fedjax_rec as fr
+        >>> [sums_item_by_item(fr.fedals().work, Uplink(total()), c, tiny_population()) for c in (24, 5)]
+        [True, False]
+    """
+    rule = uplink.aggregator
+    only_sums = rule.fixed is None and not rule.by_row and not uplink.later
+    return work.sums is not None and only_sums and GOOD_PART * cohort >= population.num_clients
 
 
 def _workload(
@@ -223,6 +252,7 @@ def _run_sorted(
     work: ClientWork,
     uplink: Uplink,
     watched: jax.Array,
+    parts: int,
     lanes: int,
     population: Population,
     servers: tuple[Server, PyTree],
@@ -236,10 +266,13 @@ def _run_sorted(
 ) -> Result:
     """Run one device's sorted clients; `old` holds their private leaves and memories, [C, ...].
 
-    They come back as the result's `private`, with the marks of the unsound and the losses.
+    They come back as the result's `private`, with the marks of the unsound and the losses. With `parts` devices
+    instead of 0 rows are summed item by item, and no client sends any.
     """
     (own, memory), (server, models) = old, servers
+    sums_of_rows = work.sums
     work = _settle(work, population, server, own)
+    work = work._replace(send=lambda *_: {}) if parts else work
     queue = _make_queue(clients, noise, num_batches, weight, counted, held)
     report = Report(jnp.float32(0), jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.int32(0))
     shapes = upload_shapes(work, population, server, one_of(own))
@@ -249,6 +282,12 @@ def _run_sorted(
     schedule = {"lanes": run_lanes, "waves": run_waves}[schedule_of(work, uplink)]
     job = Job(work, population, server, queue, own, lanes, uplink, watched, models)
     totals, private, report, memory, unsound, heard = schedule(job, start)
+    if parts:
+        sent = (queue.clients.id[:-1], queue.weight[:-1], private)
+        share = Part(jax.lax.axis_index(AXIS), parts) if parts > 1 else Part(0, 1)
+        sent = jax.lax.all_gather(sent, AXIS, tiled=True) if parts > 1 else sent
+        rows = cast("Any", sums_of_rows)(population, *sent, share)
+        totals = totals._replace(server=totals.server._replace(tables=rows))
     losses: PyTree = ()
     if uplink.heard:
         losses = mean_losses(heard)

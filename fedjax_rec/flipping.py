@@ -56,7 +56,7 @@ def label_flip(
             bad = jnp.isin(client.id, jnp.asarray(ids))
             return jax.tree.map(lambda new, old: jnp.where(bad, new, old), flipped, own)
 
-        return work._replace(batches=work.batches._replace(batch=batch))
+        return work._replace(batches=work.batches._replace(batch=batch), sums=None)
 
     return Adversary("label_flip", wrap)
 

@@ -124,6 +124,11 @@ def run(algorithm: Algorithm, population: Population, rounds: int = 2, seed: int
     return _compiled(lambda key, pop: train(key, algorithm, pop, rounds)[0])(jax.random.key(seed), population)
 
 
+def _bits() -> float:
+    """The tolerance of equal bits. A GPU does not repeat its own: its atomic additions have no order."""
+    return TOLERANCE if jax.default_backend() == "gpu" else 0.0
+
+
 def _compiled(function: Callable) -> Callable:
     """Compile in a hurry: the laws run small programs once, and compiling is most of their time."""
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
@@ -232,17 +237,17 @@ def check_absent(make: Make, population: Population) -> None:
         if _plain(make).model.represent is None:
             assert not np.array_equal(before[some[:3]], after[some[:3]]), "nobody learnt anything"  # noqa: S101
     absent = _after(make, population, 3, _cohort(ids, np.isin(ids, some[:3])))
-    assert_close(state, absent, "a client without data against an absent one", 0)
+    assert_close(state, absent, "a client without data against an absent one", _bits())
 
 
 def check_resume(make: Make, population: Population) -> None:
-    """Law 8: going on from round k equals running straight through, bit for bit."""
+    """Law 8: going on from round k equals running straight through, bit for bit (on a GPU to rounding)."""
     key, go = jax.random.key(KEY), _program(make, 8).run
     start = _starter(make)(key, population)
     straight = go(key, start, population, 4, None)
     stored = jax.tree.map(np.asarray, go(key, start, population, 2, None))
     resumed = go(key, jax.tree.map(jnp.asarray, stored), population, 2, None)
-    assert_close(resumed, straight, "a resumed run", 0)
+    assert_close(resumed, straight, "a resumed run", _bits())
 
 
 def check_one_trace(make: Make, population: Population, rounds: int = 50) -> None:

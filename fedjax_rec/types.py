@@ -96,6 +96,13 @@ class LocalBatches(NamedTuple):
     batch: Callable[[Client, Any, jax.Array], Batch]  # (client, population, t) -> Batch
 
 
+class Part(NamedTuple):
+    """A device's share of work that is the same for all devices."""
+
+    index: jax.Array | int  # int32[], which one
+    count: int  # of how many
+
+
 class ClientWork(NamedTuple):
     """One client's local training, as pure functions for ONE client.
 
@@ -118,6 +125,9 @@ class ClientWork(NamedTuple):
     # (local, rows after training, batch, global rows) -> what is sent for each row, leaves [B, ...], of any
     # structure; None: trained rows minus global rows
     send: Callable[[PyTree, Rows, Batch, PyTree], PyTree] | None = None
+    # (population, ids int32[C], weights float32[C], new private leaves [C, ...], part) -> leaves [I, ...]: a
+    # shorter way to the weighted sums of what is sent for the rows, where nobody looks at single updates
+    sums: Callable[[Any, jax.Array, jax.Array, PyTree, Part], PyTree] | None = None
 
 
 Score = Callable[[PyTree, Server], jax.Array]

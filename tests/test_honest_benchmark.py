@@ -185,6 +185,33 @@ def test_a_failed_seed_has_no_price(task, tmp_path):
     assert not part[0].split(" | ")[7].strip()
 
 
+def test_another_seed_takes_the_place_of_a_failed_one(task, tmp_path, monkeypatch):
+    """As many runs as were asked for, if two more seeds are enough; the failures stay, and are tried again."""
+    bad = {1}
+
+    def run(*given):
+        if given[2] in bad:  # the seed
+            raise ValueError("the refit diverged")
+        return SEED
+
+    monkeypatch.setattr(units, "tune", lambda task, *_: TUNED | {"protocol_id": task.protocol_id})
+    monkeypatch.setattr(units, "run_clean", run)
+
+    def runs(folder):
+        for job in jobs([task], ("fedmf",), (0, 1, 2), folder, leaky=False, centrals=CENTRALS):
+            write(folder, job.unit, units.timed(partial(job.work, lambda *_: None)) | {"recipe": job.recipe})
+            if job.unit.policy == "clean":
+                yield job.unit.seed
+
+    assert list(runs(tmp_path / "one")) == [0, 1, 2, 3]
+    assert list(runs(tmp_path / "one")) == [1]
+    assert "3 of 4, " in render(read_all(tmp_path / "one"))
+    bad |= {0, 2, 3, 4}
+    assert list(runs(tmp_path / "all")) == [0, 1, 2, 3, 4]
+    bad.clear()
+    assert list(runs(tmp_path / "none")) == [0, 1, 2]
+
+
 def test_minutes_of_all_units(tmp_path):
     """Central methods, tuning and every run count, the failed ones too; the longest are named first."""
     methods = {name: SEED | {"seconds": 90.0} for name in ("ease", "mf")}

@@ -1,5 +1,6 @@
 """Which units there are, in which order, and on what each depends."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from fedjax_rec.algorithms.registry import ENTRIES
 from fedjax_rec.evaluation.central import NAMES as CENTRALS
 
 LEAKY_SEEDS = {"ml-1m-loo": 1}  # of three: the leak is larger than any spread
+SPARES = 2  # further seeds for runs that fail: they take the failed ones' places, which are told
 
 
 class Job(NamedTuple):
@@ -101,11 +103,23 @@ def _of_variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, 
     policies: list[tuple[str, Any, tuple[int, ...]]] = [("clean", units.run_clean, seeds)]
     if leaky and not needs_ratings(name):
         policies.append(("paper-leaky", units.run_leaky, seeds[: LEAKY_SEEDS.get(task.dataset, len(seeds))]))
+    chosen = _of_run(task, tuned, known)
     for policy, work, some in policies:
-        for seed in some:
-            unit, chosen = Unit(task.dataset, name, policy, seed), _of_run(task, tuned, known)
+        for unit in _with_spares(folder, [Unit(task.dataset, name, policy, seed) for seed in some]):
             if finished(folder, unit, chosen) is None:
-                yield Job(unit, chosen, partial(_run, work, task, name, seed, tuned))
+                yield Job(unit, chosen, partial(_run, work, task, name, unit.seed, tuned))
+
+
+def _with_spares(folder: Path, asked: list[Unit]) -> Iterator[Unit]:
+    """The units, and another seed for each that turns out to have failed by the time the next one is asked for."""
+    queue, last = deque(asked), asked[-1].seed + SPARES
+    seed = asked[-1].seed
+    while queue:
+        unit = queue.popleft()
+        yield unit
+        if seed < last and "failed" in (read(folder, unit) or {}):
+            seed += 1
+            queue.append(unit._replace(seed=seed))
 
 
 def _of_run(task: Task, tuned: Result, known: Result) -> Result:

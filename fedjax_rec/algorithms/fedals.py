@@ -28,6 +28,7 @@ import numpy as np
 import optax
 
 from fedjax_rec.aggregators import named
+from fedjax_rec.algorithms.moments import moments_by_item
 from fedjax_rec.algorithms.solve import (
     Equations,
     check_ridge,
@@ -114,7 +115,7 @@ def fedals(
     )
     return federate(
         solved_model(dim, init_scale, equations, batch_size),
-        exact_solve(equations, batch_size, _row_statistics, _statistics),
+        exact_solve(equations, batch_size, _row_statistics, _statistics)._replace(sums=moments_by_item),
         aggregator=rule,
         server_optimizer=_least_squares(regularisation, unobserved, memory),
         **federation,

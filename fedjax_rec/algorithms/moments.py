@@ -1,0 +1,96 @@
+"""Sums over an item's clients, item by item: the short way to what `fedals` sums up client by client.
+
+A client sends p_u p_u^T and p_u for each of its own items, D (D + 3) / 2 numbers each, and adding them up row by
+row reads and writes as many numbers for every interaction. With the vectors of all clients side by side, they are
+
+    sum over u that own i of w_u p_u p_u^T = P_i^T diag(w) P_i,
+
+a product of matrices for each item, whose rows P_i are read once. It is simulated work that is saved, not traffic.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_rec.population import Population
+from fedjax_rec.types import Part, PyTree
+
+CHUNK = 128  # clients of an item that one product takes: its rows stay in a core's cache
+
+
+class Holders(NamedTuple):
+    """The population item by item."""
+
+    owner: jax.Array  # int32[M], clients by the item that they own
+    start: jax.Array  # int32[I + 1], where an item's clients start
+    ends: jax.Array  # int32[I], chunks of this item and those before it
+
+
+def moments_by_item(
+    population: Population, ids: jax.Array, weight: jax.Array, private: PyTree, part: Part
+) -> PyTree:
+    """Weighted sums of 1, p_u and p_u p_u^T over the clients that own each item.
+
+    Args:
+        population: the clients.
+        ids: int32[C], the cohort.
+        weight: float32[C], w_u; who has 0 is absent, whatever its vector.
+        private: "vector" float32[C, D], p_u.
+        part: which chunks of clients to sum; the parts add up to the whole.
+
+    Returns:
+        "count" [I], "target" [I, D], and "moment" [I, D (D + 1) / 2], upper triangles.
+
+    Example:
+        >>> from fedjax_rec.testing import tiny_population
+        >>> population = tiny_population(num_clients=4, num_items=6)
+        >>> vectors = {"vector": jnp.ones((4, 2))}
+        >>> sums = moments_by_item(population, jnp.arange(4), jnp.ones(4), vectors, Part(0, 1))
+        >>> int(sums["count"].sum()) == int(population.offsets[-1]), sums["moment"].shape
+        (True, (6, 3))
+    """
+    held, size = _by_item(population), len(ids)
+    present = jnp.where(weight > 0, ids, population.num_clients)
+    place = jnp.full(population.num_clients, size).at[present].set(jnp.arange(size), mode="drop")
+    slot, factor = place[held.owner], jnp.append(weight, 0.0)
+    vectors = jnp.concatenate([private["vector"], jnp.zeros_like(private["vector"][:1])])
+    dim = vectors.shape[1]
+    empty = {"count": (), "target": (dim,), "moment": (dim * (dim + 1) // 2,)}
+    sums = {name: jnp.zeros((population.num_items, *shape)) for name, shape in empty.items()}
+    add = partial(_add_chunk, held, slot, factor, vectors, part)
+    return jax.lax.fori_loop(0, -(-(held.ends[-1] - part.index) // part.count), add, sums)
+
+
+def _by_item(population: Population) -> Holders:
+    items = population.examples["items"]
+    count = jnp.zeros(population.num_items, jnp.int32).at[items].add(1)
+    owner = jnp.repeat(
+        jnp.arange(population.num_clients), jnp.diff(population.offsets), total_repeat_length=len(items)
+    )
+    start = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(count)])
+    return Holders(owner[jnp.argsort(items)], start, jnp.cumsum(-(-count // CHUNK)))
+
+
+def _add_chunk(
+    held: Holders,
+    slot: jax.Array,
+    factor: jax.Array,
+    vectors: jax.Array,
+    part: Part,
+    turn: jax.Array,
+    sums: PyTree,
+) -> PyTree:
+    """Add some clients of one item; `slot` int32[M] are their places among the vectors."""
+    chunk = part.index + turn * part.count
+    item = jnp.searchsorted(held.ends, chunk, side="right")
+    before = jnp.where(item > 0, held.ends[item - 1], 0)
+    at = held.start[item] + (chunk - before) * CHUNK + jnp.arange(CHUNK)
+    whose = jnp.where(at < held.start[item + 1], slot.at[at].get(mode="clip"), len(vectors) - 1)
+    rows, weight = vectors[whose], factor[whose]
+    weighted = weight[:, None] * rows
+    moment = jnp.einsum("cd,ce->de", weighted, rows, precision="highest")
+    new = {"count": weight.sum(), "target": weighted.sum(0), "moment": moment[np.triu_indices(rows.shape[1])]}
+    return jax.tree.map(lambda total, x: total.at[item].add(x), sums, new)

@@ -1,0 +1,126 @@
+"""Sums item by item are the sums of what the clients send: against numpy, and against the long way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fedjax_rec as fr
+from fedjax_rec.aggregators import total
+from fedjax_rec.algorithms import moments
+from fedjax_rec.algorithms.moments import moments_by_item
+from fedjax_rec.clients import name_clients, stream
+from fedjax_rec.devices import client_mesh
+from fedjax_rec.engine import run_cohort, sums_item_by_item
+from fedjax_rec.guard import run_sound
+from fedjax_rec.schedules import Uplink
+from fedjax_rec.testing import assert_close, tiny_population
+from fedjax_rec.transforms import clip
+from fedjax_rec.types import Part
+
+KEY, DIM = jax.random.key(5), 3
+
+
+@pytest.fixture(scope="module")
+def population():
+    return tiny_population()
+
+
+@pytest.fixture(scope="module")
+def start(population):
+    return fr.fedals(dim=DIM).init(KEY, population)
+
+
+def cohort_of(population, ids):
+    return name_clients(stream(KEY, "client"), jnp.asarray(ids), population)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 128])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_against_numpy(population, monkeypatch, chunk, parts):
+    """Weighted sums over an item's clients; who has weight 0 is absent, whatever its numbers."""
+    monkeypatch.setattr(moments, "CHUNK", chunk)
+    rng = np.random.default_rng(chunk)
+    ids = rng.permutation(population.num_clients)[:20]
+    weight = rng.uniform(0.5, 2.0, 20).astype(np.float32) * (np.arange(20) % 4 > 0)
+    vectors = rng.normal(size=(20, DIM)).astype(np.float32)
+    vectors[0] = np.nan
+    given = (population, jnp.asarray(ids), jnp.asarray(weight), {"vector": jnp.asarray(vectors)})
+    each = [moments_by_item(*given, Part(index, parts)) for index in range(parts)]
+    found = jax.tree.map(lambda *x: sum(x), *each)
+    items, offsets = np.asarray(population.examples["items"]), np.asarray(population.offsets)
+    expected = {"count": np.zeros(40), "target": np.zeros((40, DIM)), "moment": np.zeros((40, 6))}
+    for place, client in enumerate(ids):
+        for item in items[offsets[client] : offsets[client + 1]]:
+            if weight[place]:
+                p = vectors[place]
+                expected["count"][item] += weight[place]
+                expected["target"][item] += weight[place] * p
+                expected["moment"][item] += weight[place] * np.outer(p, p)[np.triu_indices(DIM)]
+    assert_close(found, expected, "sums", 1e-6)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("size", [24, 7])
+def test_the_short_way_is_the_long_one(population, start, devices, size):
+    """The same totals, private leaves and report, of all clients and of a few."""
+    work, ids = fr.fedals(dim=DIM).work, np.random.default_rng(size).permutation(24)[:size]
+    alive = jnp.arange(size) != 2
+
+    def run(work):
+        where = {"lanes": 4, "mesh": client_mesh(devices)}
+        given = (population, start.server, start.private, cohort_of(population, ids), alive)
+        return jax.jit(lambda *given: run_cohort(work, Uplink(total()), *given, **where))(*given)
+
+    short, long = run(work), run(work._replace(sums=None))
+    assert_close(short, long, "the short way")
+    assert float(short.totals.server.tables["count"].sum()) > 0
+
+
+def test_where_it_is_taken(population):
+    """Only for plain sums, and only where a good part of all clients takes part."""
+    work = fr.fedals(dim=DIM).work
+    fixed = fr.aggregators.fixed_point(total(), capacity=24)
+    assert sums_item_by_item(work, Uplink(total()), 6, population)
+    assert not sums_item_by_item(work, Uplink(total()), 5, population)
+    assert not sums_item_by_item(work, Uplink(total(), clip(1.0)), 24, population)
+    assert not sums_item_by_item(work, Uplink(fixed), 24, population)
+    assert not sums_item_by_item(work, Uplink(total()._replace(per_row=True)), 24, population)
+    assert not sums_item_by_item(fr.fcf(dim=DIM).work, Uplink(total()), 24, population)
+
+
+def test_a_client_that_stops_early_sends_less(population, start):
+    """The short way knows only whole histories: it is not taken where clients may stop before their end."""
+    work, ids = fr.fedals(dim=DIM, batch_size=4).work, np.arange(24)
+    given = (population, start.server, start.private, cohort_of(population, ids), jnp.ones(24, bool))
+
+    def counts(limit):
+        result = run_cohort(work, Uplink(total()), *given, lanes=4, limit=jnp.full(24, limit))
+        return float(result.totals.server.tables["count"].sum())
+
+    assert counts(99) == float(population.offsets[-1])
+    assert counts(1) == np.minimum(np.diff(population.offsets), 4).sum()
+
+
+def test_bad_clients_are_absent(population, start):
+    """Whose vector is not finite leaves no trace in the sums."""
+    work = fr.fedals(dim=DIM).work
+    began = work.start
+
+    def start_badly(key, private, shared):
+        local = began(key, private, shared)
+        return local._replace(matrix=local.matrix + 0 * private["vector"].sum())
+
+    bad = jnp.arange(24) % 5 == 1
+    private = {"vector": jnp.where(bad[:, None], jnp.nan, start.private["vector"])}
+    clients = cohort_of(population, np.arange(24))
+    work = work._replace(start=start_badly)
+
+    def attempt(alive, watched):
+        given = (population, start.server, private, clients, alive)
+        return run_cohort(work, Uplink(total()), *given, lanes=4, watched=watched)
+
+    result, left = run_sound(attempt, jnp.ones(24, bool))
+    expected, _ = run_sound(attempt, ~bad)
+    assert_close(result.totals, expected.totals, "sums without the bad ones", 0)
+    assert np.array_equal(left, ~bad)
