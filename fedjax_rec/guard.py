@@ -51,7 +51,8 @@ def run_sound(
     """
     run = jax.jit(attempt)  # traced once, for its shapes and for the loop
     shapes = jax.eval_shape(run, alive, jnp.bool_(False))
-    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    # the first turn is always taken: zeros would be written for nothing
+    nothing = jax.tree.map(lambda s: jax.lax.empty(s.shape, s.dtype), shapes)
 
     def turn(last: Attempt) -> Attempt:
         result = run(last.left, last.watched)

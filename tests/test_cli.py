@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +135,16 @@ def test_help_shows_every_setting_and_default(capsys):
         assert f"--{field.name.replace('_', '-')}" in text
         shown = "none" if field.default is None else str(field.default)
         assert f"(default: {shown})" in text
+
+
+def test_the_package_is_the_command_line():
+    """`python -m fedjax_rec` answers as `fedjax-rec` does, errors with status 2."""
+    for arguments, status, text in ((["data", "ls"], 0, "ml-100k"), (["run", "--rounds", "0"], 2, "rounds")):
+        command = [sys.executable, "-m", "fedjax_rec", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own module
+        assert done.returncode == status
+        assert text in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_data_commands(capsys):
