@@ -160,7 +160,7 @@ def _poison_work(ids: np.ndarray, work: ClientWork) -> ClientWork:
         bad = batch.data["malicious"]
         return jax.tree.map(lambda x, d: jnp.where(expand(bad, d), x, d), batch.data["rows"], honest)
 
-    return work._replace(batches=work.batches._replace(batch=batch), step=step, send=send, sums=None)
+    return work._replace(batches=work.batches._replace(batch=batch), step=step, send=send)
 
 
 def _poisoned_batch(ids: np.ndarray, own: Batch, client: Client, population: Poisoned, t: jax.Array) -> Batch:

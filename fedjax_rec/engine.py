@@ -7,8 +7,9 @@ padding, the compiled shape does not depend on the cohort, and memory for traini
 This module sorts the cohort, splits it over the devices of a mesh, and puts the results back in order.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,8 @@ from fedjax_rec.types import (
 )
 from fedjax_rec.waves import run_waves
 
-GOOD_PART = 4  # summing item by item pays off where a quarter of all clients or more take part
+CHUNK = 128  # clients of an item that are summed at once, where rows are summed item by item
+EVENTS = 16  # of a cohort for each of these: from about there that pays off, sooner for wide vectors
 
 
 class Result(NamedTuple):
@@ -136,9 +138,10 @@ def run_cohort(
     old = jax.tree.map(lambda p: p[clients.id[order]], (private, memory))
     models, held = ((), None) if versions is None else (versions.models, versions._replace(models=()))
     cohort = jax.tree.map(lambda x: x[order], (clients, noise, num_batches, weight, counted, held))
-    plain = limit is None and versions is None and sums_item_by_item(work, uplink, len(order), population)
-    parts = 0 if not plain else 1 if mesh is None else mesh.size
-    run = partial(_run_sorted, work, uplink, jnp.asarray(watched), parts)
+    whole = limit is None and versions is None  # histories, and of one model
+    if not (whole and sums_item_by_item(work, uplink, len(order), population)):
+        work = work._replace(sums=None)
+    run = partial(_run_sorted, work, uplink, jnp.asarray(watched), 1 if mesh is None else mesh.size)
     if mesh is None:
         result = run(lanes, population, (server, models), old, *cohort)
     else:
@@ -153,7 +156,7 @@ def run_cohort(
 
 
 def sums_item_by_item(work: ClientWork, uplink: Uplink, cohort: int, population: Population) -> bool:
-    """Whether rows are summed by `work.sums`, which goes over all clients' items, and not client by client.
+    """Whether rows are summed by `work.sums`, which goes over all items, and not client by client.
 
     Args:
         work: one client's work.
@@ -162,18 +165,22 @@ def sums_item_by_item(work: ClientWork, uplink: Uplink, cohort: int, population:
         population: N clients.
 
     Returns:
-        True where the work knows how, only sums are asked for, and a good part of all clients takes part.
+        True where the work knows how, only sums are asked for, and an item has clients enough in a cohort. Only on
+        CPUs: an accelerator, not measured, would wait for one item after the other.
 
     Example:
         >>> from fedjax_rec.aggregators import total
         >>> from fedjax_rec.testing import tiny_population
         >>> import fedjax_rec as fr
-        >>> [sums_item_by_item(fr.fedals().work, Uplink(total()), c, tiny_population()) for c in (24, 5)]
-        [True, False]
+        >>> sums_item_by_item(fr.fedals().work, Uplink(total()), 24, tiny_population())  # 200 events of 40 items
+        False
     """
     rule = uplink.aggregator
     only_sums = rule.fixed is None and not rule.by_row and not uplink.later
-    return work.sums is not None and only_sums and GOOD_PART * cohort >= population.num_clients
+    if work.sums is None or not only_sums or jax.default_backend() != "cpu":
+        return False
+    events, items = len(population.examples["items"]), population.num_items
+    return cohort * events >= population.num_clients * EVENTS * (items + events // CHUNK)
 
 
 def _workload(
@@ -252,7 +259,7 @@ def _run_sorted(
     work: ClientWork,
     uplink: Uplink,
     watched: jax.Array,
-    parts: int,
+    devices: int,
     lanes: int,
     population: Population,
     servers: tuple[Server, PyTree],
@@ -266,13 +273,12 @@ def _run_sorted(
 ) -> Result:
     """Run one device's sorted clients; `old` holds their private leaves and memories, [C, ...].
 
-    They come back as the result's `private`, with the marks of the unsound and the losses. With `parts` devices
-    instead of 0 rows are summed item by item, and no client sends any.
+    They come back as the result's `private`, with the marks of the unsound and the losses.
     """
     (own, memory), (server, models) = old, servers
-    sums_of_rows = work.sums
     work = _settle(work, population, server, own)
-    work = work._replace(send=lambda *_: {}) if parts else work
+    if work.sums is not None:  # then no client sends rows
+        work = work._replace(send=lambda *_: {})
     queue = _make_queue(clients, noise, num_batches, weight, counted, held)
     report = Report(jnp.float32(0), jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.int32(0))
     shapes = upload_shapes(work, population, server, one_of(own))
@@ -282,11 +288,8 @@ def _run_sorted(
     schedule = {"lanes": run_lanes, "waves": run_waves}[schedule_of(work, uplink)]
     job = Job(work, population, server, queue, own, lanes, uplink, watched, models)
     totals, private, report, memory, unsound, heard = schedule(job, start)
-    if parts:
-        sent = (queue.clients.id[:-1], queue.weight[:-1], private)
-        share = Part(jax.lax.axis_index(AXIS), parts) if parts > 1 else Part(0, 1)
-        sent = jax.lax.all_gather(sent, AXIS, tiled=True) if parts > 1 else sent
-        rows = cast("Any", sums_of_rows)(population, *sent, share)
+    if work.sums is not None:
+        rows = _sum_rows(work.sums, devices, population, queue, private)
         totals = totals._replace(server=totals.server._replace(tables=rows))
     losses: PyTree = ()
     if uplink.heard:
@@ -294,6 +297,17 @@ def _run_sorted(
         unsound = unsound | ~jnp.isfinite(losses)
     kept = (private, memory, unsound, losses)
     return Result(totals, kept, report, report.steps * lanes, num_batches.sum() * work.epochs)
+
+
+def _sum_rows(
+    sums: Callable[..., PyTree], devices: int, population: Population, queue: Queue, private: PyTree
+) -> PyTree:
+    """A device's share of the cohort's sums of rows, leaves [I, ...]."""
+    cohort, part = (queue.clients.id[:-1], queue.weight[:-1], private), Part(0, 1)
+    if devices > 1:
+        cohort = jax.lax.all_gather(cohort, AXIS, tiled=True)
+        part = Part(jax.lax.axis_index(AXIS), devices)
+    return sums(population, *cohort, part)
 
 
 def _empty(aggregator: Aggregator, shapes: Server, items: int, queue: Queue) -> Totals | Stack:

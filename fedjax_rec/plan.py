@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import jaxlib
 from jax.sharding import Mesh
 
-from fedjax_rec.engine import schedule_of
+from fedjax_rec.engine import schedule_of, sums_item_by_item
 from fedjax_rec.knowledge import draw_cohort
 from fedjax_rec.population import Population
 from fedjax_rec.row_updates import choose
@@ -151,7 +151,7 @@ def make_plan(
     upload = _bytes(upload_shapes(work, population, state.server, one_of(state.private)))
     private = _bytes((state.private, state.memory))
     memory = {
-        "data": devices * _bytes(population),
+        "data": devices * (_bytes(population) + _index_bytes(work, uplink, cohort, population)),
         "private": devices * private,
         "cohort": 2 * devices * cohort * private // population.num_clients,  # read, and written back
         "model": devices * (model + _bytes(state.opt_state)),
@@ -165,6 +165,12 @@ def make_plan(
         "stack": devices * cohort * (4 * upload + items + 12 * cohort) if uplink.aggregator.stacked else 0,
     }
     return Plan(cohort, devices, width, schedule, uplink.row_update, memory)
+
+
+def _index_bytes(work: ClientWork, uplink: Uplink, cohort: int, population: Population) -> int:
+    """Bytes of the events' order by item, where rows are summed item by item: three integers for each."""
+    shortly = sums_item_by_item(work, uplink, cohort, population)
+    return 12 * len(population.examples["items"]) if shortly else 0
 
 
 def _bytes(tree: PyTree) -> int:

@@ -97,7 +97,7 @@ class LocalBatches(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A device's share of work that is the same for all devices."""
+    """Which share of some work a device does."""
 
     index: jax.Array | int  # int32[], which one
     count: int  # of how many
@@ -126,7 +126,8 @@ class ClientWork(NamedTuple):
     # structure; None: trained rows minus global rows
     send: Callable[[PyTree, Rows, Batch, PyTree], PyTree] | None = None
     # (population, ids int32[C], weights float32[C], new private leaves [C, ...], part) -> leaves [I, ...]: a
-    # shorter way to the weighted sums of what is sent for the rows, where nobody looks at single updates
+    # shorter way to the weighted sums of what `send` gives for whole histories, where nobody looks at single
+    # updates; whoever changes `send`, `step` or the batches sets it to None
     sums: Callable[[Any, jax.Array, jax.Array, PyTree, Part], PyTree] | None = None
 
 

@@ -1,12 +1,16 @@
 """Sums item by item are the sums of what the clients send: against numpy, and against the long way."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fedjax_rec as fr
-from fedjax_rec.aggregators import total
+from fedjax_rec import engine
+from fedjax_rec.aggregators import by_examples, total
 from fedjax_rec.algorithms import moments
 from fedjax_rec.algorithms.moments import moments_by_item
 from fedjax_rec.clients import name_clients, stream
@@ -14,7 +18,7 @@ from fedjax_rec.devices import client_mesh
 from fedjax_rec.engine import run_cohort, sums_item_by_item
 from fedjax_rec.guard import run_sound
 from fedjax_rec.schedules import Uplink
-from fedjax_rec.testing import assert_close, tiny_population
+from fedjax_rec.testing import LAWS, assert_close, tiny_population
 from fedjax_rec.transforms import clip
 from fedjax_rec.types import Part
 
@@ -29,6 +33,12 @@ def population():
 @pytest.fixture(scope="module")
 def start(population):
     return fr.fedals(dim=DIM).init(KEY, population)
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Rows are summed item by item however few the events are."""
+    monkeypatch.setattr(engine, "EVENTS", 0)
 
 
 def cohort_of(population, ids):
@@ -62,33 +72,58 @@ def test_against_numpy(population, monkeypatch, chunk, parts):
 
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("size", [24, 7])
-def test_the_short_way_is_the_long_one(population, start, devices, size):
-    """The same totals, private leaves and report, of all clients and of a few."""
+@pytest.mark.parametrize("rule", [total(), by_examples()], ids=["total", "by examples"])
+@pytest.mark.usefixtures("always")
+def test_the_short_way_is_the_long_one(population, start, devices, size, rule):
+    """The same totals, private leaves and report, of all clients and of a few, whatever they weigh."""
     work, ids = fr.fedals(dim=DIM).work, np.random.default_rng(size).permutation(24)[:size]
     alive = jnp.arange(size) != 2
 
     def run(work):
-        where = {"lanes": 4, "mesh": client_mesh(devices)}
+        share = jnp.linspace(0.0, 2.0, size)
+        where = {"lanes": 4, "mesh": client_mesh(devices), "share": share}
         given = (population, start.server, start.private, cohort_of(population, ids), alive)
-        return jax.jit(lambda *given: run_cohort(work, Uplink(total()), *given, **where))(*given)
+        return jax.jit(lambda *given: run_cohort(work, Uplink(rule), *given, **where))(*given)
 
     short, long = run(work), run(work._replace(sums=None))
     assert_close(short, long, "the short way")
     assert float(short.totals.server.tables["count"].sum()) > 0
 
 
-def test_where_it_is_taken(population):
-    """Only for plain sums, and only where a good part of all clients takes part."""
-    work = fr.fedals(dim=DIM).work
-    fixed = fr.aggregators.fixed_point(total(), capacity=24)
-    assert sums_item_by_item(work, Uplink(total()), 6, population)
-    assert not sums_item_by_item(work, Uplink(total()), 5, population)
+@pytest.mark.parametrize("law", ["lanes", "mesh", "sum", "absent", "resume", "seeds"])
+@pytest.mark.usefixtures("always")
+def test_laws(population, law):
+    """The laws that sums could break hold on the short way too."""
+    LAWS[law](partial(fr.fedals, dim=DIM, cohort=12), population)
+
+
+def test_where_it_is_taken(population, monkeypatch):
+    """Only for plain sums on CPUs, and only where the cohort has events enough for each item."""
+    work, plain = fr.fedals(dim=DIM).work, Uplink(total())
+    events, items = len(population.examples["items"]), population.num_items
+    monkeypatch.setattr(engine, "EVENTS", events // (2 * (items + events // engine.CHUNK)))
+    assert sums_item_by_item(work, plain, 13, population)
+    assert not sums_item_by_item(work, plain, 6, population)
     assert not sums_item_by_item(work, Uplink(total(), clip(1.0)), 24, population)
-    assert not sums_item_by_item(work, Uplink(fixed), 24, population)
+    assert not sums_item_by_item(
+        work, Uplink(fr.aggregators.fixed_point(total(), capacity=24)), 24, population
+    )
     assert not sums_item_by_item(work, Uplink(total()._replace(per_row=True)), 24, population)
-    assert not sums_item_by_item(fr.fcf(dim=DIM).work, Uplink(total()), 24, population)
+    assert not sums_item_by_item(fr.fcf(dim=DIM).work, plain, 24, population)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not sums_item_by_item(work, plain, 24, population)
 
 
+def test_examples_of_nobody(population):
+    """Clients are found by their offsets, as they are everywhere else."""
+    given = (jnp.arange(20), jnp.ones(20), {"vector": jnp.ones((20, DIM))}, Part(0, 1))
+    cut = dataclasses.replace(population, offsets=population.offsets[2:-2])
+    counts = moments_by_item(cut, *given)["count"]
+    own = slice(int(cut.offsets[0]), int(cut.offsets[-1]))
+    np.testing.assert_array_equal(counts, np.bincount(population.examples["items"][own], minlength=40))
+
+
+@pytest.mark.usefixtures("always")
 def test_a_client_that_stops_early_sends_less(population, start):
     """The short way knows only whole histories: it is not taken where clients may stop before their end."""
     work, ids = fr.fedals(dim=DIM, batch_size=4).work, np.arange(24)
@@ -102,6 +137,7 @@ def test_a_client_that_stops_early_sends_less(population, start):
     assert counts(1) == np.minimum(np.diff(population.offsets), 4).sum()
 
 
+@pytest.mark.usefixtures("always")
 def test_bad_clients_are_absent(population, start):
     """Whose vector is not finite leaves no trace in the sums."""
     work = fr.fedals(dim=DIM).work

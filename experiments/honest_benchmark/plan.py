@@ -1,6 +1,5 @@
 """Which units there are, in which order, and on what each depends."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -112,14 +111,12 @@ def _of_variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, 
 
 def _with_spares(folder: Path, asked: list[Unit]) -> Iterator[Unit]:
     """The units, and another seed for each that turns out to have failed by the time the next one is asked for."""
-    queue, last = deque(asked), asked[-1].seed + SPARES
-    seed = asked[-1].seed
-    while queue:
-        unit = queue.popleft()
+    spares = [unit._replace(seed=unit.seed + more) for unit in asked[-1:] for more in range(1, SPARES + 1)]
+    queue = list(asked)
+    for unit in queue:  # which grows
         yield unit
-        if seed < last and "failed" in (read(folder, unit) or {}):
-            seed += 1
-            queue.append(unit._replace(seed=seed))
+        if spares and "failed" in (read(folder, unit) or {}):
+            queue.append(spares.pop(0))
 
 
 def _of_run(task: Task, tuned: Result, known: Result) -> Result:

@@ -74,8 +74,8 @@ def fedals(
         memory: m, in [0, 1), the share of the earlier rounds' sums that the server keeps; above 0 it holds
             I D (D + 1) / 2 more numbers.
         init_scale: item vectors start as normal(0, init_scale / sqrt(D)); users' at 0, for they are solved first.
-        batch_size: own items in a local batch; for speed and memory only: a lane sends B D (D + 1) / 2 numbers
-            at a time.
+        batch_size: own items in a local batch; for speed and memory only: where rows are not summed item by item
+            (`moments`), a lane sends B D (D + 1) / 2 numbers at a time.
         aggregator: "sum", or `fixed_point(total(), ...)`; "examples" weighs clients, in the objective too.
         federation: who takes part and what travels: as in `federate`. The server's rule is its own.
 

@@ -212,7 +212,7 @@ def _terms_of_round(objective: Objective, turn: jax.Array) -> Objective:
     growth = jnp.tanh(turn / 10) if objective.curriculum else 1.0
     decay = objective.round_decay**turn
     return objective._replace(
-        independence=objective.independence * growth,
+        independence=0.0 if _is_zero(objective.independence) else objective.independence * growth,
         sparsity=objective.sparsity * growth,
         head_rate=objective.head_rate * decay,
         table_rate=objective.table_rate * decay,

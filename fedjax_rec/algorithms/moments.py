@@ -15,16 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_rec.engine import CHUNK
 from fedjax_rec.population import Population
 from fedjax_rec.types import Part, PyTree
-
-CHUNK = 128  # clients of an item that one product takes: its rows stay in a core's cache
 
 
 class Holders(NamedTuple):
     """The population item by item."""
 
-    owner: jax.Array  # int32[M], clients by the item that they own
+    owner: jax.Array  # int32[M], clients by the item that they own; N for nobody
     start: jax.Array  # int32[I + 1], where an item's clients start
     ends: jax.Array  # int32[I], chunks of this item and those before it
 
@@ -53,8 +52,8 @@ def moments_by_item(
         (True, (6, 3))
     """
     held, size = _by_item(population), len(ids)
-    present = jnp.where(weight > 0, ids, population.num_clients)
-    place = jnp.full(population.num_clients, size).at[present].set(jnp.arange(size), mode="drop")
+    present = jnp.where(weight > 0, ids, population.num_clients + 1)
+    place = jnp.full(population.num_clients + 1, size).at[present].set(jnp.arange(size), mode="drop")
     slot, factor = place[held.owner], jnp.append(weight, 0.0)
     vectors = jnp.concatenate([private["vector"], jnp.zeros_like(private["vector"][:1])])
     dim = vectors.shape[1]
@@ -65,13 +64,12 @@ def moments_by_item(
 
 
 def _by_item(population: Population) -> Holders:
-    items = population.examples["items"]
+    items, clients = population.examples["items"], population.num_clients
     count = jnp.zeros(population.num_items, jnp.int32).at[items].add(1)
-    owner = jnp.repeat(
-        jnp.arange(population.num_clients), jnp.diff(population.offsets), total_repeat_length=len(items)
-    )
+    owner = jnp.searchsorted(population.offsets, jnp.arange(len(items)), side="right") - 1
+    owner = jnp.where(owner < 0, clients, owner)[jnp.argsort(items)]
     start = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(count)])
-    return Holders(owner[jnp.argsort(items)], start, jnp.cumsum(-(-count // CHUNK)))
+    return Holders(owner, start, jnp.cumsum(-(-count // CHUNK)))
 
 
 def _add_chunk(
