@@ -99,8 +99,8 @@ class LocalBatches(NamedTuple):
 class Part(NamedTuple):
     """Which share of some work a device does."""
 
-    index: jax.Array | int  # int32[], which one
-    count: int  # of how many
+    which: jax.Array | int  # int32[], 0 to `of` - 1
+    of: int  # shares in all
 
 
 class ClientWork(NamedTuple):

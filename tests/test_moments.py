@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,7 @@ def test_the_short_way_is_the_long_one(population, start, devices, size, rule):
 
     def run(work):
         share = jnp.linspace(0.0, 2.0, size)
-        where = {"lanes": 4, "mesh": client_mesh(devices), "share": share}
+        where: dict[str, Any] = {"lanes": 4, "mesh": client_mesh(devices), "share": share}
         given = (population, start.server, start.private, cohort_of(population, ids), alive)
         return jax.jit(lambda *given: run_cohort(work, Uplink(rule), *given, **where))(*given)
 

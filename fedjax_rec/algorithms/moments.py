@@ -60,7 +60,7 @@ def moments_by_item(
     empty = {"count": (), "target": (dim,), "moment": (dim * (dim + 1) // 2,)}
     sums = {name: jnp.zeros((population.num_items, *shape)) for name, shape in empty.items()}
     add = partial(_add_chunk, held, slot, factor, vectors, part)
-    return jax.lax.fori_loop(0, -(-(held.ends[-1] - part.index) // part.count), add, sums)
+    return jax.lax.fori_loop(0, -(-(held.ends[-1] - part.which) // part.of), add, sums)
 
 
 def _by_item(population: Population) -> Holders:
@@ -82,7 +82,7 @@ def _add_chunk(
     sums: PyTree,
 ) -> PyTree:
     """Add some clients of one item; `slot` int32[M] are their places among the vectors."""
-    chunk = part.index + turn * part.count
+    chunk = part.which + turn * part.of
     item = jnp.searchsorted(held.ends, chunk, side="right")
     before = jnp.where(item > 0, held.ends[item - 1], 0)
     at = held.start[item] + (chunk - before) * CHUNK + jnp.arange(CHUNK)
