@@ -181,7 +181,7 @@ def test_a_failed_seed_has_no_price(task, tmp_path):
     assert whole
     assert part
     assert re.fullmatch(r"[\d.]+", whole[0].split(" | ")[7])
-    assert part[0].split(" | ")[3].startswith("1 of 2, ")
+    assert part[0].split(" | ")[3] == "1 of 2"
     assert not part[0].split(" | ")[7].strip()
 
 

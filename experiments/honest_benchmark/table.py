@@ -137,9 +137,9 @@ def _federated(
         for part in _parts(seeds[0])
     }
     limits = np.mean([seed["intervals"]["full"]["ndcg@10"] for seed in seeds], axis=0)
-    spread = np.std([m["full"]["ndcg@10"] for m in metrics], ddof=1) if len(seeds) > 1 else np.nan
     row = _cells(name, means, tuple(limits))
-    row[3] = f"{len(seeds)}{f' of {len(seeds) + lost}' if lost else ''}, ± {spread:.4f}"
+    spread = _spread([m["full"]["ndcg@10"] for m in metrics])
+    row[3] = f"{len(seeds)}{f' of {len(seeds) + lost}' if lost else ''}{spread}"
     price = means["full"]["ndcg@10"] / best["full"] if best.get("full") else np.nan
     paid = "" if lost else f"{price:.3f}"  # a method gains nothing by failing
     traffic = {way: float(np.mean([seed["traffic"][way] for seed in seeds])) for way in ("up", "down")}
@@ -163,8 +163,7 @@ def _errors(central: Result | None, runs: Runs) -> str:
     for (name, policy), seeds in runs.items():
         if policy == "clean" and _rates(seeds):
             errors = [np.inf if (e := seed["metrics"]["rating"]["rmse"]) is None else e for seed in seeds]
-            spread = np.std(errors, ddof=1) if len(errors) > 1 else np.nan
-            cells = [f"{len(seeds)}, ± {spread:.4f}", str(seeds[0]["round"])]
+            cells = [f"{len(seeds)}{_spread(errors)}", str(seeds[0]["round"])]
             rows.append([name, f"{np.mean(errors):.4f}", *cells])
     if len(rows) == len(_ratings(central)):
         return ""
@@ -187,7 +186,8 @@ def _leaks(runs: Runs) -> str:
         sampled = next(part for part in seeds[0]["metrics"] if part.startswith("sampled"))
         cells = [name, *_means([seed["metrics"] for seed in seeds], sampled)]
         own = [seed["local"]["metrics"] for seed in seeds if "local" in seed]
-        rows.append([*cells, *(_means(own, sampled) if own else ["", ""]), str(len(seeds))])
+        spread = _spread([seed["metrics"][sampled]["hr@10"] for seed in seeds])
+        rows.append([*cells, *(_means(own, sampled) if own else ["", ""]), f"{len(seeds)}{spread}"])
     if not rows:
         return ""
     head = ("method", "HR@10", "NDCG@10", "HR@10, local table", "NDCG@10, local table", "seeds")
@@ -196,6 +196,11 @@ def _leaks(runs: Runs) -> str:
         "numbers are errors, shown to be recognised; compare them with nothing above.\n\n"
     )
     return text + _markdown(head, sorted(rows))
+
+
+def _spread(values: list[float]) -> str:
+    """The standard deviation over seeds, if there are several."""
+    return f", ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
 
 
 def _means(metrics: list[dict], part: str) -> list[str]:
