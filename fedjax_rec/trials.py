@@ -61,20 +61,28 @@ class Runs:
         rounds, seeds = self.budget.rounds, self.budget.seeds
         size, count = min(self.budget.eval_every, rounds), len(trials) * len(seeds)
         mesh = None if example.mesh is not None else client_mesh(choose_devices(LEAST_SHARE * count))
-        runs = self._runs(trials, 1 if mesh is None else mesh.size)
+        devices = 1 if mesh is None else mesh.size
+        runs, where = (
+            self._runs(trials, devices),
+            np.arange(count + -count % devices),
+        )  # which run stands where
         start, block = _spread(self._start, mesh), _spread(partial(self._block, size), mesh, donate=True)
         population = replicate(population, mesh or example.mesh)
-        nothing = jnp.zeros(len(runs[1]), jnp.int32)
-        states, infos = start(runs, None, population, nothing), []
+        states, infos = start(runs, None, population, jnp.zeros(len(where), jnp.int32)), []
         curves: list[list[tuple[int, float]]] = [[] for _ in trials]
         for first in range(0, rounds, size):
             turns, going = min(size, rounds - first), [not self._ended(curve) for curve in curves]
             if not any(going):
                 tell((rounds - first) * count)
                 break
-            each = np.resize(turns * np.repeat(going, len(seeds)), len(runs[1]))  # an ended run has no turns
-            states, done, found = block(runs, states, population, jnp.asarray(each, jnp.int32))
-            done, found = jax.tree.map(np.asarray, (done, found))
+            busy = np.pad(np.repeat(going, len(seeds)), (0, len(where) - count))  # an ended run has no turns
+            for one, other in swaps(busy[where], devices):
+                states, where[[one, other]] = _swap(states, one, other), where[[other, one]]
+            here = jax.tree.map(lambda x: x[where], runs)
+            each = jnp.asarray(turns * busy[where], jnp.int32)
+            states, done, found = block(here, states, population, each)
+            place = np.argsort(where)
+            done, found = jax.tree.map(lambda x: np.asarray(x)[place], (done, found))  # noqa: B023
             infos.append(jax.tree.map(lambda x: x[:, :turns], done))  # noqa: B023 - used at once
             for trial in np.flatnonzero(going):
                 own = range(trial * len(seeds), (trial + 1) * len(seeds))
@@ -125,6 +133,50 @@ class Runs:
         shapes = jax.eval_shape(measure, state)
         nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.cond(wanted, measure, lambda _: nothing, state)
+
+
+def swaps(busy: np.ndarray, devices: int) -> list[tuple[int, int]]:
+    """Which runs change places, so that no device has two busy ones more than another.
+
+    Args:
+        busy: bool[R], which runs have not ended; a device has R / devices places in a row.
+        devices: how many.
+
+    Returns:
+        pairs of places, of a busy run and one that has ended.
+
+    Example:
+        >>> swaps(np.array([True, True, True, False, False, False]), 2)
+        [(2, 3)]
+    """
+    shares = np.array(busy).reshape(devices, -1)
+    found: list[tuple[int, int]] = []
+    while np.ptp(shares.sum(1)) > 1:
+        most, least = shares.sum(1).argmax(), shares.sum(1).argmin()
+        one, other = np.flatnonzero(shares[most])[-1], np.flatnonzero(~shares[least])[0]
+        shares[most, one], shares[least, other] = False, True
+        found.append((int(most * shares.shape[1] + one), int(least * shares.shape[1] + other)))
+    return found
+
+
+def _swap(states: PyTree, one: int, other: int) -> PyTree:
+    """States, leaves [R, ...] split over devices, of which two runs have changed places; no other one is moved."""
+
+    def swap(leaf: jax.Array) -> jax.Array:
+        parts = [part.data for part in sorted(leaf.addressable_shards, key=lambda part: part.index[0].start)]
+        size = len(parts[0])
+        values = [parts[place // size][place % size] for place in (one, other)]
+        for place, value in zip((other, one), values, strict=True):
+            part = parts[place // size]
+            parts[place // size] = _put(part, place % size, jax.device_put(value, part.sharding))
+        return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
+
+    return jax.tree.map(swap, states)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(part: jax.Array, place: jax.Array, value: jax.Array) -> jax.Array:
+    return part.at[place].set(value)
 
 
 def _diverged(infos: list[RoundInfo], run: int) -> bool:

@@ -10,10 +10,12 @@ import optax
 import pytest
 
 import fedjax_rec as fr
+from fedjax_rec import trials
 from fedjax_rec.blocks import Compilations
 from fedjax_rec.data.synthetic import synthetic
 from fedjax_rec.sweep import Trial, _group, _rests, _side_by_side, sweep
 from fedjax_rec.testing import tiny_population
+from fedjax_rec.trials import swaps
 from fedjax_rec.types import Plan
 
 pytestmark = pytest.mark.as_compiled
@@ -154,6 +156,46 @@ def test_patience_ends_each_trial_by_its_own_curve(split):
         assert cut == full[: next(stale, 8)]
     assert go(settings[:1], 2) == short[:1]
     assert told[-1] == (16, 16)
+
+
+def test_ended_trials_make_room_on_other_devices(split, monkeypatch):
+    """Runs change places so that every device has as many left, and curves stay what they are, bit for bit."""
+    moved, swap = [], trials._swap
+    monkeypatch.setattr(
+        trials, "_swap", lambda states, *places: moved.append(places) or swap(states, *places)
+    )
+    # the first half ends at once: its rates leave the model as it is
+    rates = [{"learning_rate": rate} for rate in (*[1e-12] * 8, *np.linspace(0.01, 0.2, 8))]
+    budget = {"rounds": 12, "eval_every": 2, "patience": 4, "seeds": (0, 1)}
+    found = sweep(make, split, rates, **budget)
+    assert moved
+    moved.clear()
+    monkeypatch.setattr(trials, "choose_devices", lambda _: 1)
+    assert [trial.curve for trial in sweep(make, split, rates, **budget).trials] == [
+        trial.curve for trial in found.trials
+    ]
+    assert not moved
+    assert {len(trial.curve) for trial in found.trials} > {3}
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_swaps_share_busy_runs_evenly(devices):
+    """No device has two more than another, and only as many are moved as need be."""
+    rng = np.random.default_rng(devices)
+    for _ in range(50):
+        busy = rng.random(8) < 0.5
+        after, moves = busy.copy(), swaps(busy, devices)
+        for one, other in moves:
+            assert after[one]
+            assert not after[other]
+            after[[one, other]] = after[[other, one]]
+        shares = after.reshape(devices, -1).sum(1)
+        assert np.ptp(shares) <= 1
+        before = busy.reshape(devices, -1).sum(1)
+        assert len(moves) == max(
+            np.maximum(before - -(-busy.sum() // devices), 0).sum(),
+            np.maximum(busy.sum() // devices - before, 0).sum(),
+        )
 
 
 def test_diverged_trials_are_worst(split):
