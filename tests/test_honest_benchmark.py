@@ -16,6 +16,7 @@ from experiments.honest_benchmark.spaces import (
     REPLACED,
     SPACES,
     VARIANTS,
+    carried_of,
     needs_ratings,
     space_of,
     trials_near,
@@ -267,7 +268,9 @@ def test_every_algorithm_is_a_variant():
 def test_carried_settings_come_first():
     """Another data set's best trials are tried first, then draws near the very best."""
     best = [{"learning_rate": 0.1}, {"learning_rate": 1.0}, {"learning_rate": 9.0}]
-    trials = trials_near(best, 4)
+    carried = carried_of([{"settings": one} for one in best], 4)
+    assert carried == best[:2]
+    trials = trials_near(carried, 4)
     assert trials[:2] == best[:2]
     assert all(0.1 / 3 <= trial["learning_rate"] <= 0.3 for trial in trials[2:])
     assert len(trials) == 4

@@ -10,6 +10,7 @@ from experiments.honest_benchmark.spaces import (
     LATER,
     REPLACED,
     VARIANTS,
+    carried_of,
     defaults_of,
     needs_ratings,
     space_of,
@@ -91,7 +92,7 @@ def _of_variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, 
         variant=VARIANTS[name]._asdict(),
         defaults=known,
         space=space_of(name),
-        carried=None if carried is None else [trial["settings"] for trial in carried["trials"]],
+        carried=None if carried is None else carried_of(carried["trials"], task.budget.trials),
     )
     unit = Unit(task.dataset, name, "tune")
     if finished(folder, unit, recipe) is None:

@@ -107,20 +107,32 @@ def trials_of(name: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
     return [{setting: known[setting] for setting in space}, *fr.draws(space, count - 1, seed=seed)]
 
 
-def trials_near(best: list[dict[str, Any]], count: int, factor: float = 3.0) -> list[dict[str, Any]]:
+def carried_of(trials: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The settings that are carried over from another data set: its best ones, half of all that are to be tried.
+
+    Args:
+        trials: of the other data set, best first, each with "settings".
+        count: how many are to be tried.
+
+    Returns:
+        the settings.
+    """
+    return [trial["settings"] for trial in trials[: (count + 1) // 2]]
+
+
+def trials_near(carried: list[dict[str, Any]], count: int, factor: float = 3.0) -> list[dict[str, Any]]:
     """The settings to try where another data set has been searched: its best, then draws around the very best.
 
     Args:
-        best: trials of the other data set, best first.
+        carried: of the other data set, best first.
         count: how many.
         factor: how far the draws may go, either way.
 
     Returns:
         the trials.
     """
-    if not best[0]:
+    if not carried[0]:
         return [{}]
-    carried = best[: (count + 1) // 2]
     near = {name: fr.log_uniform(value / factor, value * factor) for name, value in carried[0].items()}
     return carried + fr.draws(near, count - len(carried))
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import fedjax_rec as fr
-from experiments.honest_benchmark.spaces import needs_ratings, trials_near, trials_of
+from experiments.honest_benchmark.spaces import carried_of, needs_ratings, trials_near, trials_of
 from experiments.honest_benchmark.store import Result
 from experiments.honest_benchmark.task import Task, make, make_on_devices, rounds_of
 from fedjax_rec.central import details_of
@@ -94,7 +94,7 @@ def tune(task: Task, name: str, carried: Result | None, tell: Tell) -> Result:
     if carried is None:
         trials = trials_of(name, count)
     else:
-        trials = trials_near([trial["settings"] for trial in carried["trials"]], count)
+        trials = trials_near(carried_of(carried["trials"], count), count)
     rounds, eval_every = rounds_of(name, make(name, **trials[0]), task)
     metric = "rmse" if needs_ratings(name) else "ndcg@10"
     found = fr.sweep(
