@@ -166,7 +166,7 @@ def test_ended_trials_make_room_on_other_devices(split, monkeypatch):
     )
     # the first half ends at once: its rates leave the model as it is
     rates = [{"learning_rate": rate} for rate in (*[1e-12] * 8, *np.linspace(0.01, 0.2, 8))]
-    budget = {"rounds": 12, "eval_every": 2, "patience": 4, "seeds": (0, 1)}
+    budget: dict[str, Any] = {"rounds": 12, "eval_every": 2, "patience": 4, "seeds": (0, 1)}
     found = sweep(make, split, rates, **budget)
     assert moved
     moved.clear()
