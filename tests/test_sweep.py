@@ -161,9 +161,12 @@ def test_patience_ends_each_trial_by_its_own_curve(split):
 def test_ended_trials_make_room_on_other_devices(split, monkeypatch):
     """Runs change places so that every device has as many left, and curves stay what they are, bit for bit."""
     moved, swap = [], trials._swap
-    monkeypatch.setattr(
-        trials, "_swap", lambda states, *places: moved.append(places) or swap(states, *places)
-    )
+
+    def count(states, *places):
+        moved.append(places)
+        return swap(states, *places)
+
+    monkeypatch.setattr(trials, "_swap", count)
     # the first half ends at once: its rates leave the model as it is
     rates = [{"learning_rate": rate} for rate in (*[1e-12] * 8, *np.linspace(0.01, 0.2, 8))]
     budget: dict[str, Any] = {"rounds": 12, "eval_every": 2, "patience": 4, "seeds": (0, 1)}
