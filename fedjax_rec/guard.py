@@ -51,8 +51,7 @@ def run_sound(
     """
     run = jax.jit(attempt)  # traced once, for its shapes and for the loop
     shapes = jax.eval_shape(run, alive, jnp.bool_(False))
-    # the first turn is always taken; an accelerator leaves empty what a CPU fills with zeros
-    nothing = jax.tree.map(lambda s: jax.lax.empty(s.shape, s.dtype), shapes)
+    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     def turn(last: Attempt) -> Attempt:
         result = run(last.left, last.watched)

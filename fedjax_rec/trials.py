@@ -62,10 +62,8 @@ class Runs:
         size, count = min(self.budget.eval_every, rounds), len(trials) * len(seeds)
         mesh = None if example.mesh is not None else client_mesh(choose_devices(LEAST_SHARE * count))
         devices = 1 if mesh is None else mesh.size
-        runs, where = (
-            self._runs(trials, devices),
-            np.arange(count + -count % devices),
-        )  # which run stands where
+        runs = self._runs(trials, devices)
+        where = np.arange(len(runs[1]))  # which run stands where
         start, block = _spread(self._start, mesh), _spread(partial(self._block, size), mesh, donate=True)
         population = replicate(population, mesh or example.mesh)
         states, infos = start(runs, None, population, jnp.zeros(len(where), jnp.int32)), []
