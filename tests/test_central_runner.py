@@ -17,6 +17,7 @@ from fedjax_rec.evaluation.central import (
     run_baselines,
     runner,
     scorers,
+    try_baseline,
 )
 from fedjax_rec.evaluation.central.example import tiny_split
 from fedjax_rec.evaluation.central.methods import METHODS, settings_of, trials_of
@@ -96,6 +97,25 @@ def test_without_validation_the_defaults_are_used(split):
     found = run_baselines(fr.merge_validation(split), names=["ease"])["ease"]
     assert found.trials == ()
     assert found.settings == settings_of("ease", fr.merge_validation(split))
+
+
+def test_a_search_of_ones_own(split):
+    """Every trial is validated as `run_baselines` does it, without the test items; a diverged one has no score."""
+    blind = split._replace(test=np.roll(split.test, 1))
+    wanted = run_baselines(split, names=["ease"])["ease"].trials
+    told = []
+    changes = [{}, *(trial.settings for trial in wanted[1:])]
+    found = try_baseline(blind, "ease", changes, on_trial=lambda *given: told.append(given))
+    assert found == wanted
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    wild = [{"dim": 2, "epochs": 2, "learning_rate": rate} for rate in (1e30, 0.1)]
+    scores = [trial.validation for trial in try_baseline(split, "mf", wild)]
+    assert np.isnan(scores[0])
+    assert scores[1] > 0
+    with pytest.raises(ValueError, match="ease has no setting 'depth'"):
+        try_baseline(split, "ease", [{}, {"depth": 1}])
+    with pytest.raises(ValueError, match="unknown baseline 'easy'"):
+        try_baseline(split, "easy", [{}])
 
 
 def test_trials_change_one_setting_each():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fedjax_rec as fr
-from experiments.honest_benchmark import units
+from experiments.honest_benchmark import centrals, units
 from experiments.honest_benchmark.__main__ import main
 from experiments.honest_benchmark.plan import can_run, jobs
 from experiments.honest_benchmark.spaces import (
@@ -27,6 +27,9 @@ from experiments.honest_benchmark.table import BEGIN, END, render, update
 from experiments.honest_benchmark.task import Budget, Task, make, make_on_devices, rounds_of
 from fedjax_rec.algorithms.registry import NAMES, accepted
 from fedjax_rec.data.synthetic import synthetic
+from fedjax_rec.evaluation.central import NAMES as CENTRAL_NAMES
+from fedjax_rec.evaluation.central import Trial
+from fedjax_rec.evaluation.central.methods import settings_of
 from fedjax_rec.inputs import protocol_of
 from fedjax_rec.plan import with_copy
 from fedjax_rec.settings import Settings
@@ -82,7 +85,11 @@ def test_smoke(tmp_path, capsys):
     assert main(["--smoke", "--out", str(tmp_path)]) == 0
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*.json")}
     runs = {f"synthetic/fedmf.{policy}.{seed}.json" for policy in ("clean", "paper-leaky") for seed in (0, 1)}
-    assert files == runs | {"synthetic/central.json", "synthetic/fedmf.tune.0.json"}
+    methods = ("fedmf", "central-popularity", "central-ease")
+    runs |= {f"synthetic/{name}.clean.{seed}.json" for name in methods for seed in (0, 1)}
+    assert files == runs | {f"synthetic/{name}.tune.0.json" for name in methods} | {
+        "synthetic/reference.json"
+    }
     assert "| fedmf |" in capsys.readouterr().out
     assert (tmp_path / "benchmark.png").stat().st_size > 1000
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")}
@@ -92,11 +99,13 @@ def test_smoke(tmp_path, capsys):
     assert str(tmp_path) not in text
     assert not re.search(r"/(home|tmp|work|root)\b", text)
     table = (tmp_path / "README.md").read_text(encoding="utf-8")
-    clean = [json.loads((tmp_path / f"synthetic/fedmf.clean.{seed}.json").read_text()) for seed in (0, 1)]
-    mean = np.mean([run["metrics"]["full"]["ndcg@10"] for run in clean])
+
+    def score(name):
+        runs = [json.loads((tmp_path / f"synthetic/{name}.clean.{n}.json").read_text()) for n in (0, 1)]
+        return np.mean([run["metrics"]["full"]["ndcg@10"] for run in runs])
+
+    mean, best = score("fedmf"), score("central-ease")
     assert f"| fedmf | {mean:.4f} |" in table
-    central = json.loads((tmp_path / "synthetic/central.json").read_text())["methods"]
-    best = max(method["metrics"]["full"]["ndcg@10"] for method in central.values())
     ratio = re.search(
         r"federated test score over highest central one: NDCG@10 ([\d.]+) \(fedmf over ease", table
     )
@@ -120,7 +129,9 @@ def test_a_failure_does_not_stop_the_others(task, tmp_path, monkeypatch):
         return do([task], ("fedmf-adam", "fedmf"), (0,), tmp_path, leaky=False)
 
     failed = ("fedmf-adam", "tune", "RuntimeError: a bug of its own")
-    assert go() == [("central", "", None), failed, ("fedmf", "tune", None), ("fedmf", "clean", None)]
+    central = [("central-popularity", policy, None) for policy in ("tune", "clean")]
+    ours = [(name, policy, None) for name, policy in (("fedmf", "tune"), ("fedmf", "clean"))]
+    assert go() == [("reference", "", None), *central, failed, *ours]
     assert go() == [failed]
     assert "* fedmf-adam, tune, seed 0: RuntimeError: a bug of its own" in render(read_all(tmp_path))
 
@@ -138,12 +149,9 @@ def test_a_run_depends_on_defaults_rounds_and_patience(task, tmp_path, monkeypat
 
     def left(task):
         unit = Unit(task.dataset, "fedmf", "tune")
-        tune = next(
-            job for job in jobs([task], ("fedmf",), (0,), tmp_path, centrals=CENTRALS) if job.unit == unit
-        )
+        tune = next(job for job in jobs([task], ("fedmf",), (0,), tmp_path, centrals=()) if job.unit == unit)
         write(tmp_path, unit, TUNED | {"recipe": tune.recipe})
-        write(tmp_path, Unit(task.dataset, "central", ""), {"recipe": {}})
-        return [job.recipe for job in jobs([task], ("fedmf",), (0,), tmp_path, centrals=CENTRALS)][1:]
+        return [job.recipe for job in jobs([task], ("fedmf",), (0,), tmp_path, centrals=())][1:]
 
     clean, leaky = left(task)
     assert clean == leaky
@@ -155,15 +163,15 @@ def test_a_run_depends_on_defaults_rounds_and_patience(task, tmp_path, monkeypat
 
 
 def test_protocols_and_stale_runs_share_no_table(task, tmp_path):
-    """Leaky results have an id of their own; a central result of another protocol and old settings are refused."""
+    """Leaky results have an id of their own; a result of another protocol and old settings are refused."""
     assert units.leaky_id(task) != fr.protocol_id(protocol_of(task.settings, task.source, task.split))
     do([task], ("fedmf",), (0, 1), tmp_path)
     found = read_all(tmp_path)
     assert {r["protocol_id"] for r in found if r["policy"] == "paper-leaky"} == {units.leaky_id(task)}
-    central = next(r for r in found if r["name"] == "central")
+    reference = next(r for r in found if r["name"] == "reference")
     with pytest.raises(ValueError, match="share no table"):
-        render([*found, central | {"protocol_id": "other"}])
-    tuned = next(r for r in found if r["policy"] == "tune")
+        render([*found, reference | {"protocol_id": "other"}])
+    tuned = next(r for r in found if (r["name"], r["policy"]) == ("fedmf", "tune"))
     tuned["best"] = tuned["best"] | {"round": 99}
     assert "| fedmf |" not in render(found)
     assert "* fedmf, clean, seed 1: of settings that tuning no longer chooses" in render(found)
@@ -174,7 +182,9 @@ def test_a_failed_seed_has_no_price(task, tmp_path):
     do([task], ("fedmf",), (0, 1), tmp_path, leaky=False)
     found = read_all(tmp_path)
     whole = re.search(r"\| fedmf \|.*", render(found))
-    lost = next(n for n, r in enumerate(found) if (r["policy"], r["seed"]) == ("clean", 1))
+    lost = next(
+        n for n, r in enumerate(found) if (r["name"], r["policy"], r["seed"]) == ("fedmf", "clean", 1)
+    )
     found[lost] = {k: found[lost][k] for k in ("dataset", "name", "policy", "seed")} | {
         "failed": "it diverged"
     }
@@ -201,7 +211,7 @@ def test_another_seed_takes_the_place_of_a_failed_one(task, tmp_path, monkeypatc
     def runs(folder):
         for job in jobs([task], ("fedmf",), (0, 1, 2), folder, leaky=False, centrals=CENTRALS):
             write(folder, job.unit, units.timed(partial(job.work, lambda *_: None)) | {"recipe": job.recipe})
-            if job.unit.policy == "clean":
+            if (job.unit.name, job.unit.policy) == ("fedmf", "clean"):
                 yield job.unit.seed
 
     assert list(runs(tmp_path / "one")) == [0, 1, 2, 3]
@@ -215,14 +225,16 @@ def test_another_seed_takes_the_place_of_a_failed_one(task, tmp_path, monkeypatc
 
 def test_minutes_of_all_units(tmp_path):
     """Central methods, tuning and every run count, the failed ones too; the longest are named first."""
-    methods = {name: SEED | {"seconds": 90.0} for name in ("ease", "mf")}
-    write(tmp_path, Unit("tiny", "central", ""), {"methods": methods, "ratings": {}, "protocol_id": "id"})
+    for name in ("ease", "mf"):
+        write(
+            tmp_path, Unit("tiny", f"central-{name}", "tune"), TUNED | {"seconds": 90.0, "protocol_id": "id"}
+        )
     write(tmp_path, Unit("tiny", "fedmf", "tune"), TUNED | {"seconds": 600.0, "protocol_id": "id"})
     for seed in (0, 1):
         run = SEED | {"seconds": 60.0, "recipe": {"tuned": TUNED["best"]}}
         write(tmp_path, Unit("tiny", "fedmf", "clean", seed), run)
     write(tmp_path, Unit("tiny", "fcf", "tune"), {"failed": "at once", "seconds": 120.0})
-    line = "Minutes of all units, one after another: 17; most of them fedmf 12, central 3, fcf 2."
+    line = "Minutes of all units, one after another: 17; most of them fedmf 12, central methods 3, fcf 2."
     assert line in render(read_all(tmp_path))
 
 
@@ -295,21 +307,59 @@ def test_a_variant_of_another_size_runs_where_settings_are_carried(name, task, t
     assert [can_run(each, task) for each in (base, name)] == [True, False]
     assert [can_run(each, large) for each in (base, name)] == [base not in REPLACED, True]
     write(tmp_path, Unit("tiny", base, "tune"), {"trials": [{"settings": one} for one in best]})
-    recipes = [job.recipe for job in jobs([large], (name,), (0,), tmp_path, centrals=CENTRALS)]
+    recipes = [job.recipe for job in jobs([large], (name,), (0,), tmp_path, centrals=())]
     assert recipes[1]["carried"] == best
 
 
 def test_ratings_table(task, tmp_path):
     """Algorithms that predict ratings are tuned on RMSE and have a table of their own."""
     rated = with_ratings(task)
-    assert [failed for *_, failed in do([rated], ("fedmf-ratings",), (0, 1), tmp_path)] == [None] * 4
+    assert [failed for *_, failed in do([rated], ("fedmf-ratings",), (0, 1), tmp_path)] == [None] * 7
     found = render(read_all(tmp_path))
     assert "| method | RMSE |" in found
     assert "| biases (central) |" in found
     assert "| fedmf-ratings |" in found.split("RMSE")[1]
-    assert not list(jobs([task], ("fedmf-ratings",), (0,), tmp_path, centrals=CENTRALS))[
-        1:
-    ]  # it has no ratings
+    assert not list(jobs([task], ("fedmf-ratings",), (0,), tmp_path, centrals=()))  # it has no ratings
+
+
+@pytest.mark.parametrize("method", CENTRAL_NAMES)
+def test_central_methods_are_tuned_alike(method, task, monkeypatch):
+    """As many trials as the others, the defaults first, the best of them used; carried factors fit other data."""
+    tried = []
+
+    def validate(_split, _name, trials, **_):
+        tried.extend(trials)
+        values = [float("nan"), *range(len(trials) - 1)]
+        return [Trial(dict(one), value) for one, value in zip(trials, values, strict=True)]
+
+    monkeypatch.setattr(centrals, "try_baseline", validate)
+    found = centrals.tune_central(task._replace(budget=Budget(4, 4)), method, None, lambda *_: None)
+    if method not in centrals.FACTORS:
+        assert tried == [{}]
+        return
+    assert len(tried) == len(found["trials"]) == 4
+    known = settings_of(method, task.split)
+    assert tried[0] == pytest.approx({name: known[name] for name in centrals.FACTORS[method]}, rel=1e-3)
+    assert [trial["validation"] for trial in found["trials"][:3]] == [2, 1, 0]
+    assert found["best"]["values"] == tried[3]
+    settings_of(method, task.split, found["best"]["values"])  # whole numbers are whole
+    for name, (low, high) in centrals.FACTORS[method].items():
+        assert all(low <= trial["settings"][name] <= high for trial in found["trials"])
+    again = centrals.factors_to_try(method, 4, carried_of(found["trials"], 4))
+    assert again[:2] == [trial["settings"] for trial in found["trials"][:2]]
+    assert len(again) == 4
+
+
+def test_central_methods_are_run_with_what_was_chosen(task):
+    """A run has the chosen settings, on train + validation, and its own seed."""
+    tuned = {"best": {"values": {"epochs": 2, "learning_rate": 0.05}}}
+    runs = [centrals.run_central(task, "mf", seed, tuned, lambda *_: None) for seed in (0, 0, 1)]
+    assert runs[0]["settings"]["epochs"] == 2
+    assert runs[0]["settings"]["learning_rate"] == 0.05
+    assert runs[0]["metrics"] == runs[1]["metrics"] != runs[2]["metrics"]
+    changed = {"mf": tuned["best"]["values"]}
+    wanted = fr.run_baselines(task.split, names=["mf"], refit=True, settings=changed)["mf"].metrics
+    assert runs[0]["metrics"] == wanted
 
 
 def test_central_biases():

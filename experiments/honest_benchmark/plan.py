@@ -1,11 +1,12 @@
 """Which units there are, in which order, and on what each depends."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.honest_benchmark import units
+from experiments.honest_benchmark.centrals import FACTORS, PREFIX, run_central, tune_central
 from experiments.honest_benchmark.spaces import (
     LATER,
     REPLACED,
@@ -19,9 +20,13 @@ from experiments.honest_benchmark.store import Result, Unit, finished, read
 from experiments.honest_benchmark.task import Task
 from fedjax_rec.algorithms.registry import ENTRIES
 from fedjax_rec.evaluation.central import NAMES as CENTRALS
+from fedjax_rec.evaluation.central.methods import settings_of
 
 LEAKY_SEEDS = {"ml-1m-loo": 1}  # of three: the leak is larger than any spread
 SPARES = 2  # further seeds for runs that fail: they take the failed ones' places, which are told
+
+
+Runs = tuple[str, Callable[..., Result], tuple[int, ...]]  # policy, the work of (seed, tuned, tell), seeds
 
 
 class Job(NamedTuple):
@@ -52,15 +57,17 @@ def jobs(
         centrals: names of the central baselines.
 
     Yields:
-        the jobs: of each data set the central baselines, then variant by variant tuning and runs.
+        the jobs: of each data set what is known of it, then method by method tuning and runs, central ones first.
     """
     for task in tasks:
-        unit, recipe = Unit(task.dataset, "central", ""), _recipe(task, methods=list(centrals))
+        unit, recipe = Unit(task.dataset, "reference", ""), _recipe(task)
         if finished(folder, unit, recipe) is None:
-            yield Job(unit, recipe, partial(_central, task, centrals))
+            yield Job(unit, recipe, partial(_refer, task))
+        for name in centrals:
+            yield from _of_method(_central(task, name, seeds, folder), task, folder)
         for name in names:
             if can_run(name, task):
-                yield from _of_variant(task, name, seeds, folder, leaky=leaky)
+                yield from _of_method(_variant(task, name, seeds, folder, leaky=leaky), task, folder)
 
 
 def can_run(name: str, task: Task) -> bool:
@@ -80,11 +87,32 @@ def can_run(name: str, task: Task) -> bool:
     return (timed or not ordered) and (task.split.ratings is not None or not needs_ratings(name))
 
 
-def _of_variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, leaky: bool) -> Iterator[Job]:
-    carried = None
-    if task.carry is not None:
-        carried = read(folder, Unit(task.carry, LATER.get(name, name), "tune"))
-        carried = None if carried is None or "failed" in carried else carried
+class _Method(NamedTuple):
+    """A method on one data set: how it is tuned, and what is then run."""
+
+    name: str  # of its files
+    recipe: Result  # of tuning
+    tune: Callable[[units.Tell], Result]
+    chosen: Callable[[Result], Result]  # the recipe of a run with what tuning found
+    runs: Sequence[Runs]
+
+
+def _of_method(method: _Method, task: Task, folder: Path) -> Iterator[Job]:
+    unit = Unit(task.dataset, method.name, "tune")
+    if finished(folder, unit, method.recipe) is None:
+        yield Job(unit, method.recipe, method.tune)
+    tuned = finished(folder, unit, method.recipe)
+    if tuned is None:
+        return  # it failed, and its failure is written
+    recipe = method.chosen(tuned)
+    for policy, work, seeds in method.runs:
+        for unit in _with_spares(folder, [Unit(task.dataset, method.name, policy, seed) for seed in seeds]):
+            if finished(folder, unit, recipe) is None:
+                yield Job(unit, recipe, partial(work, unit.seed, tuned))
+
+
+def _variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, leaky: bool) -> _Method:
+    carried = _carried(task, LATER.get(name, name), folder)
     known = {setting: value for setting, value in defaults_of(name).items() if value is not None}
     recipe = _recipe(
         task,
@@ -94,20 +122,45 @@ def _of_variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, 
         space=space_of(name),
         carried=None if carried is None else carried_of(carried["trials"], task.budget.trials),
     )
-    unit = Unit(task.dataset, name, "tune")
-    if finished(folder, unit, recipe) is None:
-        yield Job(unit, recipe, partial(_tune, task, name, carried))
-    tuned = finished(folder, unit, recipe)
-    if tuned is None:
-        return  # it failed, and its failure is written
-    policies: list[tuple[str, Any, tuple[int, ...]]] = [("clean", units.run_clean, seeds)]
+
+    def chosen(tuned: Result) -> Result:
+        pace = {key: tuned[key] for key in ("rounds", "eval_every")}
+        return _recipe(task, tuned=tuned["best"], defaults=known, patience=task.budget.patience, **pace)
+
+    def run(work: Callable[..., Result], seed: int, tuned: Result, tell: units.Tell) -> Result:
+        return work(task, name, seed, tuned, tell)
+
+    runs: list[Runs] = [("clean", partial(run, units.run_clean), seeds)]
     if leaky and not needs_ratings(name):
-        policies.append(("paper-leaky", units.run_leaky, seeds[: LEAKY_SEEDS.get(task.dataset, len(seeds))]))
-    chosen = _of_run(task, tuned, known)
-    for policy, work, some in policies:
-        for unit in _with_spares(folder, [Unit(task.dataset, name, policy, seed) for seed in some]):
-            if finished(folder, unit, chosen) is None:
-                yield Job(unit, chosen, partial(_run, work, task, name, unit.seed, tuned))
+        some = seeds[: LEAKY_SEEDS.get(task.dataset, len(seeds))]
+        runs.append(("paper-leaky", partial(run, units.run_leaky), some))
+    return _Method(name, recipe, lambda tell: units.tune(task, name, carried, tell), chosen, runs)
+
+
+def _central(task: Task, name: str, seeds: tuple[int, ...], folder: Path) -> _Method:
+    carried = _carried(task, PREFIX + name, folder)
+    known = None if carried is None else carried_of(carried["trials"], task.budget.trials)
+    defaults = settings_of(name, task.split)
+    recipe = _recipe(
+        task,
+        trials=task.budget.trials,
+        defaults=defaults,
+        factors=FACTORS.get(name, {}),
+        carried=known,
+    )
+    return _Method(
+        PREFIX + name,
+        recipe,
+        lambda tell: tune_central(task, name, carried, tell),
+        lambda tuned: _recipe(task, tuned=tuned["best"], defaults=defaults),
+        [("clean", lambda seed, tuned, tell: run_central(task, name, seed, tuned, tell), seeds)],
+    )
+
+
+def _carried(task: Task, name: str, folder: Path) -> Result | None:
+    """What tuning found on the data set whose settings are carried over."""
+    found = None if task.carry is None else read(folder, Unit(task.carry, name, "tune"))
+    return None if found is None or "failed" in found else found
 
 
 def _with_spares(folder: Path, asked: list[Unit]) -> Iterator[Unit]:
@@ -120,22 +173,9 @@ def _with_spares(folder: Path, asked: list[Unit]) -> Iterator[Unit]:
             queue.append(spares.pop(0))
 
 
-def _of_run(task: Task, tuned: Result, known: Result) -> Result:
-    pace = {name: tuned[name] for name in ("rounds", "eval_every")}
-    return _recipe(task, tuned=tuned["best"], defaults=known, patience=task.budget.patience, **pace)
-
-
-def _tune(task: Task, name: str, carried: Result | None, tell: units.Tell) -> Result:
-    return units.tune(task, name, carried, tell)
-
-
-def _central(task: Task, centrals: tuple[str, ...], tell: units.Tell) -> Result:
+def _refer(task: Task, tell: units.Tell) -> Result:
     del tell
-    return units.run_central(task, centrals)
-
-
-def _run(work: Any, task: Task, name: str, seed: int, tuned: Result, tell: units.Tell) -> Result:
-    return work(task, name, seed, tuned, tell)
+    return units.refer(task)
 
 
 def _recipe(task: Task, **parts: Any) -> Result:

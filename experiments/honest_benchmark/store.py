@@ -18,8 +18,8 @@ class Unit(NamedTuple):
     """What is computed in one go."""
 
     dataset: str
-    name: str  # of a variant, or "central"
-    policy: str  # "tune", "clean", "paper-leaky"; "" for central baselines
+    name: str  # of a variant, "central-NAME", or "reference"
+    policy: str  # "tune", "clean", "paper-leaky"; "" for the reference
     seed: int = 0
 
     @property

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.honest_benchmark.centrals import PREFIX
 from experiments.honest_benchmark.store import Result, read_all
 
 HERE = Path(__file__).parent
@@ -61,7 +62,7 @@ def render(results: Iterable[Result]) -> str:
 
 
 def _dataset(dataset: str, results: list[Result]) -> str:
-    central = next((r for r in results if r["name"] == "central" and "failed" not in r), None)
+    reference = next((r for r in results if r["name"] == "reference" and "failed" not in r), {})
     best = {r["name"]: r["best"] for r in results if r["policy"] == "tune" and "failed" not in r}
     runs: Runs = defaultdict(list)
     for result in results:
@@ -72,8 +73,8 @@ def _dataset(dataset: str, results: list[Result]) -> str:
     lost = Counter((r["name"], r["policy"]) for r in results if "failed" in r)
     parts = [
         f"## {dataset}\n",
-        _ranking(central, runs, lost),
-        _errors(central, runs),
+        _ranking(reference, runs, lost),
+        _errors(reference.get("ratings", {}), runs),
         _leaks(runs),
         _failures(results, best),
         _minutes(results),
@@ -92,26 +93,29 @@ def _is_stale(result: Result, best: dict[str, Result]) -> bool:
     return result["policy"] not in ("", "tune") and result["recipe"].get("tuned") != best.get(result["name"])
 
 
-def _ranking(central: Result | None, runs: Runs, lost: Counter[tuple[str, str]]) -> str:
+def _ranking(reference: Result, runs: Runs, lost: Counter[tuple[str, str]]) -> str:
     """Central methods above, then the federated ones, best first."""
-    rows, best = [], {}
-    if central is not None:
-        methods = central["methods"]
-        best = {
-            part: max(m["metrics"][part]["ndcg@10"] for m in methods.values()) for part in _parts(central)
-        }
-        if "best_reachable" in central:
-            rows.append(_cells("*best reachable*", central["best_reachable"], None))
-        for name, method in sorted(methods.items(), key=lambda pair: -pair[1]["metrics"]["full"]["ndcg@10"]):
-            cells = _cells(f"{name} (central)", method["metrics"], method["intervals"]["full"]["ndcg@10"])
-            rows.append([*cells[:-1], f"{method['seconds']:.0f}"])
+    rows, best = [], 0.0
+    if "best_reachable" in reference:
+        rows.append(_cells("*best reachable*", reference["best_reachable"], None))
     names = [name for name, policy in runs if policy == "clean" and not _rates(runs[name, policy])]
-    federated = [
-        _federated(name, runs[name, "clean"], runs.get((name, "tune"), []), best, lost[name, "clean"])
-        for name in names
-    ]
-    rows += sorted(federated, key=lambda row: row[1], reverse=True)
+    for central in (True, False):
+        some = [name for name in names if _is_central(name) == central]
+        found = [
+            _method(name, runs[name, "clean"], runs.get((name, "tune"), []), best, lost[name, "clean"])
+            for name in some
+        ]
+        rows += sorted(found, key=lambda row: row[1], reverse=True)
+        best = max((_mean(runs[name, "clean"], "full", "ndcg@10") for name in some), default=0.0)
     return _markdown(HEAD, rows) + _best_over_best(rows) if rows else ""
+
+
+def _is_central(name: str) -> bool:
+    return name.startswith(PREFIX)
+
+
+def _titled(name: str) -> str:
+    return f"{name.removeprefix(PREFIX)} (central)" if _is_central(name) else name
 
 
 def _best_over_best(rows: list[list[str]]) -> str:
@@ -128,25 +132,26 @@ def _best_over_best(rows: list[list[str]]) -> str:
     return f"\nHighest federated test score over highest central one: {'; '.join(found)}.\n" if found else ""
 
 
-def _federated(
-    name: str, seeds: list[Result], tuned: list[Result], best: dict[str, float], lost: int
-) -> list[str]:
-    metrics = [seed["metrics"] for seed in seeds]
-    means = {
-        part: {metric: float(np.mean([m[part][metric] for m in metrics])) for metric in ("ndcg@10", "hr@10")}
-        for part in _parts(seeds[0])
-    }
+def _method(name: str, seeds: list[Result], tuned: list[Result], best: float, lost: int) -> list[str]:
+    """A row; central methods have no price, no traffic, and no rounds."""
+    parts = [part for part in seeds[0]["metrics"] if part == "full" or part.startswith("sampled")]
+    means = {part: {m: _mean(seeds, part, m) for m in ("ndcg@10", "hr@10")} for part in parts}
     limits = np.mean([seed["intervals"]["full"]["ndcg@10"] for seed in seeds], axis=0)
-    row = _cells(name, means, tuple(limits))
-    spread = _spread([m["full"]["ndcg@10"] for m in metrics])
+    row = _cells(_titled(name), means, tuple(limits))
+    spread = _spread([seed["metrics"]["full"]["ndcg@10"] for seed in seeds])
     row[3] = f"{len(seeds)}{f' of {len(seeds) + lost}' if lost else ''}{spread}"
-    price = means["full"]["ndcg@10"] / best["full"] if best.get("full") else np.nan
-    paid = "" if lost else f"{price:.3f}"  # a method gains nothing by failing
-    traffic = {way: float(np.mean([seed["traffic"][way] for seed in seeds])) for way in ("up", "down")}
+    if not _is_central(name):
+        priced = best and not lost  # a method gains nothing by failing
+        traffic = [f"{np.mean([seed['traffic'][way] for seed in seeds]):,.0f}" for way in ("up", "down")]
+        price = f"{means['full']['ndcg@10'] / best:.3f}" if priced else ""
+        row[7:11] = [price, *traffic, str(seeds[0]["round"])]
     spent = sum(one["seconds"] for one in tuned)
-    run = float(np.mean([seed["seconds"] for seed in seeds]))
-    row[7:] = [paid, f"{traffic['up']:,.0f}", f"{traffic['down']:,.0f}", str(seeds[0]["round"])]
-    return [*row, f"{spent:.0f}", f"{run:.0f}"]
+    row[11:] = [f"{spent:.0f}", f"{np.mean([seed['seconds'] for seed in seeds]):.0f}"]
+    return row
+
+
+def _mean(seeds: list[Result], part: str, metric: str) -> float:
+    return float(np.mean([seed["metrics"][part][metric] for seed in seeds]))
 
 
 def _cells(name: str, metrics: dict[str, Any], limits: Any) -> list[str]:
@@ -157,24 +162,20 @@ def _cells(name: str, metrics: dict[str, Any], limits: Any) -> list[str]:
     return row + [""] * (len(HEAD) - len(row))
 
 
-def _errors(central: Result | None, runs: Runs) -> str:
-    """Methods that predict ratings."""
-    rows = [[f"{name} (central)", f"{value:.4f}", "", ""] for name, value in _ratings(central).items()]
+def _errors(known: dict[str, float], runs: Runs) -> str:
+    """Methods that predict ratings, and predictions that need no training."""
+    rows = [[f"{name} (central)", f"{value:.4f}", "", ""] for name, value in known.items()]
     for (name, policy), seeds in runs.items():
         if policy == "clean" and _rates(seeds):
             errors = [np.inf if (e := seed["metrics"]["rating"]["rmse"]) is None else e for seed in seeds]
             cells = [f"{len(seeds)}{_spread(errors)}", str(seeds[0]["round"])]
             rows.append([name, f"{np.mean(errors):.4f}", *cells])
-    if len(rows) == len(_ratings(central)):
+    if len(rows) == len(known):
         return ""
     rows.sort(key=lambda row: float(row[1]))
     return "Predicted ratings of the test items, not clipped:\n\n" + _markdown(
         ("method", "RMSE", "seeds", "rounds"), rows
     )
-
-
-def _ratings(central: Result | None) -> dict[str, float]:
-    return {} if central is None else central["ratings"]
 
 
 def _leaks(runs: Runs) -> str:
@@ -221,19 +222,15 @@ def _minutes(results: list[Result]) -> str:
     """How long all units took, one after another, and which methods took the most."""
     spent: Counter[str] = Counter()
     for result in results:
-        parts = result.get("methods", {}).values() if result["name"] == "central" else [result]
-        spent[result["name"]] += sum(part.get("seconds", 0.0) for part in parts) / 60
+        spent["central methods" if _is_central(result["name"]) else result["name"]] += (
+            result.get("seconds", 0.0) / 60
+        )
     most = ", ".join(f"{name} {minutes:.0f}" for name, minutes in spent.most_common(3))
     return f"Minutes of all units, one after another: {spent.total():.0f}; most of them {most}.\n"
 
 
 def _rates(seeds: list[Result]) -> bool:
     return "rating" in seeds[0]["metrics"]
-
-
-def _parts(result: Result) -> list[str]:
-    metrics = result["metrics"] if "metrics" in result else next(iter(result["methods"].values()))["metrics"]
-    return [part for part in metrics if part == "full" or part.startswith("sampled")]
 
 
 def _markdown(head: Iterable[str], rows: list[list[str]]) -> str:
@@ -272,19 +269,15 @@ def draw(results: list[Result], path: Path) -> bool:
 
 
 def _points(results: list[Result], dataset: str) -> list[tuple[str, float, float, float, str]]:
-    mine = [r for r in results if r["dataset"] == dataset and "failed" not in r]
-    points = []
-    for result in mine:
-        if result["name"] == "central":
-            for name, method in result["methods"].items():
-                low, high = method["intervals"]["full"]["ndcg@10"]
-                points.append((name, method["metrics"]["full"]["ndcg@10"], low, high, "0.55"))
-    clean = defaultdict(list)
-    for result in mine:
-        if result["policy"] == "clean" and "rating" not in result["metrics"]:
+    clean: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        if result["dataset"] == dataset and result["policy"] == "clean" and "failed" not in result:
             clean[result["name"]].append(result)
+    points = []
     for name, seeds in clean.items():
-        limits = np.mean([seed["intervals"]["full"]["ndcg@10"] for seed in seeds], axis=0)
-        mean = float(np.mean([seed["metrics"]["full"]["ndcg@10"] for seed in seeds]))
-        points.append((name, mean, *map(float, limits), "tab:blue"))
+        if not _rates(seeds):
+            low, high = np.mean([seed["intervals"]["full"]["ndcg@10"] for seed in seeds], axis=0)
+            color = "0.55" if _is_central(name) else "tab:blue"
+            mean = _mean(seeds, "full", "ndcg@10")
+            points.append((name.removeprefix(PREFIX), mean, float(low), float(high), color))
     return points

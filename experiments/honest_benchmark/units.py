@@ -1,4 +1,4 @@
-"""The four kinds of work: central baselines, tuning, a clean run, a leaky run."""
+"""The kinds of work: what is known of the data, tuning, a clean run, a leaky run."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,6 @@ import fedjax_rec as fr
 from experiments.honest_benchmark.spaces import carried_of, needs_ratings, trials_near, trials_of
 from experiments.honest_benchmark.store import Result
 from experiments.honest_benchmark.task import Task, make, make_on_devices, rounds_of
-from fedjax_rec.central import details_of
 from fedjax_rec.data.splits import Split
 from fedjax_rec.evaluation.measure import measure, name_sampled
 from fedjax_rec.evaluation.ranking import Ranks
@@ -26,27 +25,17 @@ from fedjax_rec.versions import versions
 Tell = Callable[[int, int], Any]  # rounds done, rounds to do
 
 
-def run_central(task: Task, names: tuple[str, ...]) -> Result:
-    """The central baselines with the settings that `fr.run_baselines` chooses, refit on train + validation.
+def refer(task: Task) -> Result:
+    """What needs no training: two predictions of ratings, and the best that is reachable where the truth is known.
 
     Args:
         task: the data.
-        names: of the methods.
 
     Returns:
-        metrics and intervals by method, and the best that is reachable where the truth is known.
+        `ratings` by method; `best_reachable`, on synthetic data.
     """
-    found = fr.run_baselines(task.split, names=names, refit=True)
     merged = fr.merge_validation(task.split)
-    methods = {
-        name: {
-            "metrics": one.metrics,
-            "intervals": intervals(one.ranks, name_sampled(merged)),
-            "seconds": one.seconds,
-        }
-        for name, one in found.items()
-    }
-    result = {"methods": methods, "details": details_of(found), "ratings": central_ratings(merged)}
+    result: Result = {"ratings": central_ratings(merged)}
     if task.source.truth is not None:
         result["best_reachable"] = measure(fr.truth_ranks(task.source, merged), merged)
     return result | _facts(task)

@@ -10,8 +10,8 @@
 | `mf` | logistic matrix factorisation by SGD (Rendle et al. 2020) | none | `mf` |
 
 Each `fit_...` takes a split, sees its training events only, and returns a `Scorer` for `make_ranker`.
-`run_baselines` chooses settings on validation, fits and measures; `price_of_federation` divides a federated result
-by the best central one.
+`run_baselines` chooses settings on validation, fits and measures; `try_baseline` is for a search of one's own;
+`price_of_federation` divides a federated result by the best central one.
 """
 
 from fedjax_rec.evaluation.central.chance import fit_random
@@ -22,7 +22,7 @@ from fedjax_rec.evaluation.central.methods import METHODS, NAMES, Method, parse_
 from fedjax_rec.evaluation.central.mf import fit_mf
 from fedjax_rec.evaluation.central.popularity import fit_popularity
 from fedjax_rec.evaluation.central.price import price_of_federation
-from fedjax_rec.evaluation.central.runner import Baseline, Trial, run_baselines
+from fedjax_rec.evaluation.central.runner import Baseline, Trial, run_baselines, try_baseline
 from fedjax_rec.evaluation.central.scorers import Scorer
 
 __all__ = [
@@ -42,4 +42,5 @@ __all__ = [
     "parse_settings",
     "price_of_federation",
     "run_baselines",
+    "try_baseline",
 ]

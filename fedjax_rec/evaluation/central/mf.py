@@ -25,7 +25,7 @@ import numpy as np
 
 from fedjax_rec.data.splits import Split
 from fedjax_rec.evaluation.central.ials import start
-from fedjax_rec.evaluation.central.scorers import Factors, Scorer, score_factors
+from fedjax_rec.evaluation.central.scorers import DivergedError, Factors, Scorer, score_factors
 
 
 class Params(NamedTuple):
@@ -77,7 +77,7 @@ def fit_mf(
         the scorer.
 
     Raises:
-        ValueError: if a setting is out of range, or training diverged.
+        ValueError: if a setting is out of range; `DivergedError`, which is one, if training diverged.
 
     Example:
         >>> from fedjax_rec.evaluation.central.example import tiny_split
@@ -93,7 +93,9 @@ def fit_mf(
         key_epoch = jax.random.fold_in(key, epoch)
         params = _epoch(key_epoch, params, pairs, rate, regularisation, num_negatives, batch_size)
         if not all(bool(jnp.isfinite(leaf).all()) for leaf in params):
-            raise ValueError(f"mf: training diverged in epoch {epoch}; lower learning_rate={learning_rate}")
+            raise DivergedError(
+                f"mf: training diverged in epoch {epoch}; lower learning_rate={learning_rate}"
+            )
         if on_epoch is not None:
             on_epoch(epoch, epochs)
     return Scorer(score_factors, Factors(params.users, params.items, params.item_bias))

@@ -19,7 +19,7 @@ import numpy as np
 
 from fedjax_rec.data.splits import Split, merge_validation
 from fedjax_rec.evaluation.central.methods import METHODS, NAMES, Settings, fit, settings_of, trials_of
-from fedjax_rec.evaluation.central.scorers import Scorer, check_dense, count_pairs
+from fedjax_rec.evaluation.central.scorers import DivergedError, Scorer, check_dense, count_pairs
 from fedjax_rec.evaluation.measure import Metrics, measure
 from fedjax_rec.evaluation.metrics import user_metrics
 from fedjax_rec.evaluation.protocol import Protocol
@@ -34,7 +34,7 @@ class Trial(NamedTuple):
     """Settings that were tried on validation."""
 
     settings: Settings
-    validation: float  # mean of the selection metric, full ranking
+    validation: float  # mean of the selection metric, full ranking; nan where training diverged
 
 
 class Baseline(NamedTuple):
@@ -86,6 +86,52 @@ def run_baselines(
     final = merge_validation(split) if refit else split
     bench = _Bench(split, "validation"), _Bench(final, "test")
     return {name: _run(name, *bench, seed, given.get(name, {}), selection, on_stage) for name in names}
+
+
+def try_baseline(
+    split: Split,
+    name: str,
+    trials: Sequence[Mapping[str, float]],
+    *,
+    seed: int = 0,
+    selection: str = "ndcg@10",
+    on_trial: Callable[[int, int], Any] | None = None,
+) -> tuple[Trial, ...]:
+    """Fit a method with several settings and rank the validation items, for a search of one's own.
+
+    Args:
+        split: train and validation items; its test items are not looked at.
+        name: of the method.
+        trials: settings, each as it changes the defaults.
+        seed: of all that is random in the method.
+        selection: the metric of the full ranking, such as "ndcg@10".
+        on_trial: called after each trial with its number, from 1, and the number of trials.
+
+    Returns:
+        the trials in their order, settings in full.
+
+    Raises:
+        ValueError: on an unknown method, setting or metric, before any fit, or one out of range.
+
+    Example:
+        >>> from fedjax_rec.evaluation.central.example import tiny_split
+        >>> found = try_baseline(tiny_split(), "ease", [{}, {"regularisation": 50.0}])
+        >>> [trial.settings for trial in found]
+        [{'regularisation': 3.0}, {'regularisation': 50.0}]
+    """
+    _check(split, [name], {})
+    Protocol(selection=selection)  # refuses what is no metric
+    settings = [settings_of(name, split, changes) for changes in trials]
+    bench, found = _Bench(split, "validation"), []
+    for number, trial in enumerate(settings, start=1):
+        try:
+            value = float(_per_user(bench.rank(bench.fit(name, trial, seed=seed)), split, selection).mean())
+        except DivergedError:
+            value = float("nan")
+        found.append(Trial(trial, value))
+        if on_trial is not None:
+            on_trial(number, len(settings))
+    return tuple(found)
 
 
 class _Bench:

@@ -20,6 +20,10 @@ _BYTES_PER_PAIR = 56  # of items: seven tables of float64, at the most, in the c
 _USUAL_MEMORY = 16 * 2**30  # where the system does not tell
 
 
+class DivergedError(ValueError):
+    """A fit whose numbers are no longer finite: other settings may do."""
+
+
 class Scorer(NamedTuple):
     """A fitted model, in the shape that `make_ranker` takes."""
 
