@@ -22,10 +22,7 @@ from fedjax_rec.algorithms.registry import ENTRIES
 from fedjax_rec.evaluation.central import NAMES as CENTRALS
 from fedjax_rec.evaluation.central.methods import settings_of
 
-LEAKY_SEEDS = {"ml-1m-loo": 1}  # of three: the leak is larger than any spread
 SPARES = 2  # further seeds for runs that fail: they take the failed ones' places, which are told
-
-
 Runs = tuple[str, Callable[..., Result], tuple[int, ...]]  # policy, the work of (seed, tuned, tell), seeds
 
 
@@ -132,8 +129,7 @@ def _variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, lea
 
     runs: list[Runs] = [("clean", partial(run, units.run_clean), seeds)]
     if leaky and not needs_ratings(name):
-        some = seeds[: LEAKY_SEEDS.get(task.dataset, len(seeds))]
-        runs.append(("paper-leaky", partial(run, units.run_leaky), some))
+        runs.append(("paper-leaky", partial(run, units.run_leaky), seeds))
     return _Method(name, recipe, lambda tell: units.tune(task, name, carried, tell), chosen, runs)
 
 
