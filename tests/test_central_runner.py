@@ -116,6 +116,8 @@ def test_a_search_of_ones_own(split):
         try_baseline(split, "ease", [{}, {"depth": 1}])
     with pytest.raises(ValueError, match="unknown baseline 'easy'"):
         try_baseline(split, "easy", [{}])
+    with pytest.raises(ValueError, match="no user has a validation item"):
+        try_baseline(fr.merge_validation(split), "ease", [{}])
 
 
 def test_trials_change_one_setting_each():

@@ -322,6 +322,47 @@ def test_ratings_table(task, tmp_path):
     assert not list(jobs([task], ("fedmf-ratings",), (0,), tmp_path, centrals=()))  # it has no ratings
 
 
+def large_task(task):
+    """Other data, to which settings are carried over."""
+    source = synthetic(160, 90)
+    split = fr.leave_one_out(source)
+    return task._replace(dataset="large", source=source, split=split, carry="tiny")
+
+
+def test_central_settings_are_carried_over(task, tmp_path):
+    """On larger data tuning begins with the best factors of the smaller, and is due again when these change."""
+
+    def recipe():
+        units_left = jobs([large_task(task)], (), (0,), tmp_path, centrals=("ease",))
+        return next(job.recipe for job in units_left if job.unit.name == "central-ease")
+
+    assert recipe()["carried"] is None
+    factors = [{"regularisation": factor} for factor in (0.5, 1.0)]
+    write(tmp_path, Unit("tiny", "central-ease", "tune"), {"trials": [{"settings": one} for one in factors]})
+    assert recipe()["carried"] == factors[:1]  # half of two trials
+
+
+def test_a_lost_central_method_takes_all_prices(tmp_path):
+    """What may be the best of them is missing; and `--only` with central methods runs those."""
+    folder = str(tmp_path)
+    assert main(["--smoke", "--out", folder, "--only", "central-ease", "fedmf", "--no-leaky"]) == 0
+    found = read_all(tmp_path)
+    assert {result["name"] for result in found} == {"reference", "central-ease", "fedmf"}
+    priced = re.search(r"\| fedmf \|.*", render(found))
+    failed = {
+        "dataset": "synthetic",
+        "name": "central-mf",
+        "policy": "clean",
+        "seed": 0,
+        "failed": "diverged",
+    }
+    blank = re.search(r"\| fedmf \|.*", render([*found, failed]))
+    assert priced
+    assert blank
+    assert float(priced[0].split(" | ")[7]) > 0
+    assert not blank[0].split(" | ")[7].strip()
+
+
 @pytest.mark.parametrize("method", CENTRAL_NAMES)
 def test_central_methods_are_tuned_alike(method, task, monkeypatch):
     """As many trials as the others, the defaults first, the best of them used; carried factors fit other data."""
@@ -345,9 +386,13 @@ def test_central_methods_are_tuned_alike(method, task, monkeypatch):
     settings_of(method, task.split, found["best"]["values"])  # whole numbers are whole
     for name, (low, high) in centrals.FACTORS[method].items():
         assert all(low <= trial["settings"][name] <= high for trial in found["trials"])
-    again = centrals.factors_to_try(method, 4, carried_of(found["trials"], 4))
-    assert again[:2] == [trial["settings"] for trial in found["trials"][:2]]
-    assert len(again) == 4
+    tried.clear()
+    large = large_task(task)
+    centrals.tune_central(large._replace(budget=Budget(4, 4)), method, found, lambda *_: None)
+    assert len(tried) == 4
+    for values, trial in zip(tried[:2], found["trials"][:2], strict=True):
+        assert values == centrals.scaled(method, large, trial["settings"])
+        assert method != "ease" or values != trial["values"]  # its penalty goes by the size of the data
 
 
 def test_central_methods_are_run_with_what_was_chosen(task):

@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 
 import fedjax_rec as fr
+from experiments.honest_benchmark.centrals import PREFIX
 from experiments.honest_benchmark.plan import CENTRALS, Job, jobs
 from experiments.honest_benchmark.spaces import VARIANTS
 from experiments.honest_benchmark.store import RESULTS, write
@@ -42,7 +43,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--data-dir", help="folder of the real data; without it: downloads, or none for ml-1m-loo"
     )
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
-    parser.add_argument("--only", nargs="+", choices=sorted(VARIANTS), help="these algorithms")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[*sorted(VARIANTS), *(PREFIX + name for name in CENTRALS)],
+        help="these methods; without central ones among them, those too",
+    )
     parser.add_argument("--budget", type=int, help="trials of each algorithm; by default 12, 4 on ml-1m-loo")
     parser.add_argument("--rounds", type=int, help="of the default cohort in a trial; by default 300 or 400")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="runs of each algorithm (default: 3)")
@@ -91,7 +97,9 @@ def _run(given: argparse.Namespace, folder: Path, names: tuple[str, ...]) -> int
         budget = budget._replace(trials=given.budget or budget.trials, rounds=given.rounds or budget.rounds)
         tasks.append(load_task(dataset, given.data_dir, budget))
     failures = 0
-    centrals, seeds = SMOKE_CENTRALS if given.smoke else CENTRALS, tuple(range(given.seeds))
+    centrals = tuple(name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX))
+    centrals = centrals or (SMOKE_CENTRALS if given.smoke else CENTRALS)
+    names, seeds = tuple(name for name in names if name in VARIANTS), tuple(range(given.seeds))
     for job in jobs(tasks, names, seeds, folder, leaky=not given.no_leaky, centrals=centrals):
         result = _do(job)
         write(folder, job.unit, result | {"recipe": job.recipe})

@@ -115,8 +115,8 @@ def run_central(task: Task, method: str, seed: int, tuned: Result, tell: Any) ->
     Returns:
         metrics, intervals and settings.
     """
-    values = tuned["best"]["values"]
-    found = fr.run_baselines(task.split, names=[method], seed=seed, refit=True, settings={method: values})
+    settings = settings_of(method, task.split, tuned["best"]["values"])
+    found = fr.run_baselines(task.split, names=[method], seed=seed, refit=True, settings={method: settings})
     tell(1, 1)
     one, merged = found[method], fr.merge_validation(task.split)
     return {

@@ -63,11 +63,7 @@ def render(results: Iterable[Result]) -> str:
 
 def _dataset(dataset: str, results: list[Result]) -> str:
     reference = next((r for r in results if r["name"] == "reference" and "failed" not in r), {})
-    best = {r["name"]: r["best"] for r in results if r["policy"] == "tune" and "failed" not in r}
-    runs: Runs = defaultdict(list)
-    for result in results:
-        if result["policy"] and "failed" not in result and not _is_stale(result, best):
-            runs[result["name"], result["policy"]].append(result)
+    runs = _runs(results)
     for leaky in (False, True):
         _one_protocol(dataset, [r for r in results if (r["policy"] == "paper-leaky") == leaky])
     lost = Counter((r["name"], r["policy"]) for r in results if "failed" in r)
@@ -76,7 +72,7 @@ def _dataset(dataset: str, results: list[Result]) -> str:
         _ranking(reference, runs, lost),
         _errors(reference.get("ratings", {}), runs),
         _leaks(runs),
-        _failures(results, best),
+        _failures(results),
         _minutes(results),
     ]
     return "\n".join(part for part in parts if part)
@@ -86,6 +82,20 @@ def _one_protocol(dataset: str, results: list[Result]) -> None:
     protocols = sorted({r["protocol_id"] for r in results if "failed" not in r})
     if len(protocols) > 1:
         raise ValueError(f"{dataset}: results of the protocols {', '.join(protocols)} share no table")
+
+
+def _runs(results: list[Result]) -> Runs:
+    """What neither failed nor is stale."""
+    best, runs = _chosen(results), defaultdict(list)
+    for result in results:
+        if result["policy"] and "failed" not in result and not _is_stale(result, best):
+            runs[result["name"], result["policy"]].append(result)
+    return runs
+
+
+def _chosen(results: list[Result]) -> dict[str, Result]:
+    """The trial that tuning chose last, by name."""
+    return {r["name"]: r["best"] for r in results if r["policy"] == "tune" and "failed" not in r}
 
 
 def _is_stale(result: Result, best: dict[str, Result]) -> bool:
@@ -106,7 +116,8 @@ def _ranking(reference: Result, runs: Runs, lost: Counter[tuple[str, str]]) -> s
             for name in some
         ]
         rows += sorted(found, key=lambda row: row[1], reverse=True)
-        best = max((_mean(runs[name, "clean"], "full", "ndcg@10") for name in some), default=0.0)
+        if central and not any(_is_central(name) for name, _ in lost):  # else the best may be missing
+            best = max((_mean(runs[name, "clean"], "full", "ndcg@10") for name in some), default=0.0)
     return _markdown(HEAD, rows) + _best_over_best(rows) if rows else ""
 
 
@@ -208,7 +219,8 @@ def _means(metrics: list[dict], part: str) -> list[str]:
     return [f"{np.mean([m[part][name] for m in metrics]):.4f}" for name in ("hr@10", "ndcg@10")]
 
 
-def _failures(results: list[Result], best: dict[str, Result]) -> str:
+def _failures(results: list[Result]) -> str:
+    best = _chosen(results)
     stale = "of settings that tuning no longer chooses; left out"
     lines = [
         f"* {r['name']}, {r['policy'] or 'all'}, seed {r['seed']}: {r.get('failed', stale)}"
@@ -251,7 +263,7 @@ def draw(results: list[Result], path: Path) -> bool:
     """
     from matplotlib.figure import Figure
 
-    points = {name: _points(results, name) for name in sorted({r["dataset"] for r in results})}
+    points = {name: _points([r for r in results if r["dataset"] == name]) for name in _datasets(results)}
     points = {name: found for name, found in points.items() if found}
     if not points:
         return False
@@ -268,14 +280,15 @@ def draw(results: list[Result], path: Path) -> bool:
     return True
 
 
-def _points(results: list[Result], dataset: str) -> list[tuple[str, float, float, float, str]]:
-    clean: dict[str, list[Result]] = defaultdict(list)
-    for result in results:
-        if result["dataset"] == dataset and result["policy"] == "clean" and "failed" not in result:
-            clean[result["name"]].append(result)
+def _datasets(results: Iterable[Result]) -> list[str]:
+    return sorted({result["dataset"] for result in results})
+
+
+def _points(results: list[Result]) -> list[tuple[str, float, float, float, str]]:
+    """Name, mean, interval and colour of each method of one data set."""
     points = []
-    for name, seeds in clean.items():
-        if not _rates(seeds):
+    for (name, policy), seeds in _runs(results).items():
+        if policy == "clean" and not _rates(seeds):
             low, high = np.mean([seed["intervals"]["full"]["ndcg@10"] for seed in seeds], axis=0)
             color = "0.55" if _is_central(name) else "tab:blue"
             mean = _mean(seeds, "full", "ndcg@10")

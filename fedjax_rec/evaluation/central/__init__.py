@@ -23,12 +23,13 @@ from fedjax_rec.evaluation.central.mf import fit_mf
 from fedjax_rec.evaluation.central.popularity import fit_popularity
 from fedjax_rec.evaluation.central.price import price_of_federation
 from fedjax_rec.evaluation.central.runner import Baseline, Trial, run_baselines, try_baseline
-from fedjax_rec.evaluation.central.scorers import Scorer
+from fedjax_rec.evaluation.central.scorers import DivergedError, Scorer
 
 __all__ = [
     "METHODS",
     "NAMES",
     "Baseline",
+    "DivergedError",
     "Method",
     "Scorer",
     "Trial",

@@ -111,7 +111,8 @@ def try_baseline(
         the trials in their order, settings in full.
 
     Raises:
-        ValueError: on an unknown method, setting or metric, before any fit, or one out of range.
+        ValueError: on an unknown method, setting or metric, without validation items, on a catalogue too large
+            for the method, all before any fit; on a setting out of range.
 
     Example:
         >>> from fedjax_rec.evaluation.central.example import tiny_split
@@ -120,6 +121,10 @@ def try_baseline(
         [{'regularisation': 3.0}, {'regularisation': 50.0}]
     """
     _check(split, [name], {})
+    if not (split.validation >= 0).any():
+        raise ValueError(
+            "no user has a validation item to try settings on; give a split that holds some back"
+        )
     Protocol(selection=selection)  # refuses what is no metric
     settings = [settings_of(name, split, changes) for changes in trials]
     bench, found = _Bench(split, "validation"), []
