@@ -6,17 +6,15 @@ from one data set to another. Widths stay, as those of federated methods do.
 
 from typing import Any
 
-import numpy as np
-
 import fedjax_rec as fr
 from experiments.honest_benchmark.spaces import carried_of, trials_near
 from experiments.honest_benchmark.store import Result
 from experiments.honest_benchmark.task import Task
+from experiments.honest_benchmark.units import Tell, best_first, facts
 from fedjax_rec.evaluation.central import try_baseline
 from fedjax_rec.evaluation.central.methods import settings_of
 from fedjax_rec.evaluation.measure import name_sampled
 from fedjax_rec.evaluation.summary import intervals
-from fedjax_rec.versions import versions
 
 PREFIX = "central-"  # of their names in the store
 FACTORS: dict[str, dict[str, tuple[float, float]]] = {
@@ -77,7 +75,7 @@ def scaled(method: str, task: Task, factors: Result) -> Result:
     return found
 
 
-def tune_central(task: Task, method: str, carried: Result | None, tell: Any) -> Result:
+def tune_central(task: Task, method: str, carried: Result | None, tell: Tell) -> Result:
     """Choose settings on validation.
 
     Args:
@@ -98,11 +96,11 @@ def tune_central(task: Task, method: str, carried: Result | None, tell: Any) -> 
         {"settings": one, "values": values, "validation": trial.validation}
         for one, values, trial in zip(factors, settings, found, strict=True)
     ]
-    table.sort(key=lambda trial: np.nan_to_num(-trial["validation"], nan=np.inf))
-    return {"trials": table, "best": table[0], "protocol_id": task.protocol_id, "versions": versions()}
+    table = best_first(table)
+    return {"trials": table, "best": table[0]} | facts(task)
 
 
-def run_central(task: Task, method: str, seed: int, tuned: Result, tell: Any) -> Result:
+def run_central(task: Task, method: str, seed: int, tuned: Result, tell: Tell) -> Result:
     """Fit on train + validation with the chosen settings, and test.
 
     Args:
@@ -123,6 +121,4 @@ def run_central(task: Task, method: str, seed: int, tuned: Result, tell: Any) ->
         "metrics": one.metrics,
         "intervals": intervals(one.ranks, name_sampled(merged)),
         "settings": one.settings,
-        "protocol_id": task.protocol_id,
-        "versions": versions(),
-    }
+    } | facts(task)

@@ -38,7 +38,7 @@ def refer(task: Task) -> Result:
     result: Result = {"ratings": central_ratings(merged)}
     if task.source.truth is not None:
         result["best_reachable"] = measure(fr.truth_ranks(task.source, merged), merged)
-    return result | _facts(task)
+    return result | facts(task)
 
 
 def central_ratings(split: Split) -> dict[str, float]:
@@ -97,11 +97,24 @@ def tune(task: Task, name: str, carried: Result | None, tell: Tell) -> Result:
         on_block=tell,
     )
     sign = -1.0 if metric == "rmse" else 1.0
-    known = [(-np.inf if np.isnan(t.validation) else sign * t.validation, t) for t in found.trials]
-    ordered = [trial for _, trial in sorted(known, key=lambda pair: -pair[0])]
-    table = [{"settings": t.settings, "validation": t.validation, "round": t.round} for t in ordered]
+    table = best_first(
+        [{"settings": t.settings, "validation": t.validation, "round": t.round} for t in found.trials], sign
+    )
     budget = {"metric": metric, "rounds": rounds, "eval_every": eval_every, "seconds": found.seconds}
-    return {"trials": table, "best": table[0]} | budget | _facts(task)
+    return {"trials": table, "best": table[0]} | budget | facts(task)
+
+
+def best_first(trials: list[Result], sign: float = 1.0) -> list[Result]:
+    """Order trials by what they reached on validation.
+
+    Args:
+        trials: each with "validation", nan where training diverged.
+        sign: 1 where more is better, -1 where less is.
+
+    Returns:
+        the trials, best first, diverged ones last.
+    """
+    return sorted(trials, key=lambda t: np.inf if np.isnan(t["validation"]) else -sign * t["validation"])
 
 
 def run_clean(task: Task, name: str, seed: int, tuned: Result, tell: Tell) -> Result:
@@ -132,7 +145,7 @@ def run_clean(task: Task, name: str, seed: int, tuned: Result, tell: Tell) -> Re
     if history.stopped == "diverged":
         raise ValueError(f"the refit diverged by round {len(history.rounds.loss)}")
     ranks = fr.make_evaluator(algorithm, merged)(state)
-    return _tested(algorithm, merged, state, ranks, history) | {"settings": best["settings"]} | _facts(task)
+    return _tested(algorithm, merged, state, ranks, history) | {"settings": best["settings"]} | facts(task)
 
 
 def run_leaky(task: Task, name: str, seed: int, tuned: Result, tell: Tell) -> Result:
@@ -161,7 +174,7 @@ def run_leaky(task: Task, name: str, seed: int, tuned: Result, tell: Tell) -> Re
         on_block=lambda p: tell(p.round, p.rounds),
     )
     ranks = fr.make_evaluator(algorithm, leaky)(state)
-    result = _tested(algorithm, leaky, state, ranks, history) | {"settings": settings} | _facts(task)
+    result = _tested(algorithm, leaky, state, ranks, history) | {"settings": settings} | facts(task)
     result["protocol_id"] = leaky_id(task)
     if algorithm.model.represent is None and algorithm.work.send is None:
         point = after_local_training(make(name, **settings), population, jax.random.key(seed))
@@ -198,7 +211,15 @@ def leaky_id(task: Task) -> str:
     return fr.protocol_id(protocol_of(settings, task.source, task.split._replace(negatives="paper-leaky")))
 
 
-def _facts(task: Task) -> Result:
+def facts(task: Task) -> Result:
+    """What every result says of how it came about.
+
+    Args:
+        task: the data.
+
+    Returns:
+        the protocol's id, and the versions of what computed it.
+    """
     return {"protocol_id": task.protocol_id, "versions": versions()}
 
 
