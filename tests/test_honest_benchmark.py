@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fedjax_rec as fr
-from experiments.honest_benchmark import centrals, units
+from experiments.honest_benchmark import units
 from experiments.honest_benchmark.__main__ import main
 from experiments.honest_benchmark.plan import can_run, jobs
 from experiments.honest_benchmark.spaces import (
@@ -27,9 +27,6 @@ from experiments.honest_benchmark.table import BEGIN, END, render, update
 from experiments.honest_benchmark.task import Budget, Task, make, make_on_devices, rounds_of
 from fedjax_rec.algorithms.registry import NAMES, accepted
 from fedjax_rec.data.synthetic import synthetic
-from fedjax_rec.evaluation.central import NAMES as CENTRAL_NAMES
-from fedjax_rec.evaluation.central import Trial
-from fedjax_rec.evaluation.central.methods import settings_of
 from fedjax_rec.inputs import protocol_of
 from fedjax_rec.plan import with_copy
 from fedjax_rec.settings import Settings
@@ -322,26 +319,6 @@ def test_ratings_table(task, tmp_path):
     assert not list(jobs([task], ("fedmf-ratings",), (0,), tmp_path, centrals=()))  # it has no ratings
 
 
-def large_task(task):
-    """Other data, to which settings are carried over."""
-    source = synthetic(160, 90)
-    split = fr.leave_one_out(source)
-    return task._replace(dataset="large", source=source, split=split, carry="tiny")
-
-
-def test_central_settings_are_carried_over(task, tmp_path):
-    """On larger data tuning begins with the best factors of the smaller, and is due again when these change."""
-
-    def recipe():
-        units_left = jobs([large_task(task)], (), (0,), tmp_path, centrals=("ease",))
-        return next(job.recipe for job in units_left if job.unit.name == "central-ease")
-
-    assert recipe()["carried"] is None
-    factors = [{"regularisation": factor} for factor in (0.5, 1.0)]
-    write(tmp_path, Unit("tiny", "central-ease", "tune"), {"trials": [{"settings": one} for one in factors]})
-    assert recipe()["carried"] == factors[:1]  # half of two trials
-
-
 def test_a_lost_central_method_takes_all_prices(tmp_path):
     """What may be the best of them is missing; and `--only` with central methods runs those."""
     folder = str(tmp_path)
@@ -361,73 +338,6 @@ def test_a_lost_central_method_takes_all_prices(tmp_path):
     assert blank
     assert float(priced[0].split(" | ")[7]) > 0
     assert not blank[0].split(" | ")[7].strip()
-
-
-@pytest.mark.parametrize("method", CENTRAL_NAMES)
-def test_central_methods_are_tuned_alike(method, task, monkeypatch):
-    """As many trials as the others, the defaults first, the best of them used; carried factors fit other data."""
-    tried = []
-
-    def validate(_split, _name, trials, **_):
-        tried.extend(trials)
-        values = [float("nan"), *range(len(trials) - 1)]
-        return [Trial(dict(one), value) for one, value in zip(trials, values, strict=True)]
-
-    monkeypatch.setattr(centrals, "try_baseline", validate)
-    found = centrals.tune_central(task._replace(budget=Budget(4, 4)), method, None, lambda *_: None)
-    if method not in centrals.FACTORS:
-        assert tried == [{}]
-        return
-    assert len(tried) == len(found["trials"]) == 4
-    known = settings_of(method, task.split)
-    assert tried[0] == pytest.approx({name: known[name] for name in centrals.FACTORS[method]}, rel=1e-3)
-    assert [trial["validation"] for trial in found["trials"][:3]] == [2, 1, 0]
-    assert found["best"]["values"] == tried[3]
-    settings_of(method, task.split, found["best"]["values"])  # whole numbers are whole
-    for name, (low, high) in centrals.FACTORS[method].items():
-        assert all(low <= trial["settings"][name] <= high for trial in found["trials"])
-    tried.clear()
-    large = large_task(task)
-    centrals.tune_central(large._replace(budget=Budget(4, 4)), method, found, lambda *_: None)
-    assert len(tried) == 4
-    for values, trial in zip(tried[:2], found["trials"][:2], strict=True):
-        assert values == centrals.scaled(method, large, trial["settings"])
-        assert method != "ease" or values != trial["values"]  # its penalty goes by the size of the data
-
-
-def test_central_methods_are_run_with_what_was_chosen(task):
-    """A run has the chosen settings, on train + validation, and its own seed."""
-    tuned = {"best": {"values": {"epochs": 2, "learning_rate": 0.05}}}
-    runs = [centrals.run_central(task, "mf", seed, tuned, lambda *_: None) for seed in (0, 0, 1)]
-    assert runs[0]["settings"]["epochs"] == 2
-    assert runs[0]["settings"]["learning_rate"] == 0.05
-    assert runs[0]["metrics"] == runs[1]["metrics"] != runs[2]["metrics"]
-    changed = {"mf": tuned["best"]["values"]}
-    wanted = fr.run_baselines(task.split, names=["mf"], refit=True, settings=changed)["mf"].metrics
-    assert runs[0]["metrics"] == wanted
-
-
-def test_central_biases():
-    """The bias baseline is Koren's formula, item after item and user after user."""
-    source = synthetic(30, 90)
-    ratings = np.resize([1.0, 2.0, 5.0], len(source.interactions.items)).astype(np.float32)
-    table = source.interactions._replace(ratings=ratings)
-    split = fr.merge_validation(fr.leave_one_out(source._replace(interactions=table)))
-    assert split.ratings is not None
-    assert split.test_ratings is not None
-    mean, errors = float(split.ratings.mean()), []
-    item = {}
-    for i in range(split.num_items):
-        own = [float(r) - mean for j, r in zip(split.items, split.ratings, strict=True) if j == i]
-        item[i] = sum(own) / (25 + len(own))
-    for u in range(split.num_users):
-        place = slice(split.offsets[u], split.offsets[u + 1])
-        rest = [
-            float(r) - mean - item[j] for j, r in zip(split.items[place], split.ratings[place], strict=True)
-        ]
-        guess = mean + sum(rest) / (10 + len(rest)) + item[split.test[u]]
-        errors.append((guess - split.test_ratings[u]) ** 2)
-    np.testing.assert_allclose(units.central_ratings(split)["biases"], np.mean(errors) ** 0.5, rtol=1e-6)
 
 
 def test_update_needs_markers(tmp_path):

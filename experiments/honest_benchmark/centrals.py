@@ -7,7 +7,7 @@ from one data set to another. Widths stay, as those of federated methods do.
 from typing import Any
 
 import fedjax_rec as fr
-from experiments.honest_benchmark.spaces import carried_of, trials_near
+from experiments.honest_benchmark.spaces import trials_near
 from experiments.honest_benchmark.store import Result
 from experiments.honest_benchmark.task import Task
 from experiments.honest_benchmark.units import Tell, best_first, facts
@@ -75,21 +75,19 @@ def scaled(method: str, task: Task, factors: Result) -> Result:
     return found
 
 
-def tune_central(task: Task, method: str, carried: Result | None, tell: Tell) -> Result:
+def tune_central(task: Task, method: str, carried: list[Result] | None, tell: Tell) -> Result:
     """Choose settings on validation.
 
     Args:
         task: the data and the budget.
         method: name of a central method.
-        carried: what tuning found on another data set, if that is tried first.
+        carried: the best factors of another data set, if those are tried first.
         tell: called after each trial.
 
     Returns:
         the trials, best first, with their factors as "settings" and what these make as "values", and the best one.
     """
-    count = task.budget.trials
-    known = None if carried is None else carried_of(carried["trials"], count)
-    factors = factors_to_try(method, count, known)
+    factors = factors_to_try(method, task.budget.trials, carried)
     settings = [scaled(method, task, one) for one in factors]
     found = try_baseline(task.split, method, settings, on_trial=tell)
     table: list[Result] = [

@@ -117,7 +117,7 @@ def _variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, lea
         variant=VARIANTS[name]._asdict(),
         defaults=known,
         space=space_of(name),
-        carried=None if carried is None else carried_of(carried["trials"], task.budget.trials),
+        carried=carried,
     )
 
     def chosen(tuned: Result) -> Result:
@@ -135,14 +135,13 @@ def _variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, lea
 
 def _central(task: Task, name: str, seeds: tuple[int, ...], folder: Path) -> _Method:
     carried = _carried(task, PREFIX + name, folder)
-    known = None if carried is None else carried_of(carried["trials"], task.budget.trials)
     defaults = settings_of(name, task.split)
     recipe = _recipe(
         task,
         trials=task.budget.trials,
         defaults=defaults,
         factors=FACTORS.get(name, {}),
-        carried=known,
+        carried=carried,
     )
     return _Method(
         PREFIX + name,
@@ -153,10 +152,10 @@ def _central(task: Task, name: str, seeds: tuple[int, ...], folder: Path) -> _Me
     )
 
 
-def _carried(task: Task, name: str, folder: Path) -> Result | None:
-    """What tuning found on the data set whose settings are carried over."""
+def _carried(task: Task, name: str, folder: Path) -> list[Result] | None:
+    """The best settings of the data set from which they are carried over, if they were found there."""
     found = None if task.carry is None else read(folder, Unit(task.carry, name, "tune"))
-    return None if found is None or "failed" in found else found
+    return None if found is None or "failed" in found else carried_of(found["trials"], task.budget.trials)
 
 
 def _with_spares(folder: Path, asked: list[Unit]) -> Iterator[Unit]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 import fedjax_rec as fr
-from experiments.honest_benchmark.spaces import carried_of, needs_ratings, trials_near, trials_of
+from experiments.honest_benchmark.spaces import needs_ratings, trials_near, trials_of
 from experiments.honest_benchmark.store import Result
 from experiments.honest_benchmark.task import Task, make, make_on_devices, rounds_of
 from fedjax_rec.data.splits import Split
@@ -67,23 +67,20 @@ def _shrunk(values: np.ndarray, groups: np.ndarray, count: int, penalty: float) 
     return sums / (penalty + np.bincount(groups, minlength=count))
 
 
-def tune(task: Task, name: str, carried: Result | None, tell: Tell) -> Result:
+def tune(task: Task, name: str, carried: list[Result] | None, tell: Tell) -> Result:
     """Choose settings and the number of rounds on validation.
 
     Args:
         task: the data and the budget.
         name: of the variant.
-        carried: what tuning found on another data set, if that is tried first.
+        carried: the best settings of another data set, if those are tried first.
         tell: called after each block.
 
     Returns:
         the trials, best first, and the best one's settings and round.
     """
     count = task.budget.trials
-    if carried is None:
-        trials = trials_of(name, count)
-    else:
-        trials = trials_near(carried_of(carried["trials"], count), count)
+    trials = trials_of(name, count) if carried is None else trials_near(carried, count)
     rounds, eval_every = rounds_of(name, make(name, **trials[0]), task)
     metric = "rmse" if needs_ratings(name) else "ndcg@10"
     found = fr.sweep(
