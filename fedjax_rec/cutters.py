@@ -91,3 +91,25 @@ def numbered(cut: LocalBatches) -> LocalBatches:
         return plain._replace(data={**plain.data, "turn": jnp.full(plain.ids.shape, t, jnp.int32)})
 
     return cut._replace(batch=batch)
+
+
+def first_batches(cut: LocalBatches, most: int) -> LocalBatches:
+    """Leave out what comes after each client's first batches.
+
+    Args:
+        cut: any way to cut.
+        most: batches that are kept.
+
+    Returns:
+        the same batches, but not more than `most` of a client.
+
+    Example:
+        >>> first_batches(in_order(10), 3).num_batches(25), first_batches(in_order(10), 3).num_batches(99)
+        (3, 3)
+    """
+
+    def num_batches(num_examples: jax.Array) -> jax.Array:
+        count = cut.num_batches(num_examples)
+        return count - (count > most) * (count - most)  # the minimum, also of Python integers
+
+    return cut._replace(num_batches=num_batches)

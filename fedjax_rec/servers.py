@@ -1,4 +1,4 @@
-"""Server rules of the FedOpt family, as optax transformations named as in the papers.
+"""Server rules as optax transformations: the FedOpt family, named as in the papers, and rules that know the round.
 
 The server descends on the negated aggregate, so `fedavg(1.0)` adds it.
 
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_rec.types import PyTree
+from fedjax_rec.types import PyTree, Server
 
 TAU = 1e-3  # Reddi et al. 2021, section 5: adaptivity
 
@@ -173,3 +173,27 @@ LOCALS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "adagrad": optax.adagrad,
     "rmsprop": optax.rmsprop,
 }
+
+
+def by_round(step: Callable[[jax.Array, PyTree], PyTree]) -> optax.GradientTransformation:
+    """A rule that knows which round it is, for servers whose shared leaves are {"round": t} and nothing else.
+
+    Args:
+        step: (t float32[], negated aggregate of the tables) -> what is added to the tables.
+
+    Returns:
+        an optax transformation over `Server`, which also counts the round.
+
+    Example:
+        >>> rule = by_round(lambda t, tables: -(0.5**t) * tables)
+        >>> moved, _ = rule.update(Server({}, -4.0), rule.init(0.0), Server({"round": 2.0}, 0.0))
+        >>> float(moved.shared["round"]), float(moved.tables)
+        (1.0, 1.0)
+    """
+
+    def update(updates: Server, state: PyTree, params: Server | None = None) -> tuple[Server, PyTree]:
+        if params is None:
+            raise ValueError("the server's step needs the parameters: call update(updates, state, params)")
+        return Server({"round": jnp.float32(1)}, step(params.shared["round"], updates.tables)), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)

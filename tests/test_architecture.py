@@ -74,3 +74,23 @@ def test_import_needs_five_packages_only():
 def test_no_long_files():
     """A file of more than 450 lines has a second room in it."""
     assert [p.name for p in MODULES if len(p.read_text(encoding="utf-8").splitlines()) > 450] == []
+
+
+def _code_lines(path: Path) -> int:
+    """Lines without docstrings, comments, imports and blank ones."""
+    tree, text = ast.parse(path.read_text(encoding="utf-8")), path.read_text(encoding="utf-8").splitlines()
+    told = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    notes = [node.body[0] for node in ast.walk(tree) if isinstance(node, told) and ast.get_docstring(node)]
+    notes += [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    left_out = {line for node in notes for line in range(node.lineno, (node.end_lineno or 0) + 1)}
+    return sum(
+        bool(line.strip()) and not line.lstrip().startswith("#") and number not in left_out
+        for number, line in enumerate(text, 1)
+    )
+
+
+def test_algorithms_are_short():
+    """An algorithm is one client's work and some values; more than 125 lines have a second subject in them."""
+    counts = {path.name: _code_lines(path) for path in (ROOT / "algorithms").glob("*.py")}
+    assert {name: count for name, count in counts.items() if count > 125} == {}
+    assert counts["fedmf.py"] > 80  # they are counted

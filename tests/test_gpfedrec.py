@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fedjax_rec as fr
-from fedjax_rec.algorithms.gpfedrec import _neighbours
+from fedjax_rec.algorithms.user_graph import Graph, neighbours
 from fedjax_rec.devices import multiply_in_parts
 from fedjax_rec.testing import tiny_population
 from tests import reference_gpfedrec as ref
@@ -90,10 +90,10 @@ def test_neighbours_of_three_kinds_of_clients():
     """Two alike, one apart: the two are similar to each other, and dissimilar to the one; the absent to none."""
     tables = jnp.array([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.2], [1.0, 0.0]])
     sent = jnp.array([True, True, True, False])
-    similar = _neighbours(tables, sent, like=True, threshold=1.0)
+    similar = neighbours(Graph(True, 1.0), tables, sent)
     expected = np.array([[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     np.testing.assert_allclose(similar, expected)
-    dissimilar = _neighbours(tables, sent, like=False, threshold=1.0)
+    dissimilar = neighbours(Graph(False, 1.0), tables, sent)
     expected = np.array([[0, 0, 1, 0], [0, 0, 1, 0], [0.5, 0.5, 0, 0], [0, 0, 0, 1]])
     np.testing.assert_allclose(dissimilar, expected)
 
@@ -107,7 +107,7 @@ def test_the_graph_of_nearly_parallel_tables():
     assert distance.mean() < 1e-7
     close = distance < distance.mean()
     clear = np.abs(distance / distance.mean() - 1) > 0.02  # beyond the rounding of unit tables
-    found = np.asarray(_neighbours(jnp.asarray(tables), jnp.ones(20, bool), like=True, threshold=1.0)) > 0
+    found = np.asarray(neighbours(Graph(True, 1.0), jnp.asarray(tables), jnp.ones(20, bool))) > 0
     assert clear.mean() > 0.5
     assert 0.1 < close[clear & ~np.eye(20, dtype=bool)].mean() < 0.9
     np.testing.assert_array_equal(found[clear], close[clear])

@@ -24,14 +24,15 @@ from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from fedjax_rec.algorithms.additive import Objective, View, additive_gradient, additive_logits, descend
 from fedjax_rec.algorithms.losses import at_least
-from fedjax_rec.algorithms.pfedrec import cross_entropy_of_sigmoid, linear_head
+from fedjax_rec.algorithms.pfedrec import linear_head
 from fedjax_rec.batches import catalogue, largest_of_lanes
 from fedjax_rec.federate import Cohorts, federate, sample_usually
 from fedjax_rec.population import Population
 from fedjax_rec.samplers import everyone
+from fedjax_rec.servers import by_round
 from fedjax_rec.types import (
     Aggregator,
     Algorithm,
@@ -46,26 +47,19 @@ from fedjax_rec.types import (
 )
 
 
-class Objective(NamedTuple):
-    """Weights of what is added to the cross-entropy, and the rates at which they and the tables change."""
+class Pace(NamedTuple):
+    """The rates of local descent, how they fall, and when a client stops."""
 
-    independence: float | jax.Array  # lambda
-    sparsity: float | jax.Array  # mu
-    regularisation: float | jax.Array  # L2
-    head_rate: float | jax.Array
-    table_rate: float | jax.Array
+    head: float | jax.Array
+    tables: float | jax.Array
     round_decay: float  # of both rates, each round
     step_decay: float  # of both rates, each local step
     tolerance: float  # relative change of the loss below which a client stops
-    curriculum: bool
 
-
-class View(NamedTuple):
-    """One client's parameters."""
-
-    own: jax.Array  # [I, D], D_u
-    common: jax.Array  # [I, D], C
-    head: dict[str, jax.Array]  # "weights" [D], "bias" []
+    def in_round(self, turn: jax.Array) -> "Pace":
+        """The rates with which round `turn` begins."""
+        decay = self.round_decay**turn
+        return self._replace(head=self.head * decay, tables=self.tables * decay)
 
 
 class Course(NamedTuple):
@@ -141,22 +135,13 @@ def fedrap(
     at_least(0, sparsity=sparsity, regularisation=regularisation, tolerance=tolerance)
     at_least(0, round_decay=round_decay, step_decay=step_decay)
     sample_usually(federation, everyone())
-    objective = Objective(
-        independence=independence,
-        sparsity=sparsity,
-        regularisation=regularisation,
-        head_rate=learning_rate,
-        table_rate=table_rate,
-        round_decay=round_decay,
-        step_decay=step_decay,
-        tolerance=tolerance,
-        curriculum=curriculum,
-    )
+    objective = Objective(independence, sparsity, regularisation, curriculum)
+    pace = Pace(learning_rate, table_rate, round_decay, step_decay, tolerance)
     return federate(
         _additive(dim),
-        _training(objective, num_negatives, batch_size, local_epochs),
+        _training(objective, pace, num_negatives, batch_size, local_epochs),
         aggregator=aggregator,
-        server_optimizer=_mean_and_clock(),
+        server_optimizer=by_round(lambda _, tables: jax.tree.map(jnp.negative, tables)),
         **federation,
     )
 
@@ -174,16 +159,14 @@ def _additive(dim: int) -> Model:
         return {"vector": own, "head": linear_head(two, dim)}
 
     def score(private: PyTree, server: Server) -> jax.Array:
-        return _logits(View(private["vector"], server.tables["vector"], private["head"]))
+        return additive_logits(View(private["vector"], server.tables["vector"], private["head"]))
 
     return Model(lambda _: {}, init_server, score, init_alike=init_alike)
 
 
-def _logits(view: View) -> jax.Array:
-    return (view.own + view.common) @ view.head["weights"] + view.head["bias"]
-
-
-def _training(objective: Objective, num_negatives: int, batch_size: int, epochs: int) -> ClientWork:
+def _training(
+    objective: Objective, pace: Pace, num_negatives: int, batch_size: int, epochs: int
+) -> ClientWork:
     """Several epochs over mini-batches of one client's examples, all within one visit of the catalogue."""
 
     def start(key: Key, private: PyTree, shared: PyTree) -> PyTree:
@@ -192,10 +175,9 @@ def _training(objective: Objective, num_negatives: int, batch_size: int, epochs:
 
     def step(local: PyTree, rows: Rows, batch: Batch) -> tuple[PyTree, Rows, StepInfo]:
         own, head, turn = local
-        terms = _terms_of_round(objective, turn)
         zero = jnp.float32(0)
         course = Course(View(own, rows.values["vector"], head), zero, zero, zero, jnp.array(False))
-        visit = partial(_epoch, terms, batch, batch_size)
+        visit = partial(_epoch, objective.in_round(turn), pace.in_round(turn), batch, batch_size)
         course = jax.lax.fori_loop(0, epochs, visit, course)
         own, common, head = course.view
         info = StepInfo(course.loss, course.examples)
@@ -207,71 +189,23 @@ def _training(objective: Objective, num_negatives: int, batch_size: int, epochs:
     return ClientWork(catalogue(num_negatives), 1, start, lambda values: Rows(values, ()), step, None, finish)
 
 
-def _terms_of_round(objective: Objective, turn: jax.Array) -> Objective:
-    """Rates decayed to this round and, with the curriculum, the weights of this round."""
-    growth = jnp.tanh(turn / 10) if objective.curriculum else 1.0
-    decay = objective.round_decay**turn
-    return objective._replace(
-        independence=0.0 if _is_zero(objective.independence) else objective.independence * growth,
-        sparsity=objective.sparsity * growth,
-        head_rate=objective.head_rate * decay,
-        table_rate=objective.table_rate * decay,
-    )
-
-
-def _epoch(terms: Objective, batch: Batch, size: int, epoch: jax.Array, course: Course) -> Course:
+def _epoch(
+    objective: Objective, pace: Pace, batch: Batch, size: int, epoch: jax.Array, course: Course
+) -> Course:
     """One local epoch; nothing moves once the client has stopped."""
     place, mask = batch.data["order"] // size, batch.data["mask"]
 
     def visit(number: jax.Array, course: Course) -> Course:
         chosen = mask * (place == number)
-        loss, grads = _gradient(terms, course.view, chosen, batch.data["label"])
+        loss, grads = additive_gradient(objective, course.view, chosen, batch.data["label"])
         live = ((chosen.sum() > 0) & ~course.stopped).astype(jnp.float32)
-        decay = live * terms.step_decay**course.steps
-        view = _descend(course.view, grads, decay * terms.table_rate, decay * terms.head_rate)
+        decay = live * pace.step_decay**course.steps
+        view = descend(course.view, grads, decay * pace.tables, decay * pace.head)
         loss, examples = course.loss + live * loss, course.examples + live * chosen.sum()
         return course._replace(view=view, steps=course.steps + live, loss=loss, examples=examples)
 
     most = largest_of_lanes(jnp.ceil(mask.sum() / size).astype(jnp.int32))
     after = jax.lax.fori_loop(0, most, visit, course)
     before, now = (c.loss / jnp.maximum(c.examples, 1.0) for c in (course, after))
-    still = (epoch > 0) & (jnp.abs(now - before) < terms.tolerance * jnp.abs(before))
+    still = (epoch > 0) & (jnp.abs(now - before) < pace.tolerance * jnp.abs(before))
     return after._replace(stopped=course.stopped | still)
-
-
-def _gradient(terms: Objective, view: View, chosen: jax.Array, label: jax.Array) -> tuple[jax.Array, View]:
-    """Loss summed over a mini-batch, whose rows have `chosen` 1, and the gradient of its mean."""
-    losses, slope = cross_entropy_of_sigmoid(_logits(view), label)
-    share = chosen / jnp.maximum(chosen.sum(), 1.0)
-    entry = share[:, None] / view.own.shape[1]
-    penalty, sparse = terms.sparsity * jnp.abs(view.common), terms.sparsity * entry * jnp.sign(view.common)
-    fit = jnp.outer(share * slope, view.head["weights"])
-    head = {"weights": (share * slope) @ (view.own + view.common), "bias": (share * slope).sum()}
-    grads = View(fit, fit + sparse, head)
-    if not _is_zero(terms.independence):  # else passes over both tables, for zeros that the compiler keeps
-        apart = view.own - view.common
-        pull = 2 * terms.independence * entry * apart
-        penalty = penalty - terms.independence * apart**2
-        grads = grads._replace(own=fit - pull, common=fit + pull + sparse)
-    grads = jax.tree.map(lambda g, p: g + terms.regularisation * p, grads, view)
-    return (chosen * (losses + penalty.mean(1))).sum(), grads
-
-
-def _is_zero(weight: float | jax.Array) -> bool:
-    return isinstance(weight, (int, float)) and weight == 0
-
-
-def _descend(view: View, grads: View, table_rate: jax.Array, head_rate: jax.Array) -> View:
-    head = jax.tree.map(lambda p, g: p - head_rate * g, view.head, grads.head)
-    return View(view.own - table_rate * grads.own, view.common - table_rate * grads.common, head)
-
-
-def _mean_and_clock() -> optax.GradientTransformation:
-    """The server adds the aggregate to C, and counts rounds."""
-
-    def update(updates: Server, state: PyTree, params: Server | None = None) -> tuple[Server, PyTree]:
-        del params
-        tables = jax.tree.map(jnp.negative, updates.tables)
-        return Server({"round": jnp.float32(1)}, tables), state
-
-    return optax.GradientTransformation(lambda _: (), update)

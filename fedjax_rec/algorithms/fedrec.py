@@ -28,7 +28,6 @@ from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fedjax_rec.aggregators import mean_of_touchers
 from fedjax_rec.algorithms.losses import at_least
@@ -36,6 +35,7 @@ from fedjax_rec.cutters import numbered, rated_with_negatives
 from fedjax_rec.federate import Cohorts, federate, sample_usually
 from fedjax_rec.population import Population
 from fedjax_rec.samplers import everyone
+from fedjax_rec.servers import by_round
 from fedjax_rec.types import (
     Aggregator,
     Algorithm,
@@ -78,6 +78,11 @@ class Rule(NamedTuple):
     def rate(self, turn: jax.Array) -> jax.Array:
         """Give gamma_t, float32[]."""
         return self.learning_rate * self.decay**turn
+
+    def descend(self, turn: jax.Array, grads: PyTree) -> PyTree:
+        """The server's step: gamma_t times each row's mean gradient."""
+        rate = self.rate(turn)
+        return jax.tree.map(lambda g: -rate * g, grads)
 
 
 def fedrec(
@@ -147,7 +152,7 @@ def fedrec(
         _model(dim, init_range),
         _work(numbered(rated_with_negatives(batch_size, rho)), rule),
         aggregator=_denoised() if denoise else aggregator or "touchers",
-        server_optimizer=_descend(rule),
+        server_optimizer=by_round(rule.descend),
         **federation,
     )
 
@@ -235,16 +240,3 @@ def _denoised() -> Aggregator:
         return Server(totals.server.shared, {"vector": jnp.where(raters[:, None] > 0, mean, 0.0)})
 
     return mean_of_touchers()._replace(finish=finish)
-
-
-def _descend(rule: Rule) -> optax.GradientTransformation:
-    """The server's step: gamma_t times the mean gradient; and it counts the rounds."""
-
-    def update(grads: Server, state: PyTree, params: Server | None = None) -> tuple[Server, PyTree]:
-        if params is None:
-            raise ValueError("the server's step needs the parameters: call update(updates, state, params)")
-        rate = rule.rate(params.shared["round"])
-        rows = jax.tree.map(lambda g: -rate * g, grads.tables)
-        return Server({"round": jnp.float32(1)}, rows), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)  # noqa: ARG005

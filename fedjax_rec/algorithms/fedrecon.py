@@ -33,7 +33,7 @@ import optax
 from fedjax_rec.aggregators import by_examples, named
 from fedjax_rec.algorithms.losses import at_least
 from fedjax_rec.batches import positives_per_batch, rated, with_negatives
-from fedjax_rec.cutters import in_order, numbered
+from fedjax_rec.cutters import first_batches, in_order, numbered
 from fedjax_rec.federate import Federation, federate
 from fedjax_rec.population import Population
 from fedjax_rec.types import (
@@ -152,7 +152,9 @@ def fedrecon(
     )
     return federate(
         _model(start, loss)._replace(represent=represent),
-        _work(numbered(_first(cut, 2 * max_steps)), rule, start)._replace(epochs=recon_epochs + local_epochs),
+        _work(numbered(first_batches(cut, 2 * max_steps)), rule, start)._replace(
+            epochs=recon_epochs + local_epochs
+        ),
         aggregator=_by_query(positives, max_steps) if chosen is None else chosen,
         **federation,
     )
@@ -172,16 +174,6 @@ def _model(start: partial, loss: str) -> Model:
         return server.tables["vector"] @ private["vector"]
 
     return Model(lambda key: {"vector": start(key)}, init_server, score, rates=loss == "mse")
-
-
-def _first(cut: LocalBatches, most: int) -> LocalBatches:
-    """The first batches of each client."""
-
-    def num_batches(num_examples: jax.Array) -> jax.Array:
-        count = cut.num_batches(num_examples)
-        return count - (count > most) * (count - most)  # the minimum, also of Python integers
-
-    return cut._replace(num_batches=num_batches)
 
 
 def _work(batches: LocalBatches, rule: Rule, draw: partial, *, everything: bool = False) -> ClientWork:

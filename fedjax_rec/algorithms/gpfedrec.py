@@ -22,36 +22,26 @@ Departures:
 * training spares no held-out item; the code's does (`--negatives paper-leaky`).
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Unpack, cast
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from fedjax_rec.aggregators import alike
 from fedjax_rec.algorithms.losses import at_least
 from fedjax_rec.algorithms.networks import affine, rectified
 from fedjax_rec.algorithms.pfedrec import cross_entropy_of_sigmoid
+from fedjax_rec.algorithms.user_graph import (
+    Graph,
+    every_change,
+    mean_of_neighbourhoods,
+    send_neighbourhoods,
+)
 from fedjax_rec.batches import catalogue, mini_batches
-from fedjax_rec.devices import multiply_in_parts
 from fedjax_rec.federate import Cohorts, federate, sample_usually
 from fedjax_rec.population import Population
 from fedjax_rec.samplers import everyone
-from fedjax_rec.types import (
-    Aggregator,
-    Algorithm,
-    Batch,
-    ClientWork,
-    Key,
-    Model,
-    PyTree,
-    Rows,
-    Server,
-    Stack,
-    StepInfo,
-)
+from fedjax_rec.types import Algorithm, Batch, ClientWork, Key, Model, PyTree, Rows, Server, StepInfo
 
 NEIGHBOURS = ("similar", "dissimilar")
 
@@ -118,14 +108,13 @@ def gpfedrec(
     if neighbours not in NEIGHBOURS:
         raise ValueError(f"unknown neighbours {neighbours!r}; choose one of {', '.join(NEIGHBOURS)}")
     sample_usually(federation, everyone())
-    multiply = partial(multiply_in_parts, mesh=federation.get("mesh"))
-    graph = partial(_graph, multiply=multiply, like=neighbours == "similar", threshold=threshold)
+    graph = Graph(neighbours == "similar", threshold, federation.get("mesh"))
     return federate(
         _perceptron(dim),
         _training(Rates(learning_rate, item_factor, pull), num_negatives, batch_size, local_epochs),
-        aggregator=Aggregator(alike, _hand_on, stacked=True),
-        server_optimizer=_mean_of_neighbourhoods(graph),
-        exchange=partial(_send_neighbourhoods, graph, multiply),
+        aggregator=every_change(),
+        server_optimizer=mean_of_neighbourhoods(graph),
+        exchange=partial(send_neighbourhoods, graph),
         **federation,
     )
 
@@ -214,65 +203,3 @@ def _descend(
         moved.at[slots].add(-rate * row_grads, mode="drop"),
         loss + (held * (losses + rates.pull * jnp.square(apart).mean())).sum(),
     )
-
-
-def _hand_on(stack: Stack) -> Server:
-    """All that the server's rule needs of a stack: who took part, and each client's change."""
-    return Server({"sent": stack.sent.astype(jnp.float32)}, stack.server.tables)
-
-
-def _read(updates: Server) -> tuple[jax.Array, jax.Array]:
-    """Each client's change and whether it took part, of the negated aggregate that optax's rules are given."""
-    return -updates.tables["vector"], updates.shared["sent"] < 0
-
-
-def _graph(server: Server, changes: jax.Array, sent: jax.Array, **kind: Any) -> jax.Array:
-    """A of the tables Q + changes [C, I, D] of the clients that took part, bool[C]."""
-    tables = server.tables["vector"][None] + changes
-    return _neighbours(tables.reshape(len(sent), -1), sent, **kind)
-
-
-def _neighbours(
-    tables: jax.Array,
-    sent: jax.Array,
-    *,
-    multiply: Callable = jnp.matmul,
-    like: bool,
-    threshold: float | jax.Array,
-) -> jax.Array:
-    """A, float32[C, C]: 1 / |N_u| for the neighbours of u, itself where it has none."""
-    unit = tables / jnp.maximum(jnp.linalg.norm(tables, axis=1, keepdims=True), 1e-12)
-    pairs, same = sent[:, None] & sent[None, :], jnp.eye(len(sent), dtype=bool)
-    # tables are nearly parallel: 1 - cosine, of their differences from the mean, keeps its digits
-    centre = (sent / jnp.maximum(sent.sum(), 1)) @ unit
-    apart = unit - centre[None, :]
-    norms = jnp.square(apart).sum(1)
-    distance = jnp.where(same, 0.0, 0.5 * (norms[:, None] + norms[None, :]) - multiply(apart, apart.T))
-    mean = jnp.where(pairs, distance, 0.0).sum() / jnp.maximum(pairs.sum(), 1)
-    # a similarity of 1 - distance above threshold (1 - mean), as a bar that keeps the mean's digits
-    close = distance < (1 - threshold) + threshold * mean if like else distance > threshold * mean
-    near = pairs & close
-    near = near | (same & ~near.any(axis=1, keepdims=True))
-    return near / near.sum(axis=1, keepdims=True)
-
-
-def _mean_of_neighbourhoods(graph: Callable) -> optax.GradientTransformation:
-    """The server's rule: Q <- mean_u r_u over the clients that took part, a weighted mean of all Q_u."""
-
-    def update(updates: Server, state: PyTree, params: Server | None = None) -> tuple[Server, PyTree]:
-        changes, sent = _read(updates)
-        share = (sent / jnp.maximum(sent.sum(), 1)) @ graph(params, changes, sent)
-        return Server({}, {"vector": jnp.tensordot(share, changes, 1)}), state
-
-    return optax.GradientTransformation(lambda _: (), cast("Any", update))
-
-
-def _send_neighbourhoods(
-    graph: Callable, multiply: Callable, stack: Stack, server: Server, private: PyTree
-) -> PyTree:
-    """Send r_u = Q + sum_v A_uv (Q_v - Q) to each client that took part: the rows of A add up to 1."""
-    seen = jax.tree.map(jnp.negative, _hand_on(stack))  # as the rule sees it: one graph is compiled for both
-    changes, sent = _read(seen)
-    mixed = multiply(graph(server, changes, sent), changes.reshape(len(sent), -1))
-    near = server.tables["vector"][None] + mixed.reshape(changes.shape)
-    return {**private, "near": jnp.where(sent[:, None, None], near, private["near"])}
