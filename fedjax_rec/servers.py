@@ -184,6 +184,9 @@ def by_round(step: Callable[[jax.Array, PyTree], PyTree]) -> optax.GradientTrans
     Returns:
         an optax transformation over `Server`, which also counts the round.
 
+    Raises:
+        ValueError: in an update without parameters, of which t is one.
+
     Example:
         >>> rule = by_round(lambda t, tables: -(0.5**t) * tables)
         >>> moved, _ = rule.update(Server({}, -4.0), rule.init(0.0), Server({"round": 2.0}, 0.0))

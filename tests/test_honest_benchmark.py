@@ -14,6 +14,7 @@ from experiments.honest_benchmark.plan import can_run, jobs
 from experiments.honest_benchmark.spaces import (
     LATER,
     REPLACED,
+    RESCALED,
     SPACES,
     VARIANTS,
     carried_of,
@@ -297,15 +298,36 @@ def test_one_device_where_a_copy_on_each_does_not_fit(task, monkeypatch):
 
 
 @pytest.mark.parametrize("name", LATER)
-def test_a_variant_of_another_size_runs_where_settings_are_carried(name, task, tmp_path):
+def test_a_variant_of_another_size_runs_where_settings_are_carried(name, task, tmp_path, monkeypatch):
     """On the larger data it runs, beside its base or instead of it, and begins with its base's best settings."""
     large = task._replace(dataset="large", carry="tiny")
-    base, best = LATER[name], [{"learning_rate": 0.25}]
+    base = LATER[name]
+    best = [dict.fromkeys(RESCALED.get(name, {"learning_rate": 1.0}), 0.25)]
+    wanted = [{setting: 0.25 * RESCALED.get(name, {}).get(setting, 1.0) for setting in best[0]}]
     assert [can_run(each, task) for each in (base, name)] == [True, False]
     assert [can_run(each, large) for each in (base, name)] == [base not in REPLACED, True]
     write(tmp_path, Unit("tiny", base, "tune"), {"trials": [{"settings": one} for one in best]})
-    recipes = [job.recipe for job in jobs([large], (name,), (0,), tmp_path, centrals=())]
-    assert recipes[1]["carried"] == best
+    found = {job.unit: job for job in jobs([large], (name,), (0,), tmp_path, centrals=())}
+    tune = found[Unit("large", name, "tune")]
+    assert tune.recipe["carried"] == wanted
+
+    def sweep(_make, _split, trials, **_):
+        assert trials[:1] == wanted
+        assert len(trials) == large.budget.trials
+        raise LookupError("tried")
+
+    monkeypatch.setattr(fr, "sweep", sweep)
+    smaller = {"cohort": 20} if "cohort" in VARIANTS[name].fixed else {}
+    monkeypatch.setitem(VARIANTS, name, VARIANTS[name]._replace(fixed=VARIANTS[name].fixed | smaller))
+    with pytest.raises(LookupError, match="tried"):
+        tune.work(lambda *_: None)
+
+
+def test_what_is_carried_to_another_size_changes_with_it():
+    """Settings that central methods have by the size of the data are carried over at their scale."""
+    trials = [{"settings": {"regularisation": 0.01, "unobserved": 0.3}}]
+    assert carried_of(trials, 2, "fedals") == [trials[0]["settings"]]
+    assert carried_of(trials, 2, "fedals-wide") == [{"regularisation": 0.007, "unobserved": 0.3}]
 
 
 def test_ratings_table(task, tmp_path):

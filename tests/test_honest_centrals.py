@@ -6,7 +6,6 @@ import pytest
 import fedjax_rec as fr
 from experiments.honest_benchmark import centrals, units
 from experiments.honest_benchmark.plan import jobs
-from experiments.honest_benchmark.spaces import carried_of
 from experiments.honest_benchmark.store import Unit, write
 from experiments.honest_benchmark.task import Budget, Task
 from fedjax_rec.data.synthetic import synthetic
@@ -43,7 +42,7 @@ def test_central_settings_are_carried_over(task, tmp_path):
 
 
 @pytest.mark.parametrize("method", NAMES)
-def test_central_methods_are_tuned_alike(method, task, monkeypatch):
+def test_central_methods_are_tuned_alike(method, task, tmp_path, monkeypatch):
     """As many trials as the others, the defaults first, the best of them used; carried factors fit other data."""
     tried = []
 
@@ -66,10 +65,12 @@ def test_central_methods_are_tuned_alike(method, task, monkeypatch):
     for name, (low, high) in centrals.FACTORS[method].items():
         assert all(low <= trial["settings"][name] <= high for trial in found["trials"])
     tried.clear()
-    large = large_task(task)
-    centrals.tune_central(
-        large._replace(budget=Budget(4, 4)), method, carried_of(found["trials"], 4), lambda *_: None
+    large = large_task(task)._replace(budget=Budget(4, 4))
+    write(tmp_path, Unit("tiny", f"central-{method}", "tune"), found)
+    tune = next(
+        job for job in jobs([large], (), (0,), tmp_path, centrals=(method,)) if job.unit.policy == "tune"
     )
+    tune.work(lambda *_: None)
     assert len(tried) == 4
     for values, trial in zip(tried[:2], found["trials"][:2], strict=True):
         assert values == centrals.scaled(method, large, trial["settings"])

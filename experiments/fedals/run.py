@@ -27,7 +27,7 @@ from fedjax_rec.evaluation.measure import measure
 
 
 class Task(NamedTuple):
-    """Settings of one data set."""
+    """A size of the model, and settings for it."""
 
     dim: int
     regularisation: float

@@ -109,7 +109,7 @@ def _of_method(method: _Method, task: Task, folder: Path) -> Iterator[Job]:
 
 
 def _variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, leaky: bool) -> _Method:
-    carried = _carried(task, LATER.get(name, name), folder)
+    carried = _carried(task, name, LATER.get(name, name), folder)
     known = {setting: value for setting, value in defaults_of(name).items() if value is not None}
     recipe = _recipe(
         task,
@@ -134,7 +134,7 @@ def _variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, lea
 
 
 def _central(task: Task, name: str, seeds: tuple[int, ...], folder: Path) -> _Method:
-    carried = _carried(task, PREFIX + name, folder)
+    carried = _carried(task, PREFIX + name, PREFIX + name, folder)
     defaults = settings_of(name, task.split)
     recipe = _recipe(
         task,
@@ -152,10 +152,12 @@ def _central(task: Task, name: str, seeds: tuple[int, ...], folder: Path) -> _Me
     )
 
 
-def _carried(task: Task, name: str, folder: Path) -> list[Result] | None:
-    """The best settings of the data set from which they are carried over, if they were found there."""
-    found = None if task.carry is None else read(folder, Unit(task.carry, name, "tune"))
-    return None if found is None or "failed" in found else carried_of(found["trials"], task.budget.trials)
+def _carried(task: Task, name: str, base: str, folder: Path) -> list[Result] | None:
+    """The best settings of a method's base on the data set from which they are carried over, if found there."""
+    found = None if task.carry is None else read(folder, Unit(task.carry, base, "tune"))
+    if found is None or "failed" in found:
+        return None
+    return carried_of(found["trials"], task.budget.trials, name)
 
 
 def _with_spares(folder: Path, asked: list[Unit]) -> Iterator[Unit]:

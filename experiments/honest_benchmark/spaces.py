@@ -33,10 +33,12 @@ VARIANTS: dict[str, Variant] = {name: Variant(name, {}) for name in NAMES} | {
     ),
     "gpfedrec-sampled": Variant("gpfedrec", {"cohort": 604}),  # a tenth of MovieLens 1M
     "fedmf-wide": Variant("fedmf", {"dim": 128, "num_negatives": 8}),
-    "fedals-wide": Variant("fedals", {"dim": 128}),
+    "fedals-wide": Variant("fedals", {"dim": 192}),
 }
 # only run where settings are carried over, and then those of their bases are: sizes are chosen for that data
 LATER = {"gpfedrec-sampled": "gpfedrec", "fedmf-wide": "fedmf", "fedals-wide": "fedals"}
+# the size of central iALS on that data, and what is carried changes as its default does, from .01 to .007
+RESCALED = {"fedals-wide": {"regularisation": 0.7}}
 REPLACED = ("gpfedrec",)  # does not run there: all pairs of all tables of ml-1m-loo do not fit
 SPACES: dict[str, dict[str, Any]] = {
     "fedmf": {
@@ -107,17 +109,20 @@ def trials_of(name: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
     return [{setting: known[setting] for setting in space}, *fr.draws(space, count - 1, seed=seed)]
 
 
-def carried_of(trials: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+def carried_of(trials: list[dict[str, Any]], count: int, name: str = "") -> list[dict[str, Any]]:
     """The settings that are carried over from another data set: its best ones, half of all that are to be tried.
 
     Args:
         trials: of the other data set, best first, each with "settings".
         count: how many are to be tried.
+        name: of the method that takes them; some of `RESCALED` take them at another scale.
 
     Returns:
         the settings.
     """
-    return [trial["settings"] for trial in trials[: (count + 1) // 2]]
+    scale = RESCALED.get(name, {})
+    best = [trial["settings"] for trial in trials[: (count + 1) // 2]]
+    return [one | {key: float(f"{one[key] * factor:.4g}") for key, factor in scale.items()} for one in best]
 
 
 def trials_near(carried: list[dict[str, Any]], count: int, factor: float = 3.0) -> list[dict[str, Any]]:

@@ -35,9 +35,12 @@ class Objective(NamedTuple):
     regularisation: float | jax.Array  # L2
     curriculum: bool  # whether lambda and mu grow with tanh(round / 10)
 
-    def in_round(self, turn: jax.Array) -> "Objective":
-        """The weights of round `turn`, float32[]."""
-        growth = jnp.tanh(turn / 10) if self.curriculum else 1.0
+    def growth(self, turn: jax.Array) -> jax.Array | float:
+        """Factor of lambda and mu in round `turn`, float32[]."""
+        return jnp.tanh(turn / 10) if self.curriculum else 1.0
+
+    def times(self, growth: jax.Array | float) -> "Objective":
+        """Lambda and mu grown by a factor; a lambda of 0 stays a plain 0, which costs nothing."""
         independence = 0.0 if _is_zero(self.independence) else self.independence * growth
         return self._replace(independence=independence, sparsity=self.sparsity * growth)
 
@@ -88,9 +91,8 @@ def additive_gradient(
     fit = jnp.outer(share * slope, view.head["weights"])
     head = {"weights": (share * slope) @ (view.own + view.common), "bias": (share * slope).sum()}
     grads = View(fit, fit + sparse, head)
-    if not _is_zero(
-        objective.independence
-    ):  # else passes over both tables, for zeros that the compiler keeps
+    # without the test, passes over both tables for zeros that the compiler keeps
+    if not _is_zero(objective.independence):
         apart = view.own - view.common
         pull = 2 * objective.independence * entry * apart
         penalty = penalty - objective.independence * apart**2

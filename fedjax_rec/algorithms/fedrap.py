@@ -56,9 +56,8 @@ class Pace(NamedTuple):
     step_decay: float  # of both rates, each local step
     tolerance: float  # relative change of the loss below which a client stops
 
-    def in_round(self, turn: jax.Array) -> "Pace":
-        """The rates with which round `turn` begins."""
-        decay = self.round_decay**turn
+    def times(self, decay: jax.Array) -> "Pace":
+        """Both rates at another scale."""
         return self._replace(head=self.head * decay, tables=self.tables * decay)
 
 
@@ -175,9 +174,11 @@ def _training(
 
     def step(local: PyTree, rows: Rows, batch: Batch) -> tuple[PyTree, Rows, StepInfo]:
         own, head, turn = local
+        growth, decay = objective.growth(turn), pace.round_decay**turn
+        weights, rates = objective.times(growth), pace.times(decay)
         zero = jnp.float32(0)
         course = Course(View(own, rows.values["vector"], head), zero, zero, zero, jnp.array(False))
-        visit = partial(_epoch, objective.in_round(turn), pace.in_round(turn), batch, batch_size)
+        visit = partial(_epoch, weights, rates, batch, batch_size)
         course = jax.lax.fori_loop(0, epochs, visit, course)
         own, common, head = course.view
         info = StepInfo(course.loss, course.examples)

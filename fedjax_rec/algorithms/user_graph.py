@@ -67,12 +67,13 @@ def neighbours(graph: Graph, tables: jax.Array, sent: jax.Array) -> jax.Array:
     centre = (sent / jnp.maximum(sent.sum(), 1)) @ unit
     apart = unit - centre[None, :]
     norms = jnp.square(apart).sum(1)
-    products = multiply_in_parts(apart, apart.T, graph.mesh)
-    distance = jnp.where(same, 0.0, 0.5 * (norms[:, None] + norms[None, :]) - products)
+    halves = 0.5 * (norms[:, None] + norms[None, :])
+    distance = jnp.where(same, 0.0, halves - multiply_in_parts(apart, apart.T, graph.mesh))
     mean = jnp.where(pairs, distance, 0.0).sum() / jnp.maximum(pairs.sum(), 1)
     # a similarity of 1 - distance above threshold (1 - mean), as a bar that keeps the mean's digits
-    bar = graph.threshold * mean
-    near = pairs & (distance < (1 - graph.threshold) + bar if graph.like else distance > bar)
+    threshold = graph.threshold
+    close = distance < (1 - threshold) + threshold * mean if graph.like else distance > threshold * mean
+    near = pairs & close
     near = near | (same & ~near.any(axis=1, keepdims=True))
     return near / near.sum(axis=1, keepdims=True)
 
