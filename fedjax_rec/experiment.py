@@ -13,6 +13,7 @@ import numpy as np
 
 from fedjax_rec.algorithms.registry import ENTRIES
 from fedjax_rec.checkpoints import Checkpoints, check
+from fedjax_rec.data.interactions import Dataset
 from fedjax_rec.data.splits import Split, merge_validation
 from fedjax_rec.device_settings import check_population, devices_of
 from fedjax_rec.evaluation.baselines import popularity_scores, rank_common_scores, truth_ranks
@@ -94,51 +95,38 @@ def run_experiment(
     """
     began, settings = time.perf_counter(), complete(settings)
     on_stage(f"reading {settings.dataset}")
-    dataset, split, heldout = load_inputs(settings)
-    _check(settings, split, timed=dataset.interactions.timestamps is not None)
-    attributes = load_attributes(settings, split if heldout is None else heldout)
-    protocol = protocol_of(settings, dataset, split)
-    private = private_of(settings, split.num_users)
-    algorithm = make_algorithm(clip_batch_size(settings, split), private)
-    point = point_of(settings, algorithm, split)
-    # held-out clients are ranked as they are folded in, which may be refused: before training
-    folded = None if heldout is None else fold_in_of(settings, algorithm, heldout)
-    saving = _saving(checkpoint, settings, protocol)
+    setup = _set_up(settings)
+    saving = _saving(checkpoint, settings, setup.protocol)
+    split, protocol = setup.split, setup.protocol
     centrals = _run_centrals(settings, protocol, split, on_stage)
     on_stage(f"compiling {settings.algorithm} for {split.num_users:,} clients and {split.num_items:,} items")
-    state, history = _select(settings, algorithm, split, point, on_block, saving, resume)
+    state, history = _select(settings, setup, on_block, saving, resume)
     sampled = f"sampled{settings.num_candidates}"
-    validation = make_evaluator(algorithm, split, which="validation", point=point)(state)
-    validated = measure(
-        validation, split, sampled, "validation"
-    )  # of this split: a refit's has no such items
+    validation = make_evaluator(setup.algorithm, split, which="validation", point=setup.point)(state)
+    validated = measure(validation, split, sampled, "validation")
     if settings.refit:
         on_stage(f"refitting on train + validation for {history.selected_round} rounds")
-        split = merge_validation(split)
-        state = _refit(settings, algorithm, split, history.selected_round, on_block, saving)
-        point = point_of(settings, algorithm, split)
-    tested, testing = (split, point) if heldout is None else (heldout, folded)
+        setup = _merge(settings, setup)
+        state = _refit(settings, setup, history.selected_round, on_block, saving)
     on_stage("ranking every test item")
-    test = make_evaluator(algorithm, tested, point=testing)(state)
-    popularity = rank_common_scores(popularity_scores(split), tested)
-    measured = _measure_test(sampled, attributes, algorithm, tested, state, test, testing)
-    metrics: dict[str, dict[str, Any]] = {"test": measured, "validation": validated}
-    baselines = {"popularity": measure(popularity, tested, sampled)}
+    test = make_evaluator(setup.algorithm, setup.tested, point=setup.testing)(state)
+    popularity = rank_common_scores(popularity_scores(setup.split), setup.tested)
+    metrics = {"test": _measure_test(sampled, setup, state, test), "validation": validated}
+    baselines = {"popularity": measure(popularity, setup.tested, sampled)}
     baselines |= {name: found.metrics for name, found in centrals.items()}
     price = _price(protocol, metrics, baselines) if centrals else None
-    if dataset.truth is not None:
-        baselines["best_reachable"] = measure(truth_ranks(dataset, tested), tested, sampled)
+    if setup.dataset.truth is not None:
+        best = truth_ranks(setup.dataset, setup.tested)
+        baselines["best_reachable"] = measure(best, setup.tested, sampled)
     return Outcome(
         settings=settings,
         protocol=protocol,
-        algorithm=algorithm,
-        split=split,
-        tested=tested,
+        algorithm=setup.algorithm,
+        split=setup.split,
+        tested=setup.tested,
         state=state,
         history=history,
-        traffic=count_traffic(
-            state.server, history.rounds, upload_of(algorithm, population_of(split), state)
-        ),
+        traffic=_count_traffic(setup, state, history),
         test=test,
         validation=validation,
         popularity=popularity,
@@ -146,9 +134,60 @@ def run_experiment(
         baselines=baselines,
         centrals=centrals,
         price=price,
-        private=private,
+        private=setup.private,
         seconds=time.perf_counter() - began,
     )
+
+
+class _Setup(NamedTuple):
+    """What the settings make before anything is trained."""
+
+    dataset: Dataset
+    split: Split  # what is trained on
+    heldout: Split | None  # of held-out clients, where the splitter makes some
+    attributes: dict[str, np.ndarray]
+    protocol: Protocol
+    private: Private | None
+    algorithm: Algorithm
+    point: Point | None  # with which parameters clients are ranked
+    folded: Point | None  # the same of held-out clients
+
+    @property
+    def tested(self) -> Split:
+        """Holds the test items."""
+        return self.split if self.heldout is None else self.heldout
+
+    @property
+    def testing(self) -> Point | None:
+        """With which parameters they are ranked."""
+        return self.point if self.heldout is None else self.folded
+
+
+def _set_up(settings: Settings) -> _Setup:
+    """Read and divide the data, and make the algorithm; whatever cannot work is refused here."""
+    dataset, split, heldout = load_inputs(settings)
+    _check(settings, split, timed=dataset.interactions.timestamps is not None)
+    attributes = load_attributes(settings, split if heldout is None else heldout)
+    protocol, private = protocol_of(settings, dataset, split), private_of(settings, split.num_users)
+    algorithm = make_algorithm(clip_batch_size(settings, split), private)
+    return _Setup(
+        dataset=dataset,
+        split=split,
+        heldout=heldout,
+        attributes=attributes,
+        protocol=protocol,
+        private=private,
+        algorithm=algorithm,
+        point=point_of(settings, algorithm, split),
+        # held-out clients are ranked as they are folded in, which may be refused: before training
+        folded=None if heldout is None else fold_in_of(settings, algorithm, heldout),
+    )
+
+
+def _merge(settings: Settings, setup: _Setup) -> _Setup:
+    """Train + validation, for the refit."""
+    split = merge_validation(setup.split)
+    return setup._replace(split=split, point=point_of(settings, setup.algorithm, split))
 
 
 def _check(settings: Settings, split: Split, *, timed: bool) -> None:
@@ -198,22 +237,20 @@ def _saving(checkpoint: Checkpoints | None, settings: Settings, protocol: Protoc
 
 def _select(
     settings: Settings,
-    algorithm: Algorithm,
-    split: Split,
-    point: Point | None,
+    setup: _Setup,
     on_block: Callable[[Progress], Any] | None,
     saving: Saving,
     resume: bool | None,
 ) -> tuple[State, History]:
     """Train, and keep the state of the best round on validation."""
     state, history = simulate(
-        algorithm,
-        split,
+        setup.algorithm,
+        setup.split,
         rounds=cast("int", settings.rounds),
         seed=settings.seed,
         eval_every=cast("int", settings.eval_every),
         stop=Stop(target=settings.target, patience=settings.patience, seconds=settings.max_seconds),
-        point=point,
+        point=setup.point,
         on_block=on_block,
         checkpoint=saving("train"),
         resume=resume,
@@ -225,16 +262,15 @@ def _select(
 
 def _refit(
     settings: Settings,
-    algorithm: Algorithm,
-    split: Split,
+    setup: _Setup,
     rounds: int,
     on_block: Callable[[Progress], Any] | None,
     saving: Saving,
 ) -> State:
     """Train for so many rounds, and keep the last state."""
     state, history = simulate(
-        algorithm,
-        population_of(split),
+        setup.algorithm,
+        population_of(setup.split),
         rounds=rounds,
         seed=settings.seed,
         eval_every=cast("int", settings.eval_every),
@@ -247,22 +283,20 @@ def _refit(
     return state
 
 
-def _measure_test(
-    sampled: str,
-    attributes: dict[str, np.ndarray],
-    algorithm: Algorithm,
-    tested: Split,
-    state: State,
-    test: Ranks,
-    point: Point | None,
-) -> dict[str, Any]:
+def _measure_test(sampled: str, setup: _Setup, state: State, test: Ranks) -> dict[str, Any]:
     """All that is reported of the test items: means, spread, groups, the catalogue, intervals, rating errors."""
+    algorithm, tested, point = setup.algorithm, setup.tested, setup.testing
     lists = np.asarray(make_lister(algorithm, tested, K, point=point)(state).items)
     return {
         **measure(test, tested, sampled),
-        **summarise(test, tested, lists, sampled=sampled, attributes=attributes),
+        **summarise(test, tested, lists, sampled=sampled, attributes=setup.attributes),
         **measure_ratings(algorithm, tested, state, point),
     }
+
+
+def _count_traffic(setup: _Setup, state: State, history: History) -> Traffic:
+    upload = upload_of(setup.algorithm, population_of(setup.split), state)
+    return count_traffic(state.server, history.rounds, upload)
 
 
 def _run_centrals(

@@ -1,6 +1,6 @@
-"""One federated round, as a pure function: sample, send, train locally, send back, aggregate.
+"""From one client's work to a federated algorithm, whose rounds (`rounds`) are pure functions.
 
-`federate` turns one client's work into an algorithm. The classical methods are choices of its values:
+The classical methods are choices of its values:
 
 ============  ==============================  =====================================
 method        local optimizer                 server optimizer
@@ -19,7 +19,7 @@ client id)` and nothing else, so its place in the cohort, its lane and its devic
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypedDict, cast
+from typing import TypedDict, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,23 +27,20 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fedjax_rec.aggregators import add_heat, named, total
-from fedjax_rec.asynchronous import Crew, FedBuff, check_fedbuff, keep_model, take_off
+from fedjax_rec.aggregators import named, total
+from fedjax_rec.asynchronous import FedBuff, check_fedbuff
 from fedjax_rec.clients import name_clients, stream
-from fedjax_rec.cohorts import Cohort, await_cohort, gather_cohort, transform_keys
-from fedjax_rec.devices import keep_replicated
-from fedjax_rec.engine import Result, run_cohort
+from fedjax_rec.engine import run_cohort
 from fedjax_rec.faults import Faults, check_faults
-from fedjax_rec.guard import run_sound
-from fedjax_rec.knowledge import hears_losses, init_known, learn, share_of
-from fedjax_rec.plan import check_fits, make_plan, row_update_of
+from fedjax_rec.knowledge import hears_losses
+from fedjax_rec.plan import row_update_of
 from fedjax_rec.population import Population
+from fedjax_rec.rounds import Exchange, Rules, init_state, one_round, plan_rounds
 from fedjax_rec.row_updates import STRATEGIES
 from fedjax_rec.samplers import uniform
 from fedjax_rec.schedules import Uplink
 from fedjax_rec.soundness import check_sound
-from fedjax_rec.stepping import Stepped, step_server
-from fedjax_rec.tables import num_rows, read_rows
+from fedjax_rec.tables import read_rows
 from fedjax_rec.types import (
     Adversary,
     Aggregator,
@@ -52,18 +49,13 @@ from fedjax_rec.types import (
     Key,
     Model,
     Plan,
-    PyTree,
     RoundInfo,
     Sampler,
-    Server,
     State,
     Totals,
     Transform,
     Update,
 )
-
-# (totals or stack in cohort order, the model before the round, private leaves [C, ...]) -> private leaves [C, ...]
-Exchange = Callable[[Any, Server, PyTree], PyTree]
 
 
 class Cohorts(TypedDict, total=False):
@@ -174,64 +166,21 @@ def federate(
     work = work if adversary is None else adversary.wrap(work)
     uplink = Uplink(aggregator, transform, strategy, heard=hears_losses(sampler, aggregator))
     _check_heard(uplink, adversary)
-
-    def plan(population: Population) -> Plan:
-        return make_plan(work, uplink, sampler, lanes, mesh, init, population)
+    rules = Rules(
+        model, work, sampler, uplink, optimizer, faults, asynchronous, exchange, lanes=lanes, mesh=mesh
+    )
 
     def init(key: Key, population: Population) -> State:
-        server = model.init_server(stream(key, "init"), population)
-        private = init_private(model, key, population.num_clients, server)
-        memory = init_memory(transform, population.num_clients, server)
-        known = init_known(sampler, aggregator, population)
-        flight = () if asynchronous is None else take_off(crew(asynchronous, key, population), server)
-        state = State(jnp.int32(0), server, optimizer.init(server), private, memory, known, flight)
-        return keep_replicated(state, mesh)
-
-    def crew(asynchronous: FedBuff, key: Key, population: Population) -> Crew:
-        return Crew(asynchronous, work, stream(key, "cohort"), stream(key, "faults"), population)
-
-    def gather(key: Key, state: State, population: Population) -> Cohort:
-        if asynchronous is None:
-            return gather_cohort(sampler, faults, work, key, state, population)
-        return await_cohort(crew(asynchronous, key, population), key, state, population)
+        return init_state(rules, key, population)
 
     def run_round(key: Key, state: State, population: Population) -> tuple[State, RoundInfo]:
-        present, chosen = gather(key, state, population), plan(population)
-        check_fits(chosen, aggregator.fixed)
-        clients = present.clients
-        noise = None if transform is None else transform_keys(present, key, state.round)
+        return one_round(rules, key, state, population)
 
-        def attempt(alive: jax.Array, watched: jax.Array) -> Result:
-            start = (state.server, state.private, clients, alive)
-            places: Any = {"lanes": chosen.lanes, "mesh": mesh, "noise": noise, "memory": state.memory}
-            share = share_of(aggregator, state.known, clients.id, alive & (clients.num_examples > 0))
-            places |= {"watched": watched, "limit": present.limit, "share": share}
-            return run_cohort(work, uplink, population, *start, **places, versions=present.versions)
-
-        result, sound = run_sound(attempt, present.alive)
-        totals = add_heat(cast("Totals", result.totals), population) if aggregator.heated else result.totals
-        trained = sound & (clients.num_examples > 0)
-        enough, secret = trained.sum() >= aggregator.least, stream(key, "privacy")
-        trained = trained & enough  # of a round that has too few, nobody's update counts
-        stepped = step_server(aggregator, optimizer, state, totals, secret, enough)
-        sent = result.private if exchange is None else exchange(totals, state.server, result.private)
-        private, memory = _store(state, clients.id, sound & ~stepped.skipped, (sent, result.memory))
-        known = learn(aggregator, state.known, clients.id, trained & ~stepped.skipped, result.losses)
-        done = state.round + 1
-        flight = keep_model(present.flight, stepped.server, done)
-        info = _report(result, present, trained, sound, stepped, state.round)
-        state = State(done, stepped.server, stepped.opt_state, private, memory, known, flight)
-        return keep_replicated(state, mesh), info
+    def plan(population: Population) -> Plan:
+        return plan_rounds(rules, population)
 
     algorithm = Algorithm(init, run_round, model.score, model, work, plan, mesh)
     return algorithm if adversary is None or adversary.join is None else adversary.join(algorithm, sampler)
-
-
-def _store(state: State, ids: jax.Array, storing: jax.Array, new: PyTree) -> PyTree:
-    """Private leaves and memories [N, ...] with those of the cohort's clients that are `storing` bool[C]."""
-    kept = (state.private, state.memory)
-    place = jnp.where(storing, ids, num_rows(kept))  # an empty slot of the cohort stores nothing
-    return jax.tree.map(lambda p, x: p.at[place].set(x, mode="drop"), kept, new)
 
 
 def _check_heard(uplink: Uplink, adversary: Adversary | None) -> None:
@@ -251,53 +200,6 @@ def _check_row_update(lanes: int | None, row_update: str | None, aggregator: Agg
     if aggregator.fixed and strategy == "matmul":
         raise ValueError("row update 'matmul' sums floats; with fixed-point sums use 'scatter' or 'sorted'")
     return strategy
-
-
-def init_private(model: Model, key: Key, num_clients: int, server: Server) -> PyTree:
-    """Every client's private leaves at the start: each from its own key, and those with which all start alike.
-
-    Args:
-        model: how parameters start.
-        key: the run's key.
-        num_clients: N.
-        server: the global model.
-
-    Returns:
-        leaves [N, ...].
-
-    Example:
-        >>> from fedjax_rec.algorithms.fedmf import matrix_factorisation
-        >>> model = matrix_factorisation(4, 0.1, item_bias=True, ratings=False)
-        >>> init_private(model, jax.random.key(0), 3, Server({}, {}))["vector"].shape
-        (3, 4)
-    """
-    start = stream(key, "private")
-    own = jax.vmap(lambda i: model.init_private(jax.random.fold_in(start, i)))(jnp.arange(num_clients))
-    if model.init_alike is None:
-        return own
-    alike = model.init_alike(start, server)
-    return own | jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), alike)
-
-
-def init_memory(transform: Transform | None, num_clients: int, server: Server) -> PyTree:
-    """What every client's transform remembers at the start: alike for all.
-
-    Args:
-        transform: of each client's update; None for none.
-        num_clients: N.
-        server: the global model, for its shapes.
-
-    Returns:
-        leaves [N, ...]; () where nothing is remembered.
-
-    Example:
-        >>> init_memory(None, 3, Server({}, {}))
-        ()
-    """
-    if transform is None or transform.init is None:
-        return ()
-    one = transform.init(server)
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), one)
 
 
 def client_update(
@@ -350,30 +252,3 @@ def _one_client(work: ClientWork) -> Callable[[Key, State, Population, jax.Array
         return cast("Totals", result.totals)
 
     return run
-
-
-def _report(
-    result: Result, present: Cohort, trained: jax.Array, sound: jax.Array, stepped: Stepped, now: jax.Array
-) -> RoundInfo:
-    report, count = result.report, trained.sum(dtype=jnp.int32)
-    staleness = jnp.float32(0)
-    if present.births is not None:
-        steps = jnp.where(trained, now - present.births, 0).sum(dtype=jnp.float32)
-        staleness = steps / jnp.maximum(count, 1)
-    unsound = present.alive & ~sound
-    missing = present.drawn & ~trained & ~unsound & (present.clients.num_examples > 0)
-    return RoundInfo(
-        loss=report.loss / jnp.maximum(report.examples, 1.0),
-        clients=count,
-        examples=report.examples,
-        batches=result.batches,
-        lane_steps=result.lane_steps,
-        rows=report.rows,
-        update_norm=stepped.norm,
-        saturated=report.saturated,
-        signal=stepped.signal,
-        unsound=unsound.sum(dtype=jnp.int32),
-        skipped=stepped.skipped.astype(jnp.int32),
-        missing=missing.sum(dtype=jnp.int32) + present.thrown,
-        staleness=staleness,
-    )

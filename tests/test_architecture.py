@@ -24,7 +24,7 @@ FLOORS = {
     "knowledge": 1, "fairness": 1, "informed": 1,
     "targets": 1, "pieck": 1, "flipping": 1, "row_hiding": 1, "inference": 0,
     "evaluation": 1, "leaves": 1,
-    "federate": 2, "traffic": 2, "steps": 2,
+    "rounds": 2, "federate": 2, "traffic": 2, "steps": 2,
     "blocks": 3, "simulate": 3, "algorithms": 3, "points": 3, "sweep": 3, "trials": 3, "checkpoints": 3,
     "privacy": 4, "settings": 4, "device_settings": 4, "inputs": 4, "from_settings": 4, "experiment": 4,
     "report": 4, "run_folder": 4, "doctor": 4, "compare": 4, "formats": 4,
