@@ -326,8 +326,8 @@ def test_a_variant_of_another_size_runs_where_settings_are_carried(name, task, t
 def test_what_is_carried_to_another_size_changes_with_it():
     """Settings that central methods have by the size of the data are carried over at their scale."""
     trials = [{"settings": {"regularisation": 0.01, "unobserved": 0.3}}]
-    assert carried_of(trials, 2, "fedals") == [trials[0]["settings"]]
-    assert carried_of(trials, 2, "fedals-wide") == [{"regularisation": 0.007, "unobserved": 0.3}]
+    assert carried_of(trials, 2, "fcf") == [trials[0]["settings"]]
+    assert carried_of(trials, 2, "fedals") == [{"regularisation": 0.007, "unobserved": 0.3}]
 
 
 def test_ratings_table(task, tmp_path):

@@ -37,8 +37,8 @@ VARIANTS: dict[str, Variant] = {name: Variant(name, {}) for name in NAMES} | {
 }
 # only run where settings are carried over, and then those of their bases are: sizes are chosen for that data
 LATER = {"gpfedrec-sampled": "gpfedrec", "fedmf-wide": "fedmf", "fedals-wide": "fedals"}
-# the size of central iALS on that data, and what is carried changes as its default does, from .01 to .007
-RESCALED = {"fedals-wide": {"regularisation": 0.7}}
+# federated ALS has central iALS's objective: what it carries over changes as iALS's default does, .01 to .007
+RESCALED = {name: {"regularisation": 0.7} for name in ("fedals", "fedals-wide")}
 REPLACED = ("gpfedrec",)  # does not run there: all pairs of all tables of ml-1m-loo do not fit
 SPACES: dict[str, dict[str, Any]] = {
     "fedmf": {
@@ -115,7 +115,7 @@ def carried_of(trials: list[dict[str, Any]], count: int, name: str = "") -> list
     Args:
         trials: of the other data set, best first, each with "settings".
         count: how many are to be tried.
-        name: of the method that takes them; some of `RESCALED` take them at another scale.
+        name: of the method that takes them; those of `RESCALED` take them at another scale.
 
     Returns:
         the settings.
