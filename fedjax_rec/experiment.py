@@ -26,7 +26,7 @@ from fedjax_rec.evaluation.protocol import Protocol, protocol_id
 from fedjax_rec.evaluation.ranking import Ranks
 from fedjax_rec.evaluation.ratings import rating_errors
 from fedjax_rec.evaluation.summary import K, summarise
-from fedjax_rec.from_settings import advice, clip_batch_size, fold_in_of, make_algorithm, point_of, private_of
+from fedjax_rec.from_settings import advice, fold_in_of, make_that_fits, point_of, private_of
 from fedjax_rec.inputs import load_attributes, load_inputs, protocol_of
 from fedjax_rec.population import population_of
 from fedjax_rec.privacy.central import Private
@@ -169,7 +169,7 @@ def _set_up(settings: Settings) -> _Setup:
     _check(settings, split, timed=dataset.interactions.timestamps is not None)
     attributes = load_attributes(settings, split if heldout is None else heldout)
     protocol, private = protocol_of(settings, dataset, split), private_of(settings, split.num_users)
-    algorithm = make_algorithm(clip_batch_size(settings, split), private)
+    algorithm = make_that_fits(settings, split, private)
     return _Setup(
         dataset=dataset,
         split=split,
@@ -335,7 +335,8 @@ def measure_ratings(
         {"rating": {"rmse": ..., "mae": ...}} in units of the ratings, predictions not clipped; else empty.
 
     Example:
-        >>> measure_ratings(make_algorithm(Settings()), load_inputs(Settings()).split, None)
+        >>> split = load_inputs(Settings()).split
+        >>> measure_ratings(make_that_fits(Settings(), split), split, None)
         {}
     """
     if not algorithm.model.rates or split.test_ratings is None:

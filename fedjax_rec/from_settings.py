@@ -14,6 +14,7 @@ from fedjax_rec.evaluation.evaluator import Point
 from fedjax_rec.fairness import q_fedavg
 from fedjax_rec.informed import loss_proportional, size_capped
 from fedjax_rec.inputs import fold_in_epochs_of
+from fedjax_rec.plan import check_fits, with_copy
 from fedjax_rec.points import after_fold_in, after_local_training
 from fedjax_rec.population import population_of
 from fedjax_rec.privacy.central import Private, dp_fedavg
@@ -124,6 +125,35 @@ def make_algorithm(settings: Settings, private: Private | None = None) -> Algori
     if private is not None:
         given |= private.federation | {"cohort": None}
     return factory_of(s.algorithm)(**given | parse_options(s))
+
+
+def make_that_fits(settings: Settings, split: Split, private: Private | None = None) -> Algorithm:
+    """The same for this data: on one device where nobody said how many, and a copy on each of them does not fit.
+
+    Args:
+        settings: the experiment.
+        split: what it is trained on.
+        private: as in `make_algorithm`.
+
+    Returns:
+        the algorithm; its batches are no longer than the longest history.
+
+    Raises:
+        ValueError: as `make_algorithm`. What does not fit on one device either is refused before the first round.
+
+    Example:
+        >>> from fedjax_rec.inputs import load_inputs
+        >>> make_that_fits(Settings(), load_inputs(Settings()).split).work.epochs
+        1
+    """
+    settings = clip_batch_size(settings, split)
+    algorithm = make_algorithm(settings, private)
+    if settings.devices is None and algorithm.mesh is not None and algorithm.mesh.size > 1:
+        try:
+            check_fits(with_copy(algorithm.plan(population_of(split))))
+        except ValueError:
+            return make_algorithm(dataclasses.replace(settings, devices=1), private)
+    return algorithm
 
 
 def _sampler_of(settings: Settings) -> Sampler | None:

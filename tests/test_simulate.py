@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import fedjax_rec as fr
-from fedjax_rec.experiment import make_algorithm
+from fedjax_rec.from_settings import make_algorithm
 from fedjax_rec.inputs import load_split
 from fedjax_rec.servers import LOCALS, SERVERS
 from fedjax_rec.settings import Settings

@@ -1,5 +1,6 @@
 """Transforms of whole updates, stacked aggregators: against what the clients send one by one."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,6 +13,10 @@ import fedjax_rec as fr
 from fedjax_rec import aggregators, reducers, transforms
 from fedjax_rec.algorithms.fedmf import matrix_factorisation
 from fedjax_rec.federate import client_update
+from fedjax_rec.from_settings import make_that_fits
+from fedjax_rec.inputs import load_inputs
+from fedjax_rec.plan import with_copy
+from fedjax_rec.settings import Settings
 from fedjax_rec.testing import KEY, assert_close, fixed, run, tiny_population
 from fedjax_rec.types import Server, Stack, Transform, Update
 
@@ -242,6 +247,20 @@ def test_the_best_state_counts(monkeypatch):
     with pytest.raises(ValueError, match=r"the best state so far takes .* keep='last'"):
         fr.simulate(stateless, data, rounds=1)
     assert "best" not in fr.simulate(algorithm, data, rounds=1, keep="last")[1].plan.memory
+
+
+def test_one_device_where_copies_do_not_fit(monkeypatch):
+    """A run of the command line takes fewer devices by itself, but not fewer than it was told to."""
+    settings = Settings(algorithm="fedrap", dim=2)
+    split = load_inputs(settings).split
+    monkeypatch.setattr("fedjax_rec.from_settings.choose_devices", lambda *_: 2)
+    two = make_that_fits(settings, split)
+    need = sum(with_copy(two.plan(fr.population_of(split))).memory.values())
+    assert two.plan(fr.population_of(split)).devices == 2
+    monkeypatch.setattr("fedjax_rec.plan.device_bytes", lambda _: need - 1)
+    assert make_that_fits(settings, split).plan(fr.population_of(split)).devices == 1
+    told = dataclasses.replace(settings, devices=2)
+    assert make_that_fits(told, split).plan(fr.population_of(split)).devices == 2
 
 
 @pytest.mark.parametrize("strategy", ["sorted", "matmul"])
