@@ -26,9 +26,9 @@ from fedjax_rec.evaluation.protocol import Protocol, protocol_id
 from fedjax_rec.evaluation.ranking import Ranks
 from fedjax_rec.evaluation.ratings import rating_errors
 from fedjax_rec.evaluation.summary import K, summarise
-from fedjax_rec.from_settings import advice, fold_in_of, make_that_fits, point_of, private_of
+from fedjax_rec.from_settings import advice, clip_batch_size, fold_in_of, make_that_fits, point_of, private_of
 from fedjax_rec.inputs import load_attributes, load_inputs, protocol_of
-from fedjax_rec.population import population_of
+from fedjax_rec.population import Population, population_of
 from fedjax_rec.privacy.central import Private
 from fedjax_rec.samplers import default_cohort
 from fedjax_rec.settings import Settings, complete
@@ -144,6 +144,7 @@ class _Setup(NamedTuple):
 
     dataset: Dataset
     split: Split  # what is trained on
+    population: Population  # its clients
     heldout: Split | None  # of held-out clients, where the splitter makes some
     attributes: dict[str, np.ndarray]
     protocol: Protocol
@@ -169,10 +170,12 @@ def _set_up(settings: Settings) -> _Setup:
     _check(settings, split, timed=dataset.interactions.timestamps is not None)
     attributes = load_attributes(settings, split if heldout is None else heldout)
     protocol, private = protocol_of(settings, dataset, split), private_of(settings, split.num_users)
-    algorithm = make_that_fits(settings, split, private)
+    population = population_of(split)
+    algorithm = make_that_fits(clip_batch_size(settings, split), population, private)
     return _Setup(
         dataset=dataset,
         split=split,
+        population=population,
         heldout=heldout,
         attributes=attributes,
         protocol=protocol,
@@ -187,7 +190,8 @@ def _set_up(settings: Settings) -> _Setup:
 def _merge(settings: Settings, setup: _Setup) -> _Setup:
     """Train + validation, for the refit."""
     split = merge_validation(setup.split)
-    return setup._replace(split=split, point=point_of(settings, setup.algorithm, split))
+    point = point_of(settings, setup.algorithm, split)
+    return setup._replace(split=split, population=population_of(split), point=point)
 
 
 def _check(settings: Settings, split: Split, *, timed: bool) -> None:
@@ -270,7 +274,7 @@ def _refit(
     """Train for so many rounds, and keep the last state."""
     state, history = simulate(
         setup.algorithm,
-        population_of(setup.split),
+        setup.population,
         rounds=rounds,
         seed=settings.seed,
         eval_every=cast("int", settings.eval_every),
@@ -295,7 +299,7 @@ def _measure_test(sampled: str, setup: _Setup, state: State, test: Ranks) -> dic
 
 
 def _count_traffic(setup: _Setup, state: State, history: History) -> Traffic:
-    upload = upload_of(setup.algorithm, population_of(setup.split), state)
+    upload = upload_of(setup.algorithm, setup.population, state)
     return count_traffic(state.server, history.rounds, upload)
 
 
@@ -336,7 +340,7 @@ def measure_ratings(
 
     Example:
         >>> split = load_inputs(Settings()).split
-        >>> measure_ratings(make_that_fits(Settings(), split), split, None)
+        >>> measure_ratings(make_that_fits(Settings(), population_of(split)), split, None)
         {}
     """
     if not algorithm.model.rates or split.test_ratings is None:

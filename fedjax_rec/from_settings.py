@@ -14,9 +14,9 @@ from fedjax_rec.evaluation.evaluator import Point
 from fedjax_rec.fairness import q_fedavg
 from fedjax_rec.informed import loss_proportional, size_capped
 from fedjax_rec.inputs import fold_in_epochs_of
-from fedjax_rec.plan import check_fits, with_copy
+from fedjax_rec.plan import on_devices_that_fit
 from fedjax_rec.points import after_fold_in, after_local_training
-from fedjax_rec.population import population_of
+from fedjax_rec.population import Population, population_of
 from fedjax_rec.privacy.central import Private, dp_fedavg
 from fedjax_rec.samplers import LEAST_COHORT, default_cohort, uniform
 from fedjax_rec.servers import LOCALS, SERVERS
@@ -103,7 +103,7 @@ def make_algorithm(settings: Settings, private: Private | None = None) -> Algori
     """
     s, known = complete(settings), accepted(settings.algorithm)
     offered: dict[str, Any] = {name: getattr(s, name) for name in s.__dataclass_fields__} | {
-        "mesh": client_mesh(s.devices or choose_devices(s.async_buffer or s.cohort or LEAST_COHORT, s.lanes)),
+        "mesh": client_mesh(s.devices or _usual_devices(s)),
     }
     offered |= devices_of(vars(s), private=s.private)._asdict()
     if s.local_optimizer is not None:
@@ -127,33 +127,37 @@ def make_algorithm(settings: Settings, private: Private | None = None) -> Algori
     return factory_of(s.algorithm)(**given | parse_options(s))
 
 
-def make_that_fits(settings: Settings, split: Split, private: Private | None = None) -> Algorithm:
+def make_that_fits(settings: Settings, population: Population, private: Private | None = None) -> Algorithm:
     """The same for this data: on one device where nobody said how many, and a copy on each of them does not fit.
 
     Args:
         settings: the experiment.
-        split: what it is trained on.
+        population: the clients.
         private: as in `make_algorithm`.
 
     Returns:
-        the algorithm; its batches are no longer than the longest history.
+        the algorithm.
 
     Raises:
-        ValueError: as `make_algorithm`. What does not fit on one device either is refused before the first round.
+        ValueError: as `make_algorithm`.
 
     Example:
-        >>> from fedjax_rec.inputs import load_inputs
-        >>> make_that_fits(Settings(), load_inputs(Settings()).split).work.epochs
+        >>> from fedjax_rec.testing import tiny_population
+        >>> make_that_fits(Settings(), tiny_population()).work.epochs
         1
     """
-    settings = clip_batch_size(settings, split)
-    algorithm = make_algorithm(settings, private)
-    if settings.devices is None and algorithm.mesh is not None and algorithm.mesh.size > 1:
-        try:
-            check_fits(with_copy(algorithm.plan(population_of(split))))
-        except ValueError:
-            return make_algorithm(dataclasses.replace(settings, devices=1), private)
-    return algorithm
+    if settings.devices is not None:
+        return make_algorithm(settings, private)
+    return on_devices_that_fit(
+        lambda devices: make_algorithm(dataclasses.replace(settings, devices=devices), private),
+        _usual_devices(complete(settings)),
+        population,
+    )
+
+
+def _usual_devices(settings: Settings) -> int:
+    """How many devices share a cohort of this size where nobody says."""
+    return choose_devices(settings.async_buffer or settings.cohort or LEAST_COHORT, settings.lanes)
 
 
 def _sampler_of(settings: Settings) -> Sampler | None:

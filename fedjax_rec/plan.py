@@ -14,6 +14,7 @@ The right column names the part of `python -m experiments.benchmarks.engine`'s r
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from fedjax_rec.population import Population
 from fedjax_rec.row_updates import choose
 from fedjax_rec.schedules import Uplink, batch_shapes, most_batches, one_of, upload_shapes
 from fedjax_rec.tables import num_rows
-from fedjax_rec.types import ClientWork, FixedPoint, Known, Plan, PyTree, Sampler, Server, State
+from fedjax_rec.types import Algorithm, ClientWork, FixedPoint, Known, Plan, PyTree, Sampler, Server, State
 
 CPU_LANES, ACCELERATOR_LANES = 32, 1024
 CORE_BYTES = 5 * 2**18  # of the batches of a core's lanes, which stay in its cache
@@ -239,6 +240,31 @@ def with_copy(plan: Plan) -> Plan:
         6
     """
     return plan._replace(memory={**plan.memory, "best": state_bytes(plan)})
+
+
+def on_devices_that_fit(make: Callable[[int], Algorithm], devices: int, population: Population) -> Algorithm:
+    """An algorithm on so many devices, or on one where a copy of what a run needs does not fit on each.
+
+    Args:
+        make: (number of devices) -> the algorithm.
+        devices: how many there may be.
+        population: the clients.
+
+    Returns:
+        the algorithm. What does not fit on one device either is refused before the first round.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> from fedjax_rec.testing import tiny_population
+        >>> on_devices_that_fit(lambda n: fr.fedmf(mesh=fr.client_mesh(n)), 1, tiny_population()).mesh is None
+        True
+    """
+    algorithm = make(devices)
+    try:
+        check_fits(with_copy(algorithm.plan(population)))
+    except ValueError:
+        return make(1)
+    return algorithm
 
 
 def state_bytes(plan: Plan) -> int:

@@ -252,15 +252,15 @@ def test_the_best_state_counts(monkeypatch):
 def test_one_device_where_copies_do_not_fit(monkeypatch):
     """A run of the command line takes fewer devices by itself, but not fewer than it was told to."""
     settings = Settings(algorithm="fedrap", dim=2)
-    split = load_inputs(settings).split
+    clients = fr.population_of(load_inputs(settings).split)
     monkeypatch.setattr("fedjax_rec.from_settings.choose_devices", lambda *_: 2)
-    two = make_that_fits(settings, split)
-    need = sum(with_copy(two.plan(fr.population_of(split))).memory.values())
-    assert two.plan(fr.population_of(split)).devices == 2
+    two = make_that_fits(settings, clients)
+    need = sum(with_copy(two.plan(clients)).memory.values())
+    assert two.plan(clients).devices == 2
     monkeypatch.setattr("fedjax_rec.plan.device_bytes", lambda _: need - 1)
-    assert make_that_fits(settings, split).plan(fr.population_of(split)).devices == 1
+    assert make_that_fits(settings, clients).plan(clients).devices == 1
     told = dataclasses.replace(settings, devices=2)
-    assert make_that_fits(told, split).plan(fr.population_of(split)).devices == 2
+    assert make_that_fits(told, clients).plan(clients).devices == 2
 
 
 @pytest.mark.parametrize("strategy", ["sorted", "matmul"])

@@ -109,7 +109,7 @@ def _of_method(method: _Method, task: Task, folder: Path) -> Iterator[Job]:
 
 
 def _variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, leaky: bool) -> _Method:
-    carried = _carried(task, name, LATER.get(name, name), folder)
+    carried = _carried(task, name, folder)
     known = {setting: value for setting, value in defaults_of(name).items() if value is not None}
     recipe = _recipe(
         task,
@@ -134,7 +134,7 @@ def _variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, lea
 
 
 def _central(task: Task, name: str, seeds: tuple[int, ...], folder: Path) -> _Method:
-    carried = _carried(task, PREFIX + name, PREFIX + name, folder)
+    carried = _carried(task, PREFIX + name, folder)
     defaults = settings_of(name, task.split)
     recipe = _recipe(
         task,
@@ -152,9 +152,9 @@ def _central(task: Task, name: str, seeds: tuple[int, ...], folder: Path) -> _Me
     )
 
 
-def _carried(task: Task, name: str, base: str, folder: Path) -> list[Result] | None:
+def _carried(task: Task, name: str, folder: Path) -> list[Result] | None:
     """The best settings of a method's base on the data set from which they are carried over, if found there."""
-    found = None if task.carry is None else read(folder, Unit(task.carry, base, "tune"))
+    found = None if task.carry is None else read(folder, Unit(task.carry, LATER.get(name, name), "tune"))
     if found is None or "failed" in found:
         return None
     return carried_of(found["trials"], task.budget.trials, name)

@@ -10,7 +10,7 @@ from fedjax_rec.data.interactions import Dataset
 from fedjax_rec.data.splits import Split
 from fedjax_rec.devices import choose_devices
 from fedjax_rec.inputs import load_split, protocol_of
-from fedjax_rec.plan import check_fits, with_copy
+from fedjax_rec.plan import on_devices_that_fit
 from fedjax_rec.samplers import default_cohort
 from fedjax_rec.servers import SERVERS
 from fedjax_rec.settings import Settings
@@ -106,12 +106,9 @@ def make_on_devices(name: str, population: fr.Population, settings: dict[str, An
     if "mesh" not in accepted(VARIANTS[name].algorithm):
         return make(name, **settings)
     devices = choose_devices(default_cohort(population.num_clients))
-    algorithm = make(name, **settings, mesh=fr.client_mesh(devices))
-    try:
-        check_fits(with_copy(algorithm.plan(population)))
-    except ValueError:
-        return make(name, **settings)
-    return algorithm
+    return on_devices_that_fit(
+        lambda count: make(name, **settings, mesh=fr.client_mesh(count)), devices, population
+    )
 
 
 def rounds_of(name: str, algorithm: fr.Algorithm, task: Task) -> tuple[int, int]:
