@@ -97,6 +97,7 @@ def run_cohort(
     limit: jax.Array | None = None,
     share: jax.Array | None = None,
     versions: Versions | None = None,
+    place: jax.Array | None = None,
 ) -> Result:
     """Train every client of a cohort and sum (or stack) what they send.
 
@@ -105,7 +106,7 @@ def run_cohort(
         uplink: gives each client's weight, transforms its update, and says how rows are added.
         population: N clients on device.
         server: global parameters, tables [I, ...].
-        private: leaves [N, ...], every client's private parameters.
+        private: leaves [N, ...], every client's private parameters; or those of some, if `place` says where.
         clients: leaves [C, ...], the cohort.
         alive: bool[C]; a client that is not alive, or has no data, is absent.
         lanes: L, over all devices.
@@ -119,6 +120,7 @@ def run_cohort(
         share: float32[C], a further factor on each client's weight; None for none.
         versions: the models that the clients were sent, if not all were sent `server`, which then gives shapes
             only; stacked aggregators do not know them.
+        place: int32[C], where in `private` and `memory` each client's leaves are; None for its id.
 
     Returns:
         totals or stack, new private leaves (an absent client's are bit-identical to the old), report.
@@ -135,7 +137,8 @@ def run_cohort(
     weight = jnp.where(num_batches > 0, weight, 0.0).astype(jnp.float32)
     noise = jnp.zeros_like(clients.key) if noise is None else noise
     order = jnp.argsort(-num_batches, stable=True)
-    old = jax.tree.map(lambda p: p[clients.id[order]], (private, memory))
+    rows = clients.id if place is None else place
+    old = jax.tree.map(lambda p: p[rows[order]], (private, memory))
     models, held = ((), None) if versions is None else (versions.models, versions._replace(models=()))
     cohort = jax.tree.map(lambda x: x[order], (clients, noise, num_batches, weight, counted, held))
     whole = limit is None and versions is None  # histories, and of one model
@@ -147,11 +150,11 @@ def run_cohort(
     else:
         result = _on_mesh(run, lanes, mesh, uplink.aggregator, population, (server, models), old, *cohort)
     result = result._replace(totals=_decode(uplink.aggregator, result.totals))
-    place = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]), unique_indices=True)
-    private, memory, unsound, losses = jax.tree.map(lambda p: p[place], result.private)
+    back = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]), unique_indices=True)
+    private, memory, unsound, losses = jax.tree.map(lambda p: p[back], result.private)
     result = result._replace(private=private, memory=memory, unsound=unsound, losses=losses)
     if uplink.aggregator.stacked:
-        result = result._replace(totals=jax.tree.map(lambda x: x[place], result.totals))
+        result = result._replace(totals=jax.tree.map(lambda x: x[back], result.totals))
     return result
 
 

@@ -40,6 +40,7 @@ from fedjax_rec.row_updates import STRATEGIES
 from fedjax_rec.samplers import uniform
 from fedjax_rec.schedules import Uplink
 from fedjax_rec.soundness import check_sound
+from fedjax_rec.streaming import take_apart
 from fedjax_rec.tables import read_rows
 from fedjax_rec.types import (
     Adversary,
@@ -70,6 +71,7 @@ class Cohorts(TypedDict, total=False):
     lanes: int | None
     mesh: Mesh | None
     row_update: str | None
+    stream_clients: int | None
 
 
 class Federation(Cohorts, total=False):
@@ -112,6 +114,7 @@ def federate(
     lanes: int | None = None,
     mesh: Mesh | None = None,
     row_update: str | None = None,
+    stream_clients: int | None = None,
 ) -> Algorithm:
     """Make a federated algorithm of one client's work.
 
@@ -133,6 +136,8 @@ def federate(
         lanes: L; by default by the rule of 8.
         mesh: devices to split each cohort over, of `fedjax_rec.devices.client_mesh`; None for one.
         row_update: how rows are added to a table, a name in `row_updates.STRATEGIES`; by default by back end.
+        stream_clients: S: what clients keep between rounds waits in host memory, and `simulate` takes a cohort to
+            the device S clients at a time (`fedjax_rec.streaming`); 0 for never, by default as `plan.choose_part`.
 
     Returns:
         `init`, `round`, `score` and `plan` as pure functions.
@@ -142,7 +147,8 @@ def federate(
             that are not jax's default kind, if a stack of updates cannot fit, or if fixed-point sums could wrap;
             on noise that would not hide what it is to hide (`soundness.check_sound`); on colluding clients, whose
             losses are not known, beside a rule that goes by losses; and on what asynchronous rounds cannot be
-            combined with.
+            combined with; if `stream_clients` does not divide over the devices, or is given beside what needs a
+            whole cohort.
 
     Example:
         see `fedjax_rec.algorithms.fedmf`.
@@ -179,7 +185,8 @@ def federate(
     def plan(population: Population) -> Plan:
         return plan_rounds(rules, population)
 
-    algorithm = Algorithm(init, run_round, model.score, model, work, plan, mesh)
+    parts = take_apart(rules, stream_clients, colluding=adversary is not None and adversary.join is not None)
+    algorithm = Algorithm(init, run_round, model.score, model, work, plan, mesh, parts)
     return algorithm if adversary is None or adversary.join is None else adversary.join(algorithm, sampler)
 
 

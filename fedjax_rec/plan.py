@@ -8,6 +8,7 @@
 | schedule | lanes for one local epoch of sums, waves for all else | `rounds` |
 | row update | by back end and jaxlib version: `row_updates.choose` | `fedjax-rec doctor` |
 | devices | all accelerators, or a core each, with 16 clients at least: `devices.choose_devices` | `devices` |
+| clients of a part | 32 MiB of them, where a cohort's copies take 1 GiB or do not fit; else all | `streaming` |
 | rounds in a block | those between two validations (`eval_every`), an argument of the program | `blocks` |
 
 The right column names the part of `python -m experiments.benchmarks.engine`'s report that a rule was read off.
@@ -32,13 +33,23 @@ from fedjax_rec.tables import num_rows
 from fedjax_rec.types import Algorithm, ClientWork, FixedPoint, Known, Plan, PyTree, Sampler, Server, State
 
 CPU_LANES, ACCELERATOR_LANES = 32, 1024
+STREAMED = 2**30  # bytes of a cohort's copies from which parts are faster on a CPU
+PART = 2**25 - 2**16  # bytes of a part's largest leaf: glibc keeps no buffer of 32 MiB for its next use
+COPIES = 6  # of what the clients of a part keep: two parts are under way, read, trained and put back
 CORE_BYTES = 5 * 2**18  # of the batches of a core's lanes, which stay in its cache
 _PARTS = {  # of a plan's memory: what takes it, and the way out
     "data": ("the clients' data take", "take fewer clients or fewer devices"),
-    "private": ("what all clients keep takes", "lower --dim, or choose an algorithm whose clients keep less"),
+    "private": (
+        "what all clients keep takes",
+        "lower --dim, stream clients (--stream-clients), or choose an algorithm whose clients keep less",
+    ),
+    "host": (
+        "what all clients keep in host memory takes",
+        "lower --dim, or choose an algorithm whose clients keep less",
+    ),
     "cohort": (
         "what a cohort keeps, before and after its round, takes",
-        "lower the cohort, --dim or --devices",
+        "lower the cohort (or --stream-clients), --dim or --devices",
     ),
     "model": (
         "the model and its optimizer take",
@@ -97,6 +108,49 @@ def choose_lanes(
     return each * devices
 
 
+def choose_part(plan: Plan, kept: PyTree) -> int | None:
+    """Whether clients stream from host memory, and how many at a time.
+
+    On a CPU, whose devices share the host's memory, they do where a round would copy 1 GiB of what its cohort
+    keeps: parts stay in buffers that are used again, which is faster too. On an accelerator, where not all fits.
+
+    Args:
+        plan: of rounds in one piece.
+        kept: shapes of what clients keep between rounds, leaves [N, ...].
+
+    Returns:
+        S, a multiple of the devices; None for all clients at once.
+
+    Example:
+        >>> kept = jax.ShapeDtypeStruct((6040, 3706, 32), jnp.float32)
+        >>> choose_part(Plan(6040, 2, 4, "lanes", "scatter", {"cohort": 2**33}), kept)
+        70
+        >>> choose_part(Plan(60, 2, 4, "lanes", "scatter", {"cohort": 2**26}), kept)
+    """
+    large = plan.memory["cohort"] >= STREAMED and jax.default_backend() == "cpu"
+    if not large and sum(with_copy(plan).memory.values()) <= device_bytes(plan.devices):
+        return None
+    return part_size(kept, plan.devices)
+
+
+def part_size(kept: PyTree, devices: int = 1) -> int:
+    """How many clients make a part whose largest leaf is just below 32 MiB.
+
+    Args:
+        kept: what clients keep between rounds, or its shapes, leaves [N, ...].
+        devices: that share a part.
+
+    Returns:
+        S, a multiple of the devices.
+
+    Example:
+        >>> part_size(jax.ShapeDtypeStruct((943, 1682, 32), jnp.float32))
+        155
+    """
+    each = max((_bytes(leaf) // leaf.shape[0] for leaf in jax.tree.leaves(kept)), default=1)
+    return max(1, PART // each // devices) * devices
+
+
 def row_update_of(platform: str) -> str:
     """The row-update strategy for a back end and the jaxlib at hand.
 
@@ -121,6 +175,7 @@ def make_plan(
     mesh: Mesh | None,
     init: Any,
     population: Population,
+    stream_clients: int | None = None,
 ) -> Plan:
     """What the engine will do for a population.
 
@@ -132,6 +187,7 @@ def make_plan(
         mesh: the devices; None for one.
         init: (key, population) -> State, for the sizes of its leaves.
         population: N clients.
+        stream_clients: S, clients of a part, where a round is taken apart.
 
     Returns:
         the plan; its memory is of what grows with the task, less the programs and their small change.
@@ -145,16 +201,16 @@ def make_plan(
     schedule = schedule_of(work, uplink)
     state: State = jax.eval_shape(lambda k: init(k, population), key)
     batch = _batch_bytes(work, population, state.server)
+    together = min(cohort, stream_clients or cohort)  # clients that train in one program
     width = lanes or choose_lanes(
-        cohort, devices=devices, schedule=schedule, platform=jax.default_backend(), batch_bytes=batch
+        together, devices=devices, schedule=schedule, platform=jax.default_backend(), batch_bytes=batch
     )
     model, items = _bytes(state.server), num_rows(state.server.tables)
     upload = _bytes(upload_shapes(work, population, state.server, one_of(state.private)))
     private = _bytes((state.private, state.memory))
     memory = {
-        "data": devices * (_bytes(population) + _index_bytes(work, uplink, cohort, population)),
-        "private": devices * private,
-        "cohort": 2 * devices * cohort * private // population.num_clients,  # read, and written back
+        "data": devices * (_bytes(population) + _index_bytes(work, uplink, together, population)),
+        **_kept_bytes(private, population.num_clients, cohort, devices, stream_clients),
         "model": devices * (model + _bytes(state.opt_state)),
         "versions": devices * _bytes(state.flight),  # who is under way in asynchronous rounds, and old models
         "sums": devices * 3 * upload,  # the totals, their sum over devices, and the step made of it
@@ -165,7 +221,16 @@ def make_plan(
         # the updates and what sorts or compares them, who touched what, distances between clients
         "stack": devices * cohort * (4 * upload + items + 12 * cohort) if uplink.aggregator.stacked else 0,
     }
-    return Plan(cohort, devices, width, schedule, uplink.row_update, memory)
+    return Plan(cohort, devices, width, schedule, uplink.row_update, memory, stream_clients)
+
+
+def _kept_bytes(
+    private: int, num_clients: int, cohort: int, devices: int, stream_clients: int | None
+) -> dict[str, int]:
+    """Bytes of what clients keep between rounds: of all, and of a cohort as it is read and written back."""
+    if stream_clients is None:
+        return {"private": devices * private, "cohort": 2 * devices * cohort * private // num_clients}
+    return {"host": private, "cohort": COPIES * devices * stream_clients * private // num_clients}
 
 
 def _index_bytes(work: ClientWork, uplink: Uplink, cohort: int, population: Population) -> int:
@@ -208,15 +273,27 @@ def check_fits(plan: Plan, fixed: FixedPoint | None = None) -> None:
             f"a cohort of {plan.cohort:,} could wrap fixed-point sums made for {fixed.capacity:,}; raise their "
             "capacity"
         )
-    room, need = device_bytes(plan.devices), sum(plan.memory.values())
-    if need > room:
-        largest = _to_blame(plan.memory, need - room)
-        what, way_out = _PARTS.get(largest, (f"{largest!r} takes", "make it smaller"))
-        share, total, held = (size / 2**30 for size in (plan.memory[largest], need, room))
-        raise ValueError(
-            f"{what} {share:,.1f} of {total:,.1f} GiB, and there are {held:,.1f} for a cohort of {plan.cohort:,}; "
-            f"{way_out}"
-        )
+    host = {part: size for part, size in plan.memory.items() if part == "host"}
+    if not host or jax.default_backend() == "cpu":  # whose devices share the host's memory
+        return _check_room(plan.memory, device_bytes(plan.devices), plan.cohort)
+    _check_room(
+        {part: plan.memory[part] for part in plan.memory.keys() - host},
+        device_bytes(plan.devices),
+        plan.cohort,
+    )
+    return _check_room(host, host_bytes(), plan.cohort)
+
+
+def _check_room(memory: dict[str, int], room: int, cohort: int) -> None:
+    need = sum(memory.values())
+    if need <= room:
+        return
+    largest = _to_blame(memory, need - room)
+    what, way_out = _PARTS.get(largest, (f"{largest!r} takes", "make it smaller"))
+    share, total, held = (size / 2**30 for size in (memory[largest], need, room))
+    raise ValueError(
+        f"{what} {share:,.1f} of {total:,.1f} GiB, and there are {held:,.1f} for a cohort of {cohort:,}; {way_out}"
+    )
 
 
 def _to_blame(memory: dict[str, int], excess: int) -> str:
@@ -239,7 +316,30 @@ def with_copy(plan: Plan) -> Plan:
         >>> with_copy(Plan(1, 1, 1, "waves", "scatter", parts)).memory["best"]
         6
     """
-    return plan._replace(memory={**plan.memory, "best": state_bytes(plan)})
+    copied = {"best": state_bytes(plan)}
+    if "host" in plan.memory:  # where the copy of it is too
+        copied["host"] = 2 * plan.memory["host"]
+    return plan._replace(memory=plan.memory | copied)
+
+
+def plan_run(algorithm: Algorithm, population: Population) -> Plan:
+    """What `simulate` will do: with rounds in parts, where clients stream from host memory.
+
+    Args:
+        algorithm: as `federate` returns it.
+        population: the clients.
+
+    Returns:
+        the plan.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> from fedjax_rec.testing import tiny_population
+        >>> plan_run(fr.fedmf(dim=2, stream_clients=8), tiny_population()).stream_clients
+        8
+    """
+    parts = None if algorithm.streaming is None else algorithm.streaming(population)
+    return algorithm.plan(population) if parts is None else parts.plan
 
 
 def on_devices_that_fit(make: Callable[[int], Algorithm], devices: int, population: Population) -> Algorithm:
@@ -261,7 +361,7 @@ def on_devices_that_fit(make: Callable[[int], Algorithm], devices: int, populati
     """
     algorithm = make(devices)
     try:
-        check_fits(with_copy(algorithm.plan(population)))
+        check_fits(with_copy(plan_run(algorithm, population)))
     except ValueError:
         return make(1)
     return algorithm
@@ -299,6 +399,19 @@ def device_bytes(devices: int = 1) -> int:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return devices * int(stats["bytes_limit"])
+    return host_bytes()
+
+
+def host_bytes() -> int:
+    """Memory that this process may use on its machine, in bytes.
+
+    Returns:
+        nine tenths of what the machine, or its container, lets it have.
+
+    Example:
+        >>> host_bytes() > 2**20
+        True
+    """
     try:
         held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

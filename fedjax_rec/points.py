@@ -23,9 +23,9 @@ from fedjax_rec.aggregators import total
 from fedjax_rec.clients import name_clients, stream
 from fedjax_rec.engine import run_cohort
 from fedjax_rec.evaluation.evaluator import LANES, Point, server_parameters
+from fedjax_rec.initial import init_private
 from fedjax_rec.local import local_training
 from fedjax_rec.population import Population
-from fedjax_rec.rounds import init_private
 from fedjax_rec.schedules import Uplink
 from fedjax_rec.types import Algorithm, Client, ClientWork, Key, Model, Params, PyTree, Score, Stack, State
 

@@ -17,6 +17,7 @@ from fedjax_rec.devices import keep_replicated
 from fedjax_rec.engine import Result, run_cohort
 from fedjax_rec.faults import Faults
 from fedjax_rec.guard import run_sound
+from fedjax_rec.initial import init_memory, init_private
 from fedjax_rec.knowledge import init_known, learn, share_of
 from fedjax_rec.plan import check_fits, make_plan
 from fedjax_rec.population import Population
@@ -34,7 +35,6 @@ from fedjax_rec.types import (
     Server,
     State,
     Totals,
-    Transform,
 )
 
 # (totals or stack in cohort order, the model before the round, private leaves [C, ...]) -> private leaves [C, ...]
@@ -80,12 +80,13 @@ def init_state(rules: Rules, key: Key, population: Population) -> State:
     return keep_replicated(state, rules.mesh)
 
 
-def plan_rounds(rules: Rules, population: Population) -> Plan:
+def plan_rounds(rules: Rules, population: Population, stream_clients: int | None = None) -> Plan:
     """What the engine will do, and the memory that it needs.
 
     Args:
         rules: of the rounds.
         population: the clients.
+        stream_clients: S, clients of a part, for rounds in parts; None for rounds in one piece.
 
     Returns:
         the plan.
@@ -94,7 +95,8 @@ def plan_rounds(rules: Rules, population: Population) -> Plan:
         see `fedjax_rec.federate.federate`, whose `plan` this is.
     """
     start = partial(init_state, rules)
-    return make_plan(rules.work, rules.uplink, rules.sampler, rules.lanes, rules.mesh, start, population)
+    choices = (rules.lanes, rules.mesh, start, population, stream_clients)
+    return make_plan(rules.work, rules.uplink, rules.sampler, *choices)
 
 
 def one_round(rules: Rules, key: Key, state: State, population: Population) -> tuple[State, RoundInfo]:
@@ -112,18 +114,54 @@ def one_round(rules: Rules, key: Key, state: State, population: Population) -> t
     Example:
         see `fedjax_rec.federate.federate`, whose `round` this is.
     """
-    present, chosen = _gather(rules, key, state, population), plan_rounds(rules, population)
+    present, chosen = gather_clients(rules, key, state, population), plan_rounds(rules, population)
+    check_fits(chosen, rules.uplink.aggregator.fixed)
+    result, sound = run_sound(attempts(rules, chosen, key, state, population, present), present.alive)
+
+    def store(totals: Any, skipped: jax.Array) -> PyTree:
+        exchange = rules.exchange
+        sent = result.private if exchange is None else exchange(totals, state.server, result.private)
+        return _store(state, present.clients.id, sound & ~skipped, (sent, result.memory))
+
+    return end_round(rules, key, state, population, present, result, sound, store)
+
+
+def end_round(
+    rules: Rules,
+    key: Key,
+    state: State,
+    population: Population,
+    present: Cohort,
+    result: Result,
+    sound: jax.Array,
+    store: Callable[[Any, jax.Array], PyTree],
+) -> tuple[State, RoundInfo]:
+    """The round after its local training: aggregate, step, store, report.
+
+    Args:
+        rules: of the rounds.
+        key: the run's key.
+        state: before it.
+        population: the clients.
+        present: the cohort.
+        result: what came of its training.
+        sound: bool[C], who took part with numbers that count.
+        store: (totals; bool[], whether the server's step was not taken) -> all clients' private leaves and
+            memories after the round, [N, ...].
+
+    Returns:
+        the state after it, and what happened in it.
+
+    Example:
+        see `one_round`, which calls it.
+    """
     aggregator, clients, now = rules.uplink.aggregator, present.clients, state.round
-    check_fits(chosen, aggregator.fixed)
-    result, sound = run_sound(_attempts(rules, chosen, key, state, population, present), present.alive)
     totals = add_heat(cast("Totals", result.totals), population) if aggregator.heated else result.totals
     trained = sound & (clients.num_examples > 0)
     enough, secret = trained.sum() >= aggregator.least, stream(key, "privacy")
     trained = trained & enough  # of a round that has too few, nobody's update counts
     stepped = step_server(aggregator, rules.optimizer, state, totals, secret, enough)
-    exchange = rules.exchange
-    sent = result.private if exchange is None else exchange(totals, state.server, result.private)
-    private, memory = _store(state, clients.id, sound & ~stepped.skipped, (sent, result.memory))
+    private, memory = store(totals, stepped.skipped)
     known = learn(aggregator, state.known, clients.id, trained & ~stepped.skipped, result.losses)
     done = now + 1
     flight = keep_model(present.flight, stepped.server, done)
@@ -138,16 +176,52 @@ def _crew(rules: Rules, key: Key, population: Population) -> Crew:
     return Crew(fedbuff, rules.work, stream(key, "cohort"), stream(key, "faults"), population)
 
 
-def _gather(rules: Rules, key: Key, state: State, population: Population) -> Cohort:
+def gather_clients(rules: Rules, key: Key, state: State, population: Population) -> Cohort:
+    """Who takes part in a round.
+
+    Args:
+        rules: of the rounds.
+        key: the run's key.
+        state: before it.
+        population: the clients.
+
+    Returns:
+        the cohort.
+
+    Example:
+        see `one_round`, which calls it.
+    """
     if rules.asynchronous is None:
         return gather_cohort(rules.sampler, rules.faults, rules.work, key, state, population)
     return await_cohort(_crew(rules, key, population), key, state, population)
 
 
-def _attempts(
-    rules: Rules, chosen: Plan, key: Key, state: State, population: Population, present: Cohort
+def attempts(
+    rules: Rules,
+    chosen: Plan,
+    key: Key,
+    state: State,
+    population: Population,
+    present: Cohort,
+    place: jax.Array | None = None,
 ) -> Callable[[jax.Array, jax.Array], Result]:
-    """The cohort's local training, for whoever of it takes part: it may be tried again without the unsound."""
+    """The cohort's local training, for whoever of it takes part: it may be tried again without the unsound.
+
+    Args:
+        rules: of the rounds.
+        chosen: the engine's choices.
+        key: the run's key.
+        state: before the round.
+        population: the clients.
+        present: the cohort.
+        place: int32[C], where in the state's private leaves and memories each client's are; None for its id.
+
+    Returns:
+        the function that `guard.run_sound` takes.
+
+    Example:
+        see `one_round`, which calls it.
+    """
     clients, aggregator, transform = present.clients, rules.uplink.aggregator, rules.uplink.transform
     noise = None if transform is None else transform_keys(present, key, state.round)
 
@@ -156,7 +230,8 @@ def _attempts(
         places: Any = {"lanes": chosen.lanes, "mesh": rules.mesh, "noise": noise, "memory": state.memory}
         share = share_of(aggregator, state.known, clients.id, alive & (clients.num_examples > 0))
         places |= {"watched": watched, "limit": present.limit, "share": share}
-        return run_cohort(rules.work, rules.uplink, population, *start, **places, versions=present.versions)
+        places |= {"versions": present.versions, "place": place}
+        return run_cohort(rules.work, rules.uplink, population, *start, **places)
 
     return attempt
 
@@ -193,50 +268,3 @@ def _report(
         missing=missing.sum(dtype=jnp.int32) + present.thrown,
         staleness=staleness,
     )
-
-
-def init_private(model: Model, key: Key, num_clients: int, server: Server) -> PyTree:
-    """Every client's private leaves at the start: each from its own key, and those with which all start alike.
-
-    Args:
-        model: how parameters start.
-        key: the run's key.
-        num_clients: N.
-        server: the global model.
-
-    Returns:
-        leaves [N, ...].
-
-    Example:
-        >>> from fedjax_rec.algorithms.fedmf import matrix_factorisation
-        >>> model = matrix_factorisation(4, 0.1, item_bias=True, ratings=False)
-        >>> init_private(model, jax.random.key(0), 3, Server({}, {}))["vector"].shape
-        (3, 4)
-    """
-    start = stream(key, "private")
-    own = jax.vmap(lambda i: model.init_private(jax.random.fold_in(start, i)))(jnp.arange(num_clients))
-    if model.init_alike is None:
-        return own
-    alike = model.init_alike(start, server)
-    return own | jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), alike)
-
-
-def init_memory(transform: Transform | None, num_clients: int, server: Server) -> PyTree:
-    """What every client's transform remembers at the start: alike for all.
-
-    Args:
-        transform: of each client's update; None for none.
-        num_clients: N.
-        server: the global model, for its shapes.
-
-    Returns:
-        leaves [N, ...]; () where nothing is remembered.
-
-    Example:
-        >>> init_memory(None, 3, Server({}, {}))
-        ()
-    """
-    if transform is None or transform.init is None:
-        return ()
-    one = transform.init(server)
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), one)

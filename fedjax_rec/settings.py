@@ -182,6 +182,12 @@ class Settings:
     devices: int | None = _setting(
         None, "devices to split each cohort over; by default all accelerators, or a core each", "run"
     )
+    stream_clients: int | None = _setting(
+        None,
+        "so many clients on the devices at once, what the others keep waits in host memory; 0 for all; by default "
+        "where it would not fit, or copies would take 1 GiB on a CPU",
+        "run",
+    )
     row_update: str | None = _setting(
         None, "how item rows are added up; by default by back end", "run", tuple(STRATEGIES)
     )
@@ -206,7 +212,7 @@ class Settings:
 _LEAST = {
     "dim": 1, "num_negatives": 1, "batch_size": 1, "local_epochs": 1, "cohort": 1, "rounds": 1, "eval_every": 1,
     "lanes": 1, "devices": 1, "num_candidates": 1, "min_user_events": 0, "seed": 0, "protocol_seed": 0,
-    "patience": 1, "checkpoint_every": 1, "fold_in_epochs": 0,
+    "patience": 1, "checkpoint_every": 1, "fold_in_epochs": 0, "stream_clients": 0,
     "fairness": 0, "size_cap": 1,
     "regularisation": 0, "prox": 0, "init_scale": 0, "learning_rate": 0, "max_seconds": 0,
     "server_learning_rate": 0, "core": 0,

@@ -16,15 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jax.sharding import Mesh
 
-from fedjax_rec.blocks import Compilations, check_state, run_block
+from fedjax_rec.blocks import Compilations, check_state
 from fedjax_rec.checkpoints import ENDED, Checkpoints, Keeper, Place, Snapshot, check, fingerprint, keeping
 from fedjax_rec.data.splits import Split
 from fedjax_rec.devices import replicate
 from fedjax_rec.evaluation.evaluator import Point, make_evaluator
 from fedjax_rec.evaluation.metrics import KS, metrics_from_ranks
 from fedjax_rec.guard import LOST, diverged, first_loss
+from fedjax_rec.host_memory import Block, copy_state, make_block, place_state, start_state
 from fedjax_rec.leaves import digest
 from fedjax_rec.plan import check_fits, with_copy
 from fedjax_rec.population import Population, population_of
@@ -142,24 +142,25 @@ def simulate(
     key = jax.random.key(seed) if isinstance(seed, (int, np.integer)) else seed
     population = population_of(data) if isinstance(data, Split) else data
     evaluate = _validator(algorithm, data, cutoffs, point)
-    plan = algorithm.plan(population)
+    parts = None if algorithm.streaming is None else algorithm.streaming(population)
+    plan = algorithm.plan(population) if parts is None else parts.plan
     plan = with_copy(plan) if keep == "best" and evaluate is not None else plan
     check_fits(plan)  # before anything is put on a device
     population = replicate(population, algorithm.mesh)
     if state is None:
-        state = jax.jit(algorithm.init)(key, population)
+        state = start_state(algorithm, parts, key, population)
     else:
         check_state(algorithm, key, state, population)
-        state = replicate(state, algorithm.mesh)
+        state = place_state(parts, algorithm.mesh, state if parts is None else copy_state(state))
     size = eval_every if checkpoint is not None else min(eval_every, max(rounds, 1))
-    block = jax.jit(partial(run_block, algorithm, size), donate_argnums=1)
+    block = make_block(algorithm, parts, size)
     run = _Run(block, evaluate, stop, keep, on_block, began, plan, ledger)
     if checkpoint is None:
         return run.go(key, state, population, rounds, size)
     facts = _facts(seed, eval_every, keep, stop, data, population)
-    program = fingerprint(block.lower(key, state, population, jnp.int32(0)).as_text())
+    program = fingerprint(block.text(key, state, population))
     with keeping(checkpoint, _place(checkpoint, facts, run.plan, program), resume) as keeper:
-        state = run.kept(keeper, state, rounds, algorithm.mesh)
+        state = run.kept(keeper, state, rounds, partial(place_state, parts, algorithm.mesh))
         return run.go(key, state, population, rounds, size)
 
 
@@ -182,7 +183,9 @@ def _facts(
 
 
 def _place(checkpoint: Checkpoints, facts: dict[str, Any], plan: Plan, program: str) -> Place:
-    chosen = {name: getattr(plan, name) for name in ("devices", "lanes", "schedule", "row_update")}
+    chosen = {
+        name: getattr(plan, name) for name in ("devices", "lanes", "schedule", "row_update", "stream_clients")
+    }
     return Place(json.loads(json.dumps(dict(checkpoint.facts) | facts, default=str)), chosen, program)
 
 
@@ -223,7 +226,7 @@ class _Run:
 
     def __init__(
         self,
-        block: Any,  # a jitted `run_block`
+        block: Block,
         evaluate: Callable[[State], Metrics] | None,
         stop: Stop,
         keep: str,
@@ -233,7 +236,7 @@ class _Run:
         ledger: Budget | None,
     ) -> None:
         self.ledger = ledger
-        self.plan, self.compilations = plan, Compilations(run_block.__name__)
+        self.plan, self.compilations = plan, Compilations(block.name)
         self.block, self.evaluate, self.stop, self.on_block = block, evaluate, stop, on_block
         self.keep_best = keep == "best" and evaluate is not None
         self.began, self.compile_seconds, self.train_seconds, self.first_round = began, 0.0, 0.0, 1
@@ -243,7 +246,7 @@ class _Run:
         self.keeper: Keeper | None = None
         self.ended = ""  # why the run that goes on had ended, if more rounds do not undo it
 
-    def kept(self, keeper: Keeper, state: State, rounds: int, mesh: Mesh | None) -> State:
+    def kept(self, keeper: Keeper, state: State, rounds: int, place: Callable[[State], State]) -> State:
         """Take a keeper of checkpoints, and go on from its newest; without one, the start is the first."""
         self.keeper, self.first_round = keeper, int(state.round) + 1
         found = keeper.restore(state, rounds)
@@ -252,11 +255,14 @@ class _Run:
             return state
         self.infos = [] if found.infos is None else [found.infos]
         value, best_round, best = found.best
-        self.evaluations, self.best = list(found.evaluations), (value, best_round, replicate(best, mesh))
+        self.evaluations, self.best = (
+            list(found.evaluations),
+            (value, best_round, None if best is None else place(best)),
+        )
         self.first_round, self.ended = found.first_round, found.stopped if found.stopped in ENDED else ""
         self.began -= found.seconds["all"]
         self.train_seconds = found.seconds["train"]
-        return replicate(found.state, mesh)
+        return place(found.state)
 
     def _snapshot(self, state: State, reason: str) -> Snapshot:
         infos = self._joined() if self.infos else None
@@ -312,14 +318,14 @@ class _Run:
         """Compile by running a block of no rounds."""
         tick, none = time.perf_counter(), jnp.int32(0)
         with self.compilations:
-            state, _ = jax.block_until_ready(self.block(key, state, population, none))
+            state, _ = jax.block_until_ready(self.block.run(key, state, population, none))
         self.compile_seconds = time.perf_counter() - tick
         return state
 
     def _train(self, key: Key, state: State, population: Population, count: int) -> State:
         tick, turns = time.perf_counter(), jnp.int32(count)
         with self.compilations:
-            state, infos = jax.block_until_ready(self.block(key, state, population, turns))
+            state, infos = jax.block_until_ready(self.block.run(key, state, population, turns))
         self.train_seconds += time.perf_counter() - tick
         self.infos.append(jax.tree.map(lambda x: np.asarray(x)[:count], infos))
         return state
@@ -331,9 +337,10 @@ class _Run:
         self.evaluations.append((done, metrics))
         value = metrics[f"full/{self.stop.metric}"]
         if value > self.best[0]:
-            self.best = (value, done, None)  # the one before goes first
+            spare = self.best[2] if self.plan.stream_clients else None
+            self.best = (value, done, None)  # the one before goes first, or is written over
             if self.keep_best:  # the next block consumes `state`
-                self.best = (value, done, jax.tree.map(jnp.copy, state))
+                self.best = (value, done, copy_state(state, spare))
         return metrics
 
     def _tell(self, done: int, rounds: int, count: int, validation: Metrics | None, reason: str) -> None:

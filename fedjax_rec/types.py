@@ -345,6 +345,24 @@ class Plan(NamedTuple):
     schedule: str  # "lanes" or "waves"
     row_update: str  # a strategy of `row_updates`
     memory: dict[str, int]  # bytes, over all devices, by what they hold
+    stream_clients: int | None = None  # S, clients of a part, where rounds run in parts
+
+
+class Streaming(NamedTuple):
+    """A round in parts, for clients whose private leaves and memories wait in host memory (`streaming`).
+
+    The states that these functions take and return hold neither: both are `()`.
+    """
+
+    plan: Plan  # of which `stream_clients` is S, clients of a part
+    # (key, ids int32[S], server) -> (private leaves, memories) [S, ...] before the first round
+    start: Callable[[Key, jax.Array, Server], PyTree]
+    # (key, state, population) -> the cohort in whole parts, longest client first
+    draw: Callable[[Key, State, Any], Any]
+    # (key, state, population, cohort, first slot int32[], (private leaves, memories) [S, ...]) -> `Trained`
+    train: Callable[[Key, State, Any, Any, jax.Array, PyTree], Any]
+    # (key, state, population, cohort, sums, sound bool[C], losses [C]) -> state, info
+    end: Callable[[Key, State, Any, Any, Any, jax.Array, PyTree], tuple[State, RoundInfo]]
 
 
 class Algorithm(NamedTuple):
@@ -357,6 +375,8 @@ class Algorithm(NamedTuple):
     work: ClientWork
     plan: Callable[[Any], Plan]  # population -> what the engine will do
     mesh: jax.sharding.Mesh | None = None
+    # population -> `round` in parts, which `simulate` then runs; None: in one piece
+    streaming: Callable[[Any], Streaming | None] | None = None
 
 
 class Budget(Protocol):

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_rec.aggregators import total
 from fedjax_rec.clients import name_clients, stream
@@ -13,9 +14,11 @@ from fedjax_rec.data.splits import Split
 from fedjax_rec.engine import run_cohort
 from fedjax_rec.evaluation.ranking import Ranks, make_ranker
 from fedjax_rec.evaluation.recommend import TopK, make_recommender
+from fedjax_rec.plan import part_size
 from fedjax_rec.population import Population, population_of
 from fedjax_rec.schedules import Uplink
-from fedjax_rec.types import Algorithm, ClientWork, PyTree, Server, State
+from fedjax_rec.tables import num_rows
+from fedjax_rec.types import Algorithm, ClientWork, PyTree, Score, Server, State
 
 LANES = 64  # on which all clients train for an evaluation
 _BATCH = 256  # users scored at once for their ratings
@@ -32,6 +35,8 @@ def server_parameters(algorithm: Algorithm, population: Population | None = None
     """Rank with the server's parameters and each client's private leaves as they are: the default.
 
     Where the model says what a client does before it is scored (`Model.represent`), every client does that first.
+    Private leaves may be numpy arrays, in host memory (`simulate` leaves them there where clients stream from it):
+    where they are larger than all scores [N, I], these are computed first, part by part.
 
     Args:
         algorithm: gives `score` for one client; it is vmapped over blocks of clients.
@@ -50,9 +55,31 @@ def server_parameters(algorithm: Algorithm, population: Population | None = None
     """
     work = algorithm.model.represent
     if work is None or population is None:
-        return Point(lambda state: (state.private, state.server), _block_scorer(algorithm))
+        return _usual_point(algorithm)
     represent = jax.jit(partial(_represent, work))
     return Point(lambda state: (represent(state, population), state.server), _block_scorer(algorithm))
+
+
+def _usual_point(algorithm: Algorithm) -> Point:
+    """Scores of the leaves as they are; of those that wait in host memory, part by part and beforehand."""
+    score_block = _block_scorer(algorithm)
+    score_part = jax.jit(jax.vmap(cast("Score", algorithm.score), in_axes=(0, None)))
+
+    def prepare(state: State) -> PyTree:
+        waiting = [leaf for leaf in jax.tree.leaves(state.private) if isinstance(leaf, np.ndarray)]
+        shape = (waiting[0].shape[0] if waiting else 0, num_rows(state.server.tables))
+        if sum(leaf.size for leaf in waiting) <= np.prod(shape):
+            return state.private, state.server  # all scores would take more
+        scores, size = np.empty(shape, np.float32), part_size(state.private)
+        for first in range(0, len(scores), size):
+            part = np.arange(first, first + size).clip(max=len(scores) - 1)  # all are of one size
+            scores[part] = score_part(jax.tree.map(lambda leaf: leaf[part], state.private), state.server)  # noqa: B023
+        return scores
+
+    def score(prepared: PyTree, users: jax.Array) -> jax.Array:
+        return score_block(prepared, users) if isinstance(prepared, tuple) else prepared[users]
+
+    return Point(prepare, score)
 
 
 def _represent(work: ClientWork, state: State, population: Population) -> PyTree:
