@@ -8,7 +8,7 @@
 | schedule | lanes for one local epoch of sums, waves for all else | `rounds` |
 | row update | by back end and jaxlib version: `row_updates.choose` | `fedjax-rec doctor` |
 | devices | all accelerators, or a core each, with 16 clients at least: `devices.choose_devices` | `devices` |
-| clients of a part | 32 MiB of them, where a cohort's copies take 1 GiB or do not fit; else all | `streaming` |
+| clients of a part | 30 MiB of them, where a cohort's copies take 1 GiB or do not fit; else all | `streaming` |
 | rounds in a block | those between two validations (`eval_every`), an argument of the program | `blocks` |
 
 The right column names the part of `python -m experiments.benchmarks.engine`'s report that a rule was read off.
@@ -34,7 +34,7 @@ from fedjax_rec.types import Algorithm, ClientWork, FixedPoint, Known, Plan, PyT
 
 CPU_LANES, ACCELERATOR_LANES = 32, 1024
 STREAMED = 2**30  # bytes of a cohort's copies from which parts are faster on a CPU
-PART = 2**25 - 2**16  # bytes of a part's largest leaf: glibc keeps no buffer of 32 MiB for its next use
+PART = 30 * 2**20  # bytes of a part's largest leaf: glibc keeps no buffer of 32 MiB for its next use
 COPIES = 6  # of what the clients of a part keep: two parts are under way, read, trained and put back
 CORE_BYTES = 5 * 2**18  # of the batches of a core's lanes, which stay in its cache
 _PARTS = {  # of a plan's memory: what takes it, and the way out
@@ -119,22 +119,23 @@ def choose_part(plan: Plan, kept: PyTree) -> int | None:
         kept: shapes of what clients keep between rounds, leaves [N, ...].
 
     Returns:
-        S, a multiple of the devices; None for all clients at once.
+        S, a multiple of the devices, and of the lanes if there are that many; None for all clients at once.
 
     Example:
         >>> kept = jax.ShapeDtypeStruct((6040, 3706, 32), jnp.float32)
         >>> choose_part(Plan(6040, 2, 4, "lanes", "scatter", {"cohort": 2**33}), kept)
-        70
+        64
         >>> choose_part(Plan(60, 2, 4, "lanes", "scatter", {"cohort": 2**26}), kept)
     """
     large = plan.memory["cohort"] >= STREAMED and jax.default_backend() == "cpu"
     if not large and sum(with_copy(plan).memory.values()) <= device_bytes(plan.devices):
         return None
-    return part_size(kept, plan.devices)
+    most = part_size(kept, plan.devices)
+    return most - most % plan.lanes if most >= plan.lanes else most  # so that all lanes are busy to the end
 
 
 def part_size(kept: PyTree, devices: int = 1) -> int:
-    """How many clients make a part whose largest leaf is just below 32 MiB.
+    """How many clients make a part of 30 MiB, by their largest leaf.
 
     Args:
         kept: what clients keep between rounds, or its shapes, leaves [N, ...].
@@ -145,7 +146,7 @@ def part_size(kept: PyTree, devices: int = 1) -> int:
 
     Example:
         >>> part_size(jax.ShapeDtypeStruct((943, 1682, 32), jnp.float32))
-        155
+        146
     """
     each = max((_bytes(leaf) // leaf.shape[0] for leaf in jax.tree.leaves(kept)), default=1)
     return max(1, PART // each // devices) * devices
