@@ -11,7 +11,8 @@
 | clients of a part | 30 MiB of them, where a cohort's copies take 1 GiB or do not fit; else all | `streaming` |
 | rounds in a block | those between two validations (`eval_every`), an argument of the program | `blocks` |
 
-The right column names the part of `python -m experiments.benchmarks.engine`'s report that a rule was read off.
+The right column names the part of `python -m experiments.benchmarks.engine`'s report that a rule was read off;
+`streaming` is a benchmark of its own, `python -m experiments.benchmarks.streaming`.
 """
 
 import os

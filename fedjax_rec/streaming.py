@@ -124,7 +124,9 @@ def draw_queue(rules: Rules, size: int, key: Key, state: State, population: Popu
     """The cohort, longest client first, so that those of a part are alike; empty slots fill up the last part."""
     present = gather_clients(rules, key, state, population)
     batches = jnp.where(present.alive, rules.work.batches.num_batches(present.clients.num_examples), 0)
-    order = jnp.argsort(-(batches if present.limit is None else jnp.minimum(batches, present.limit)), stable=True)
+    order = jnp.argsort(
+        -(batches if present.limit is None else jnp.minimum(batches, present.limit)), stable=True
+    )
 
     def queue(x: jax.Array) -> jax.Array:
         return jnp.pad(x[order], ((0, -len(order) % size), *[(0, 0)] * (x.ndim - 1)))
