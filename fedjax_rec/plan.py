@@ -34,7 +34,7 @@ from fedjax_rec.tables import num_rows
 from fedjax_rec.types import Algorithm, ClientWork, FixedPoint, Known, Plan, PyTree, Sampler, Server, State
 
 CPU_LANES, ACCELERATOR_LANES = 32, 1024
-STREAMED = 2**30  # bytes of a cohort's copies from which parts are faster on a CPU
+STREAMED = 2**30  # bytes of a cohort's copies from which parts cost no time on a CPU
 PART = 30 * 2**20  # bytes of a part's largest leaf: glibc keeps no buffer of 32 MiB for its next use
 COPIES = 6  # of what the clients of a part keep: two parts are under way, read, trained and put back
 CORE_BYTES = 5 * 2**18  # of the batches of a core's lanes, which stay in its cache
@@ -113,7 +113,7 @@ def choose_part(plan: Plan, kept: PyTree) -> int | None:
     """Whether clients stream from host memory, and how many at a time.
 
     On a CPU, whose devices share the host's memory, they do where a round would copy 1 GiB of what its cohort
-    keeps: parts stay in buffers that are used again, which is faster too. On an accelerator, where not all fits.
+    keeps: parts stay in buffers that are used again, and cost no time. On an accelerator, where not all fits.
 
     Args:
         plan: of rounds in one piece.
