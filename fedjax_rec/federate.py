@@ -137,7 +137,7 @@ def federate(
         mesh: devices to split each cohort over, of `fedjax_rec.devices.client_mesh`; None for one.
         row_update: how rows are added to a table, a name in `row_updates.STRATEGIES`; by default by back end.
         stream_clients: S: what clients keep between rounds waits in host memory, and `simulate` takes a cohort to
-            the device S clients at a time (`fedjax_rec.streaming`); 0 for never, by default as `plan.choose_part`.
+            the device S clients at a time (`fedjax_rec.streaming`); 0 for never; by default where that helps.
 
     Returns:
         `init`, `round`, `score` and `plan` as pure functions.

@@ -109,29 +109,40 @@ def choose_lanes(
     return each * devices
 
 
-def choose_part(plan: Plan, kept: PyTree) -> int | None:
-    """Whether clients stream from host memory, and how many at a time.
+def copies_are_large(plan: Plan) -> bool:
+    """Whether rounds in parts cost no time: on a CPU, where a round copies 1 GiB of what its cohort keeps.
 
-    On a CPU, whose devices share the host's memory, they do where a round would copy 1 GiB of what its cohort
-    keeps: parts stay in buffers that are used again, and cost no time. On an accelerator, where not all fits.
+    There parts stay in buffers that are used again. To and from an accelerator they must be sent.
+
+    Args:
+        plan: of rounds in one piece.
+
+    Returns:
+        True or False.
+
+    Example:
+        >>> copies_are_large(Plan(6040, 2, 4, "lanes", "scatter", {"cohort": 2**26}))
+        False
+    """
+    return jax.default_backend() == "cpu" and plan.memory["cohort"] >= STREAMED
+
+
+def choose_part(plan: Plan, kept: PyTree) -> int:
+    """How many clients of a cohort go to the device at a time, if they stream from host memory.
 
     Args:
         plan: of rounds in one piece.
         kept: shapes of what clients keep between rounds, leaves [N, ...].
 
     Returns:
-        S, a multiple of the devices, and of the lanes if there are that many; None for all clients at once.
+        S, a multiple of the devices, and of the lanes if there are that many; no more than the cohort needs.
 
     Example:
         >>> kept = jax.ShapeDtypeStruct((6040, 3706, 32), jnp.float32)
-        >>> choose_part(Plan(6040, 2, 4, "lanes", "scatter", {"cohort": 2**33}), kept)
-        64
-        >>> choose_part(Plan(60, 2, 4, "lanes", "scatter", {"cohort": 2**26}), kept)
+        >>> [choose_part(Plan(cohort, 2, 4, "lanes", "scatter", {}), kept) for cohort in (6040, 11)]
+        [64, 12]
     """
-    large = plan.memory["cohort"] >= STREAMED and jax.default_backend() == "cpu"
-    if not large and sum(with_copy(plan).memory.values()) <= device_bytes(plan.devices):
-        return None
-    most = part_size(kept, plan.devices)
+    most = min(part_size(kept, plan.devices), -(-plan.cohort // plan.devices) * plan.devices)
     return most - most % plan.lanes if most >= plan.lanes else most  # so that all lanes are busy to the end
 
 
@@ -286,6 +297,26 @@ def check_fits(plan: Plan, fixed: FixedPoint | None = None) -> None:
     return _check_room(host, host_bytes(), plan.cohort)
 
 
+def fits(plan: Plan) -> bool:
+    """Whether there is memory for it.
+
+    Args:
+        plan: of `make_plan`.
+
+    Returns:
+        True or False.
+
+    Example:
+        >>> fits(Plan(9000, 1, 1, "waves", "scatter", {"model": 2**52}))
+        False
+    """
+    try:
+        check_fits(plan)
+    except ValueError:
+        return False
+    return True
+
+
 def _check_room(memory: dict[str, int], room: int, cohort: int) -> None:
     need = sum(memory.values())
     if need <= room:
@@ -362,11 +393,7 @@ def on_devices_that_fit(make: Callable[[int], Algorithm], devices: int, populati
         True
     """
     algorithm = make(devices)
-    try:
-        check_fits(with_copy(plan_run(algorithm, population)))
-    except ValueError:
-        return make(1)
-    return algorithm
+    return algorithm if fits(with_copy(plan_run(algorithm, population))) else make(1)
 
 
 def state_bytes(plan: Plan) -> int:

@@ -28,7 +28,7 @@ from fedjax_rec.devices import keep_replicated
 from fedjax_rec.engine import Result
 from fedjax_rec.guard import run_sound
 from fedjax_rec.initial import init_memory, private_of
-from fedjax_rec.plan import check_fits, choose_part
+from fedjax_rec.plan import check_fits, choose_part, copies_are_large, fits, with_copy
 from fedjax_rec.population import Population
 from fedjax_rec.rounds import Rules, attempts, end_round, gather_clients, init_state, plan_rounds
 from fedjax_rec.types import Key, PyTree, RoundInfo, Server, State, Streaming
@@ -50,7 +50,8 @@ def take_apart(
 
     Args:
         rules: of the rounds.
-        stream_clients: S, clients of a part; 0 for rounds in one piece, None for `plan.choose_part`.
+        stream_clients: S, clients of a part; 0 for rounds in one piece; None for parts where they cost no time, or
+            fit where one piece does not.
         colluding: whether malicious clients craft their updates together.
 
     Returns:
@@ -76,7 +77,7 @@ def take_apart(
     def parts(population: Population) -> Streaming | None:
         size = stream_clients
         if size is None and not whole:
-            size = choose_part(plan_rounds(rules, population), _kept_shapes(rules, population))
+            size = _choose(rules, population)
         return _parts(rules, population, size) if size else None
 
     return parts
@@ -98,10 +99,15 @@ def _needs_whole(rules: Rules, *, colluding: bool) -> str:
     return next((name for name, needed in found.items() if needed), "")
 
 
-def _kept_shapes(rules: Rules, population: Population) -> PyTree:
-    """Shapes of what clients keep between rounds, leaves [N, ...]."""
+def _choose(rules: Rules, population: Population) -> int | None:
+    """S where parts cost no time, or fit where one piece does not; else None."""
     state = jax.eval_shape(lambda: init_state(rules, jax.random.key(0), population))
-    return state.private, state.memory
+    whole = plan_rounds(rules, population)
+    size = choose_part(whole, (state.private, state.memory))
+    if copies_are_large(whole):
+        return size
+    helps = not fits(with_copy(whole)) and fits(with_copy(plan_rounds(rules, population, size)))
+    return size if helps else None
 
 
 def _parts(rules: Rules, population: Population, size: int) -> Streaming:

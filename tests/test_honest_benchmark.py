@@ -29,7 +29,7 @@ from experiments.honest_benchmark.task import Budget, Task, make, make_on_device
 from fedjax_rec.algorithms.registry import NAMES, accepted
 from fedjax_rec.data.synthetic import synthetic
 from fedjax_rec.inputs import protocol_of
-from fedjax_rec.plan import with_copy
+from fedjax_rec.plan import plan_run, with_copy
 from fedjax_rec.settings import Settings
 from fedjax_rec.sweep import _group
 
@@ -294,7 +294,10 @@ def test_one_device_where_a_copy_on_each_does_not_fit(task, monkeypatch):
     assert make_on_devices("fedrap", population, {}).plan(population).devices == 2
     needed = sum(with_copy(make("fedrap").plan(population)).memory.values())
     monkeypatch.setattr("fedjax_rec.plan.device_bytes", lambda _: int(1.2 * needed))
-    assert make_on_devices("fedrap", population, {}).plan(population).devices == 1
+    assert make_on_devices("fedrap", population, {"stream_clients": 0}).plan(population).devices == 1
+    monkeypatch.setattr("fedjax_rec.plan.PART", needed // 100)
+    streaming = plan_run(make_on_devices("fedrap", population, {}), population)
+    assert (streaming.devices, streaming.stream_clients is None) == (2, False)  # what they keep is there once
 
 
 @pytest.mark.parametrize("name", LATER)

@@ -251,7 +251,7 @@ def test_the_best_state_counts(monkeypatch):
 
 def test_one_device_where_copies_do_not_fit(monkeypatch):
     """A run of the command line takes fewer devices by itself, but not fewer than it was told to."""
-    settings = Settings(algorithm="fedrap", dim=2)
+    settings = Settings(algorithm="fedrap", dim=2, stream_clients=0)
     clients = fr.population_of(load_inputs(settings).split)
     monkeypatch.setattr("fedjax_rec.from_settings.choose_devices", lambda *_: 2)
     two = make_that_fits(settings, clients)
