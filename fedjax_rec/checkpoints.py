@@ -279,7 +279,11 @@ def _unpack(meta: Meta, arrays: list[np.ndarray], template: PyTree) -> Snapshot:
     for (part, *_), array in zip(names, arrays, strict=True):
         parts[part].append(array)
     state, run = from_arrays(parts["state"], template), meta["run"]
-    best = from_arrays(parts["best"] or parts["state"], template) if run["best"]["kept"] else None
+    best = None
+    if run["best"][
+        "kept"
+    ]:  # where it is the state itself, it is another copy: rounds write into numpy leaves
+        best = from_arrays(parts["best"] or (np.array(array) for array in parts["state"]), template)
     fields = [name for part, *rest in names if part == "rounds" for name in rest]
     rounds: Any = dict(zip(fields, parts["rounds"], strict=True))
     if fields:  # a report that an older version did not make

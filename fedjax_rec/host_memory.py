@@ -15,7 +15,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_rec.blocks import run_block
+from fedjax_rec.cohorts import Cohort
 from fedjax_rec.devices import replicate
+from fedjax_rec.engine import Result
 from fedjax_rec.population import Population
 from fedjax_rec.streaming import Trained
 from fedjax_rec.types import Algorithm, Key, PyTree, RoundInfo, State, Streaming
@@ -112,6 +114,26 @@ def place_state(parts: Streaming | None, mesh: Mesh | None, state: State) -> Sta
     return replicate(_light(state), mesh)._replace(private=private, memory=memory)
 
 
+def copy_kept(state: State) -> State:
+    """The same state with what clients keep copied to host memory, so that rounds in parts may write there.
+
+    Args:
+        state: of a run.
+
+    Returns:
+        the state.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> from fedjax_rec.testing import tiny_population
+        >>> state = copy_kept(fr.fedmf(dim=2).init(jax.random.key(0), tiny_population()))
+        >>> type(state.private["vector"]).__name__
+        'ndarray'
+    """
+    private, memory = jax.tree.map(np.array, (state.private, state.memory))
+    return copy_state(_light(state))._replace(private=private, memory=memory)
+
+
 def copy_state(state: State, spare: State | None = None) -> State:
     """A copy that later rounds leave alone.
 
@@ -175,7 +197,8 @@ class _Rounds:
 
     def __init__(self, parts: Streaming) -> None:
         self.size = size_of(parts)
-        self.draw, self.train, self.end = jax.jit(parts.draw), jax.jit(parts.train), jax.jit(parts.end)
+        self.draw, self.train = jax.jit(parts.draw), jax.jit(parts.train)
+        self.end = jax.jit(parts.end, donate_argnums=1)  # the model before the step is not needed after it
         self.add = jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
 
     def run(
@@ -184,7 +207,7 @@ class _Rounds:
         """So many rounds; of none, all is compiled."""
         kept, light, infos = (state.private, state.memory), _light(state), []
         if not count:
-            self._round(key, light, population, kept, idle=True)
+            self._round(key, copy_state(light), population, kept, idle=True)
         for _ in range(int(count)):
             light, info = self._round(key, light, population, kept)
             infos.append(info)
@@ -192,36 +215,53 @@ class _Rounds:
         return light._replace(private=kept[0], memory=kept[1]), reports
 
     def text(self, key: Key, state: State, population: Population) -> str:
-        """Of the program of a part."""
-        kept, light = (state.private, state.memory), _light(state)
-        cohort = jax.eval_shape(self.draw, key, light, population)
+        """Of the programs of a round, one after the other."""
+        kept, given = (state.private, state.memory), (key, _light(state), population)
+        cohort = jax.eval_shape(self.draw, *given)
         own = jax.tree.map(lambda p: jax.ShapeDtypeStruct((self.size, *p.shape[1:]), p.dtype), kept)
-        return self.train.lower(key, light, population, cohort, np.int32(0), own).as_text()
+        one = jax.eval_shape(self.train, *given, cohort, np.int32(0), own)
+        slots = cohort.alive.shape
+        told = jax.tree.map(lambda x: jax.ShapeDtypeStruct(slots, x.dtype), (one.sound, one.losses))
+        programs = (
+            self.draw.lower(*given),
+            self.train.lower(*given, cohort, np.int32(0), own),
+            self.end.lower(*given, cohort, one.sums, *told),
+        )
+        return "\n".join(program.as_text() for program in programs)
 
     def _round(
         self, key: Key, light: State, population: Population, kept: PyTree, *, idle: bool = False
     ) -> tuple[State, RoundInfo]:
-        """One round; an idle one trains nobody and changes nothing."""
+        """One round, which consumes `light`; an idle one trains nobody and changes nothing that is kept."""
         cohort = self.draw(key, light, population)
         if idle:
             cohort = cohort._replace(alive=jnp.zeros_like(cohort.alive))
-        ids, alive = np.asarray(cohort.clients.id), np.asarray(cohort.alive)
-        firsts = [
-            first for first in range(0, len(ids), self.size) if not first or alive[first:][: self.size].any()
-        ]
 
-        def train(first: int) -> Trained:
-            own = jax.tree.map(lambda p: p[ids[first:][: self.size]], kept)
+        def train(first: int, ids: np.ndarray) -> Trained:
+            own = jax.tree.map(lambda p: p[ids], kept)
             return self.train(key, light, population, cohort, np.int32(first), own)
 
-        coming = train(0)
-        told = jax.tree.map(lambda x: np.zeros(len(ids), x.dtype), (coming.sound, coming.losses))
-        sums = jax.tree.map(jnp.zeros_like, coming.sums)
-        for first, after in zip(firsts, [*firsts[1:], None], strict=True):
-            # the next part is fetched and under way before this one is waited for
-            trained, coming = coming, coming if after is None else train(after)
-            sums = self.add(sums, trained.sums)
-            part, sound = slice(first, first + self.size), np.asarray(trained.sound)
-            _put(told, part, (trained.sound, trained.losses))
-            _put(kept, ids[part][sound], jax.tree.map(lambda x: np.asarray(x)[sound], trained.kept))  # noqa: B023
+        sums, told = self._train_all(cohort, train, kept)
         return self.end(key, light, population, cohort, sums, *told)
+
+    def _train_all(
+        self, cohort: Cohort, train: Callable[[int, np.ndarray], Trained], kept: PyTree
+    ) -> tuple[Result, PyTree]:
+        """Train part after part, and put back what its clients keep: sums, and what is told of each client [C]."""
+        ids, alive = (np.asarray(x).reshape(-1, self.size) for x in (cohort.clients.id, cohort.alive))
+        parts = [part for part in range(len(ids)) if not part or alive[part].any()]
+        coming = train(0, ids[0])
+        told = jax.tree.map(lambda x: np.zeros(ids.shape, x.dtype), (coming.sound, coming.losses))
+        sums: Result | None = None
+        for part, after in zip(parts, [*parts[1:], None], strict=True):
+            # the next part is fetched and under way before this one is waited for
+            trained, coming = coming, coming if after is None else train(after * self.size, ids[after])
+            sums = trained.sums if sums is None else self.add(sums, trained.sums)
+            _put(told, part, (trained.sound, trained.losses))
+            _put_sound(kept, ids[part], trained)
+        return cast("Result", sums), jax.tree.map(np.ravel, told)
+
+
+def _put_sound(kept: PyTree, ids: np.ndarray, trained: Trained) -> None:
+    sound = np.asarray(trained.sound)
+    _put(kept, ids[sound], jax.tree.map(lambda x: np.asarray(x)[sound], trained.kept))

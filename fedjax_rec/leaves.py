@@ -4,7 +4,7 @@ A typed PRNG key becomes its words; everything else keeps its dtype and its bits
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -70,7 +70,7 @@ def to_arrays(tree: PyTree) -> list[np.ndarray]:
     ]
 
 
-def from_arrays(arrays: Sequence[np.ndarray], template: PyTree) -> PyTree:
+def from_arrays(arrays: Iterable[np.ndarray], template: PyTree) -> PyTree:
     """Put plain arrays back into a tree.
 
     Args:
@@ -78,7 +78,7 @@ def from_arrays(arrays: Sequence[np.ndarray], template: PyTree) -> PyTree:
         template: a tree of arrays of that structure and those dtypes.
 
     Returns:
-        the tree, of jax arrays.
+        the tree, of jax arrays; where the template has numpy arrays, of the given ones.
 
     Example:
         >>> tree = {"a": jnp.ones(2, jnp.bfloat16), "k": jax.random.key(7)}
@@ -90,7 +90,9 @@ def from_arrays(arrays: Sequence[np.ndarray], template: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, [_restore(*pair) for pair in zip(arrays, leaves, strict=True)])
 
 
-def _restore(array: np.ndarray, leaf: Any) -> jax.Array:
+def _restore(array: np.ndarray, leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray):
+        return array
     if _is_key(leaf):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
     return jnp.array(array, dtype=_dtype(leaf))  # a copy: the next block consumes it

@@ -34,8 +34,7 @@ from fedjax_rec.tables import num_rows
 from fedjax_rec.types import Algorithm, ClientWork, FixedPoint, Known, Plan, PyTree, Sampler, Server, State
 
 CPU_LANES, ACCELERATOR_LANES = 32, 1024
-STREAMED = 2**30  # bytes of a cohort's copies from which parts cost no time on a CPU
-PART = 30 * 2**20  # bytes of a part's largest leaf: glibc keeps no buffer of 32 MiB for its next use
+COPIED = ("best", "host best")
 COPIES = 6  # of what the clients of a part keep: two parts are under way, read, trained and put back
 CORE_BYTES = 5 * 2**18  # of the batches of a core's lanes, which stay in its cache
 _PARTS = {  # of a plan's memory: what takes it, and the way out
@@ -59,6 +58,10 @@ _PARTS = {  # of a plan's memory: what takes it, and the way out
     "versions": ("the models that late clients train from take", "lower --max-staleness or --dim"),
     "best": (
         "the best state so far takes",
+        "lower --dim, or have no best kept: keep='last', or no validation",
+    ),
+    "host best": (
+        "the best state so far takes in host memory",
         "lower --dim, or have no best kept: keep='last', or no validation",
     ),
     "sums": ("sums of updates take", "lower --dim or the number of devices"),
@@ -107,61 +110,6 @@ def choose_lanes(
     else:
         each = max(2, min(16, share // 64) if cpu else min(512, share // 8))
     return each * devices
-
-
-def copies_are_large(plan: Plan) -> bool:
-    """Whether rounds in parts cost no time: on a CPU, where a round copies 1 GiB of what its cohort keeps.
-
-    There parts stay in buffers that are used again. To and from an accelerator they must be sent.
-
-    Args:
-        plan: of rounds in one piece.
-
-    Returns:
-        True or False.
-
-    Example:
-        >>> copies_are_large(Plan(6040, 2, 4, "lanes", "scatter", {"cohort": 2**26}))
-        False
-    """
-    return jax.default_backend() == "cpu" and plan.memory["cohort"] >= STREAMED
-
-
-def choose_part(plan: Plan, kept: PyTree) -> int:
-    """How many clients of a cohort go to the device at a time, if they stream from host memory.
-
-    Args:
-        plan: of rounds in one piece.
-        kept: shapes of what clients keep between rounds, leaves [N, ...].
-
-    Returns:
-        S, a multiple of the devices, and of the lanes if there are that many; no more than the cohort needs.
-
-    Example:
-        >>> kept = jax.ShapeDtypeStruct((6040, 3706, 32), jnp.float32)
-        >>> [choose_part(Plan(cohort, 2, 4, "lanes", "scatter", {}), kept) for cohort in (6040, 11)]
-        [64, 12]
-    """
-    most = min(part_size(kept, plan.devices), -(-plan.cohort // plan.devices) * plan.devices)
-    return most - most % plan.lanes if most >= plan.lanes else most  # so that all lanes are busy to the end
-
-
-def part_size(kept: PyTree, devices: int = 1) -> int:
-    """How many clients make a part of 30 MiB, by their largest leaf.
-
-    Args:
-        kept: what clients keep between rounds, or its shapes, leaves [N, ...].
-        devices: that share a part.
-
-    Returns:
-        S, a multiple of the devices.
-
-    Example:
-        >>> part_size(jax.ShapeDtypeStruct((943, 1682, 32), jnp.float32))
-        146
-    """
-    each = max((_bytes(leaf) // leaf.shape[0] for leaf in jax.tree.leaves(kept)), default=1)
-    return max(1, PART // each // devices) * devices
 
 
 def row_update_of(platform: str) -> str:
@@ -226,7 +174,8 @@ def make_plan(
         **_kept_bytes(private, population.num_clients, cohort, devices, stream_clients),
         "model": devices * (model + _bytes(state.opt_state)),
         "versions": devices * _bytes(state.flight),  # who is under way in asynchronous rounds, and old models
-        "sums": devices * 3 * upload,  # the totals, their sum over devices, and the step made of it
+        # the totals, their sum over devices, and the step made of it; with parts, those of two and their sum
+        "sums": devices * (3 if stream_clients is None else 5) * upload,
         "lanes": 4 * width * batch,  # rows, gradients and deltas of one step
         "room": 0
         if schedule == "lanes"
@@ -286,7 +235,7 @@ def check_fits(plan: Plan, fixed: FixedPoint | None = None) -> None:
             f"a cohort of {plan.cohort:,} could wrap fixed-point sums made for {fixed.capacity:,}; raise their "
             "capacity"
         )
-    host = {part: size for part, size in plan.memory.items() if part == "host"}
+    host = {part: size for part, size in plan.memory.items() if part.startswith("host")}
     if not host or jax.default_backend() == "cpu":  # whose devices share the host's memory
         return _check_room(plan.memory, device_bytes(plan.devices), plan.cohort)
     _check_room(
@@ -330,9 +279,12 @@ def _check_room(memory: dict[str, int], room: int, cohort: int) -> None:
 
 
 def _to_blame(memory: dict[str, int], excess: int) -> str:
-    """The largest part; the copy of the best state, which is as large as what it copies, only where it decides."""
-    others = {part: size for part, size in memory.items() if part != "best"}
-    return "best" if memory.get("best", 0) >= excess else max(others, key=others.__getitem__)
+    """The largest part; a copy of the best state, as large as what it copies, only where the copies decide."""
+    copies, others = (
+        {p: n for p, n in memory.items() if (p in COPIED) == copied} for copied in (True, False)
+    )
+    found = copies if sum(copies.values()) >= excess else others
+    return max(found, key=found.__getitem__)
 
 
 def with_copy(plan: Plan) -> Plan:
@@ -351,7 +303,7 @@ def with_copy(plan: Plan) -> Plan:
     """
     copied = {"best": state_bytes(plan)}
     if "host" in plan.memory:  # where the copy of it is too
-        copied["host"] = 2 * plan.memory["host"]
+        copied["host best"] = plan.memory["host"]
     return plan._replace(memory=plan.memory | copied)
 
 

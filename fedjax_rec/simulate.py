@@ -24,7 +24,7 @@ from fedjax_rec.devices import replicate
 from fedjax_rec.evaluation.evaluator import Point, make_evaluator
 from fedjax_rec.evaluation.metrics import KS, metrics_from_ranks
 from fedjax_rec.guard import LOST, diverged, first_loss
-from fedjax_rec.host_memory import Block, copy_state, make_block, place_state, start_state
+from fedjax_rec.host_memory import Block, copy_kept, copy_state, make_block, place_state, start_state
 from fedjax_rec.leaves import digest
 from fedjax_rec.plan import check_fits, with_copy
 from fedjax_rec.population import Population, population_of
@@ -151,7 +151,7 @@ def simulate(
         state = start_state(algorithm, parts, key, population)
     else:
         check_state(algorithm, key, state, population)
-        state = place_state(parts, algorithm.mesh, state if parts is None else copy_state(state))
+        state = place_state(parts, algorithm.mesh, state if parts is None else copy_kept(state))
     size = eval_every if checkpoint is not None else min(eval_every, max(rounds, 1))
     block = make_block(algorithm, parts, size)
     run = _Run(block, evaluate, stop, keep, on_block, began, plan, ledger)

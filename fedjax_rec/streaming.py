@@ -28,7 +28,8 @@ from fedjax_rec.devices import keep_replicated
 from fedjax_rec.engine import Result
 from fedjax_rec.guard import run_sound
 from fedjax_rec.initial import init_memory, private_of
-from fedjax_rec.plan import check_fits, choose_part, copies_are_large, fits, with_copy
+from fedjax_rec.parts import choose_part, copies_are_large
+from fedjax_rec.plan import check_fits, fits, with_copy
 from fedjax_rec.population import Population
 from fedjax_rec.rounds import Rules, attempts, end_round, gather_clients, init_state, plan_rounds
 from fedjax_rec.types import Key, PyTree, RoundInfo, Server, State, Streaming
@@ -50,24 +51,23 @@ def take_apart(
 
     Args:
         rules: of the rounds.
-        stream_clients: S, clients of a part; 0 for rounds in one piece; None for parts where they cost no time, or
-            fit where one piece does not.
+        stream_clients: S, clients of a part, rounded up to a multiple of the devices; 0 for rounds in one piece;
+            None for parts where they cost no time, or fit where one piece does not.
         colluding: whether malicious clients craft their updates together.
 
     Returns:
         population -> the parts of a round, or None for one piece.
 
     Raises:
-        ValueError: if S does not divide over the devices, or on rules that need a whole cohort.
+        ValueError: if S is negative, or on rules that need a whole cohort.
 
     Example:
         see `fedjax_rec.federate.federate`, which calls it.
     """
     whole = _needs_whole(rules, colluding=colluding)
-    devices = 1 if rules.mesh is None else rules.mesh.size
-    if stream_clients is not None and (stream_clients < 0 or stream_clients % devices):
+    if stream_clients is not None and stream_clients < 0:
         raise ValueError(
-            f"stream_clients={stream_clients} is no multiple of {devices} device(s); choose one, or 0"
+            f"stream_clients={stream_clients} must be at least 0, which is for rounds in one piece"
         )
     if stream_clients and whole:
         raise ValueError(
@@ -75,12 +75,18 @@ def take_apart(
         )
 
     def parts(population: Population) -> Streaming | None:
-        size = stream_clients
-        if size is None and not whole:
-            size = _choose(rules, population)
-        return _parts(rules, population, size) if size else None
+        if stream_clients == 0 or whole:
+            return None
+        size = _choose(rules, population) if stream_clients is None else stream_clients
+        return None if size is None else _parts(rules, population, _whole_slots(rules, population, size))
 
     return parts
+
+
+def _whole_slots(rules: Rules, population: Population, size: int) -> int:
+    """S, of as many clients for each device, and no more than the cohort needs."""
+    plan = plan_rounds(rules, population)
+    return -(-min(size, plan.cohort) // plan.devices) * plan.devices
 
 
 def _needs_whole(rules: Rules, *, colluding: bool) -> str:

@@ -15,16 +15,16 @@ from fedjax_rec.aggregators import fixed_point, named, total
 from fedjax_rec.checkpoints import Checkpoints
 from fedjax_rec.cli import main
 from fedjax_rec.devices import client_mesh
-from fedjax_rec.evaluation.evaluator import make_evaluator, make_lister, make_rater
-from fedjax_rec.fairness import agnostic
+from fedjax_rec.evaluation.evaluator import make_evaluator, make_lister, make_rater, server_parameters
+from fedjax_rec.fairness import agnostic, q_fedavg
 from fedjax_rec.feedback import error_feedback
 from fedjax_rec.host_memory import copy_state, make_block, place_state
 from fedjax_rec.informed import power_of_choice
 from fedjax_rec.leaves import digest, to_arrays
 from fedjax_rec.plan import check_fits, plan_run, with_copy
+from fedjax_rec.privacy.central import dp_fedavg
 from fedjax_rec.promotion import colluding, explicit_boosting
 from fedjax_rec.robust import norm_bound
-from fedjax_rec.samplers import poisson
 from fedjax_rec.sparsifiers import top_k
 from fedjax_rec.testing import assert_close, tiny_population
 
@@ -32,6 +32,7 @@ pytestmark = pytest.mark.as_compiled
 
 KEY = jax.random.key(3)
 SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10}
+PRIVATE = dp_fedavg(24, cohort=8, rounds=5, clip=0.5, delta=1e-3, noise_multiplier=2.0)
 MAKES: dict[str, Any] = {  # private tables, memories, losses, absent clients, weights by row
     "fedrap": partial(fr.fedrap, dim=3, batch_size=8),
     "pfedrec": partial(fr.pfedrec, dim=3),
@@ -41,11 +42,12 @@ MAKES: dict[str, Any] = {  # private tables, memories, losses, absent clients, w
     ),
     "error feedback": partial(fr.fedmf, cohort=10, transform=error_feedback(top_k(0.2)), **SMALL),
     "losses": partial(fr.fedmf, sampler=power_of_choice(16, cohort=9), **SMALL),
-    "poisson": partial(fr.fedmf, sampler=poisson(0.3, 20), aggregator="mean", **SMALL),
     "faults": partial(
         fr.fedmf, cohort=12, faults=fr.Faults(drop_out=0.2, spread=0.5, deadline=8.0, partial=True), **SMALL
     ),
-    "rows": partial(fr.fedmf, cohort=10, aggregator="touchers", **SMALL),
+    "rows": partial(fr.fedmf, cohort=10, aggregator="heat", **SMALL),
+    "fair": partial(fr.fedmf, cohort=10, aggregator=q_fedavg(0.5, lipschitz=2.0), **SMALL),
+    "private": partial(fr.fedmf, **PRIVATE.federation, **SMALL),
 }
 
 
@@ -59,7 +61,9 @@ def run(make, size, devices=1, rounds=4):
     algorithm = make(stream_clients=size, mesh=client_mesh(devices))
     state, history = fr.simulate(algorithm, tiny_population(), rounds=rounds, seed=KEY, eval_every=2)
     assert history.num_compilations == 1
-    assert history.plan.stream_clients == (size or None)
+    assert history.plan.stream_clients == (
+        min(size, history.plan.cohort + history.plan.cohort % devices) or None
+    )
     return state, history.rounds
 
 
@@ -148,6 +152,7 @@ def test_a_run_goes_on_bit_for_bit(split, tmp_path):
     assert digest(to_arrays(state)) == digest(to_arrays(straight))
     assert history.evaluations == expected.evaluations
     assert history.selected_round == 3
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(state.private))
     _, whole = fr.simulate(fr.pfedrec(dim=3, stream_clients=0), split, rounds=7, **options)
     assert history.selected_round == whole.selected_round
     for (_, found), (_, wanted) in zip(history.evaluations, whole.evaluations, strict=True):
@@ -155,13 +160,34 @@ def test_a_run_goes_on_bit_for_bit(split, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "make", [partial(fr.fedrap, dim=3), partial(fr.fedmf, dim=3)], ids=["tables", "vectors"]
+    "other",
+    [{"server_optimizer": optax.sgd(0.5)}, {"aggregator": "mean"}, {"faults": fr.Faults(drop_out=0.5)}],
+    ids=["end", "aggregator", "draw"],
 )
-def test_ranks_of_leaves_in_host_memory(make, split):
+def test_another_algorithm_is_refused(other, split, tmp_path):
+    """Wherever in a round it differs."""
+    given: dict[str, Any] = {"cohort": 8, "stream_clients": 4, **SMALL}
+    kept = Checkpoints(tmp_path / "run", every=1)
+    fr.simulate(fr.fedmf(**given), split, rounds=1, eval_every=1, checkpoint=kept)
+    with pytest.raises(ValueError, match="the program of a round"):
+        fr.simulate(fr.fedmf(**given, **other), split, rounds=2, eval_every=1, checkpoint=kept)
+
+
+@pytest.mark.parametrize(
+    ("make", "by_parts"),
+    [
+        (partial(fr.fedrap, dim=3), True),
+        (partial(fr.fedmf, dim=3), False),
+        (partial(fr.scaffold, dim=3), False),
+    ],
+    ids=["tables", "vectors", "tables that no score reads"],
+)
+def test_ranks_of_leaves_in_host_memory(make, by_parts, split):
     """The same, whether all scores are smaller than the leaves, and so computed part by part, or not."""
     algorithm, population = make(), fr.population_of(split)
     state = algorithm.init(KEY, population)
     waiting = state._replace(private=jax.tree.map(np.asarray, state.private))
+    assert isinstance(server_parameters(algorithm).prepare(waiting), np.ndarray) == by_parts
     for build in (make_evaluator, make_lister, make_rater):
         assert_close(build(algorithm, split)(waiting), build(algorithm, split)(state), build.__name__, 1e-6)
 
@@ -184,7 +210,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "asynchronous rounds",
     ),
     "represent": (fr.fedals, "clients that represent themselves"),
-    "devices": (partial(fr.fedmf, mesh=client_mesh(2)), "no multiple of 2 device"),
 }
 
 
@@ -194,12 +219,16 @@ def test_what_needs_a_whole_cohort_is_refused(name, monkeypatch):
     make, why = REFUSED[name]
     with pytest.raises(ValueError, match=f"stream_clients=5 .*{why}"):
         make(stream_clients=5)
-    monkeypatch.setattr("fedjax_rec.plan.STREAMED", 0)
-    assert (plan_run(make(), tiny_population()).stream_clients is None) == (name != "devices")
+    monkeypatch.setattr("fedjax_rec.parts.STREAMED", 0)
+    assert plan_run(make(), tiny_population()).stream_clients is None
 
 
-def test_negative_parts_are_refused():
-    with pytest.raises(ValueError, match="stream_clients=-1 is no multiple"):
+def test_the_size_of_a_part():
+    """Whole slots for each device, and no more than the cohort needs; never a negative number."""
+    for asked, cohort, devices, size in ((5, 12, 1, 5), (5, 12, 2, 6), (99, 12, 1, 12), (99, 11, 2, 12)):
+        algorithm = fr.fedmf(**SMALL, cohort=cohort, stream_clients=asked, mesh=client_mesh(devices))
+        assert plan_run(algorithm, tiny_population()).stream_clients == size
+    with pytest.raises(ValueError, match="stream_clients=-1 must be at least 0"):
         fr.fedmf(stream_clients=-1)
 
 
@@ -209,9 +238,9 @@ def test_where_memory_asks_for_it(split, monkeypatch):
     plan = with_copy(algorithm.plan(population))
     assert plan_run(algorithm, population).stream_clients is None
     expected, whole = fr.simulate(algorithm, split, rounds=3, eval_every=3)
-    monkeypatch.setattr("fedjax_rec.plan.PART", 7 * 4 * 3 * split.num_items)
+    monkeypatch.setattr("fedjax_rec.parts.PART", 7 * 4 * 3 * split.num_items)
     with monkeypatch.context() as patch:
-        patch.setattr("fedjax_rec.plan.STREAMED", plan.memory["cohort"])
+        patch.setattr("fedjax_rec.parts.STREAMED", plan.memory["cohort"])
         assert plan_run(fr.fedrap(dim=3, stream_clients=0), population).stream_clients is None
         state, history = fr.simulate(algorithm, split, rounds=3, eval_every=3)
     assert (whole.plan.stream_clients, history.plan.stream_clients) == (None, 6)
@@ -232,14 +261,18 @@ def test_what_waits_is_counted_once(split, monkeypatch):
     assert one.memory["host"] == two.memory["host"] == kept
     assert one.memory["cohort"] < kept < fr.fedrap(dim=3).plan(population).memory["cohort"]
     both = with_copy(one)
-    assert (both.memory["host"], both.memory["best"]) == (2 * kept, one.memory["model"])
+    assert (both.memory["host best"], both.memory["best"]) == (kept, one.memory["model"])
     rest = sum(both.memory.values()) - 2 * kept
     monkeypatch.setattr("fedjax_rec.plan.host_bytes", lambda: 2 * kept - 1)
+    monkeypatch.setattr("fedjax_rec.plan.device_bytes", lambda devices: devices * (rest + 2 * kept - 1))
+    with pytest.raises(ValueError, match=r"the best state so far takes in host memory .*keep='last'"):
+        check_fits(both)
+    check_fits(one)
     monkeypatch.setattr("fedjax_rec.plan.device_bytes", lambda devices: devices * rest)
     with pytest.raises(ValueError, match="what all clients keep in host memory takes"):
-        check_fits(both)
+        check_fits(one)
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
-    with pytest.raises(ValueError, match="what all clients keep in host memory takes"):
+    with pytest.raises(ValueError, match=r"the best state so far takes in host memory .*keep='last'"):
         check_fits(both)
     monkeypatch.setattr("fedjax_rec.plan.host_bytes", lambda: 2 * kept)
     check_fits(both)

@@ -14,9 +14,9 @@ from fedjax_rec.data.splits import Split
 from fedjax_rec.engine import run_cohort
 from fedjax_rec.evaluation.ranking import Ranks, make_ranker
 from fedjax_rec.evaluation.recommend import TopK, make_recommender
-from fedjax_rec.plan import part_size
+from fedjax_rec.parts import part_size
 from fedjax_rec.population import Population, population_of
-from fedjax_rec.schedules import Uplink
+from fedjax_rec.schedules import Uplink, one_of
 from fedjax_rec.tables import num_rows
 from fedjax_rec.types import Algorithm, ClientWork, PyTree, Score, Server, State
 
@@ -66,20 +66,35 @@ def _usual_point(algorithm: Algorithm) -> Point:
     score_part = jax.jit(jax.vmap(cast("Score", algorithm.score), in_axes=(0, None)))
 
     def prepare(state: State) -> PyTree:
-        waiting = [leaf for leaf in jax.tree.leaves(state.private) if isinstance(leaf, np.ndarray)]
-        shape = (waiting[0].shape[0] if waiting else 0, num_rows(state.server.tables))
-        if sum(leaf.size for leaf in waiting) <= np.prod(shape):
+        read = [leaf for leaf in _read_leaves(algorithm, state) if isinstance(leaf, np.ndarray)]
+        clients, items = len(read[0]) if read else 0, num_rows(state.server.tables)
+        if sum(leaf.size for leaf in read) <= clients * items:
             return state.private, state.server  # all scores would take more
-        scores, size = np.empty(shape, np.float32), part_size(state.private)
-        for first in range(0, len(scores), size):
-            part = np.arange(first, first + size).clip(max=len(scores) - 1)  # all are of one size
-            scores[part] = score_part(jax.tree.map(lambda leaf: leaf[part], state.private), state.server)  # noqa: B023
+
+        def score_some(users: np.ndarray) -> jax.Array:
+            return score_part(jax.tree.map(lambda leaf: leaf[users], state.private), state.server)
+
+        scores, size = np.empty((clients, items), np.float32), min(part_size(read), clients)
+        for first in range(0, clients, size):
+            users = np.arange(first, first + size).clip(max=clients - 1)  # all parts are of one size
+            scores[users] = score_some(users)
         return scores
 
     def score(prepared: PyTree, users: jax.Array) -> jax.Array:
         return score_block(prepared, users) if isinstance(prepared, tuple) else prepared[users]
 
     return Point(prepare, score)
+
+
+def _read_leaves(algorithm: Algorithm, state: State) -> list[jax.Array | np.ndarray]:
+    """The private leaves that scores depend on: others, such as control variates, need not leave the host."""
+    score, shapes = cast("Score", algorithm.score), one_of(state.private)
+    program = jax.make_jaxpr(score)(shapes, state.server).jaxpr
+    read = {id(name) for step in program.eqns for name in step.invars} | {
+        id(name) for name in program.outvars
+    }
+    leaves = jax.tree.leaves(state.private)
+    return [leaf for leaf, name in zip(leaves, program.invars, strict=False) if id(name) in read]
 
 
 def _represent(work: ClientWork, state: State, population: Population) -> PyTree:
