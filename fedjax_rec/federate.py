@@ -137,18 +137,18 @@ def federate(
         mesh: devices to split each cohort over, of `fedjax_rec.devices.client_mesh`; None for one.
         row_update: how rows are added to a table, a name in `row_updates.STRATEGIES`; by default by back end.
         stream_clients: S: what clients keep between rounds waits in host memory, and `simulate` takes a cohort to
-            the device S clients at a time (`fedjax_rec.streaming`); 0 for never; by default where that helps.
+            the device S clients at a time (`fedjax_rec.streaming`); 0 for never; by default where that helps. In
+            `train`, `train_seeds` and `sweep` rounds are in one piece.
 
     Returns:
-        `init`, `round`, `score` and `plan` as pure functions.
+        `init`, `round`, `score` and `plan` as pure functions, and `streaming`: `round` in parts.
 
     Raises:
         ValueError: if `lanes` is below 1, or `row_update` or `aggregator` unknown; in the first round, on keys
             that are not jax's default kind, if a stack of updates cannot fit, or if fixed-point sums could wrap;
             on noise that would not hide what it is to hide (`soundness.check_sound`); on colluding clients, whose
             losses are not known, beside a rule that goes by losses; and on what asynchronous rounds cannot be
-            combined with; if `stream_clients` does not divide over the devices, or is given beside what needs a
-            whole cohort.
+            combined with; if `stream_clients` is negative, or given beside what needs a whole cohort.
 
     Example:
         see `fedjax_rec.algorithms.fedmf`.
@@ -240,22 +240,30 @@ def client_update(
     """
     if not 0 <= client < population.num_clients:
         raise ValueError(f"there is no client {client}; clients are 0..{population.num_clients - 1}")
-    totals = _one_client(algorithm.work)(key, state, population, jnp.array([client]))
-    ids = jnp.asarray(np.flatnonzero(np.asarray(totals.row_weight)))
-    return Update(totals.server.shared, ids, read_rows(totals.server.tables, ids), totals.weight)
+    ids = place = np.array([client])
+    if any(
+        isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(state.private)
+    ):  # all others stay on the host
+        state, place = (
+            state._replace(private=jax.tree.map(lambda leaf: leaf[ids], state.private)),
+            np.array([0]),
+        )
+    totals = _one_client(algorithm.work)(key, state._replace(memory=()), population, ids, place)
+    touched = jnp.asarray(np.flatnonzero(np.asarray(totals.row_weight)))
+    return Update(totals.server.shared, touched, read_rows(totals.server.tables, touched), totals.weight)
 
 
 @lru_cache(maxsize=32)
-def _one_client(work: ClientWork) -> Callable[[Key, State, Population, jax.Array], Totals]:
+def _one_client(work: ClientWork) -> Callable[[Key, State, Population, np.ndarray, np.ndarray], Totals]:
     """A round of one client, compiled once for all clients."""
     uplink = Uplink(total()._replace(per_row=True))
 
     @jax.jit
-    def run(key: Key, state: State, population: Population, ids: jax.Array) -> Totals:
+    def run(key: Key, state: State, population: Population, ids: jax.Array, place: jax.Array) -> Totals:
         clients = name_clients(jax.random.fold_in(stream(key, "client"), state.round), ids, population)
         alive = jnp.ones(1, bool)
         server, private = state.server, state.private
-        result = run_cohort(work, uplink, population, server, private, clients, alive, lanes=1)
+        result = run_cohort(work, uplink, population, server, private, clients, alive, lanes=1, place=place)
         return cast("Totals", result.totals)
 
     return run

@@ -18,7 +18,7 @@ FLOORS = {
     "lanes": 1, "waves": 1, "clients": 1, "guard": 1, "stepping": 1, "faults": 1, "asynchronous": 1, "cohorts": 1,
     "layout": 1, "compression": 1, "sparsifiers": 1, "feedback": 1,
     "secure": 1, "masks": 1, "secure_cost": 0,
-    "devices": 1, "plan": 1, "samplers": 1, "aggregators": 1, "noise": 1, "transforms": 1,
+    "devices": 1, "plan": 1, "parts": 1, "samplers": 1, "aggregators": 1, "noise": 1, "transforms": 1,
     "reducers": 1, "servers": 1,
     "robust": 1, "attacks": 1, "adversary": 1, "promotion": 1, "fedrecattack": 1,
     "knowledge": 1, "fairness": 1, "informed": 1,

@@ -17,6 +17,7 @@ from fedjax_rec.cli import main
 from fedjax_rec.devices import client_mesh
 from fedjax_rec.evaluation.evaluator import make_evaluator, make_lister, make_rater, server_parameters
 from fedjax_rec.fairness import agnostic, q_fedavg
+from fedjax_rec.federate import client_update
 from fedjax_rec.feedback import error_feedback
 from fedjax_rec.host_memory import copy_state, make_block, place_state
 from fedjax_rec.informed import power_of_choice
@@ -190,6 +191,17 @@ def test_ranks_of_leaves_in_host_memory(make, by_parts, split):
     assert isinstance(server_parameters(algorithm).prepare(waiting), np.ndarray) == by_parts
     for build in (make_evaluator, make_lister, make_rater):
         assert_close(build(algorithm, split)(waiting), build(algorithm, split)(state), build.__name__, 1e-6)
+
+
+def test_one_client_of_a_state_in_host_memory(split):
+    """Its update is that of the state on the device, and the others' leaves stay where they are."""
+    algorithm, population = fr.fedrap(dim=3), fr.population_of(split)
+    state = algorithm.init(KEY, population)
+    own = state.private["vector"].at[7].add(0.5)
+    state = state._replace(private=state.private | {"vector": own})
+    waiting = state._replace(private=jax.tree.map(np.asarray, state.private))
+    found, wanted = (client_update(algorithm, KEY, each, population, 7) for each in (waiting, state))
+    assert_close(found, wanted, "the update", 1e-6)
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
