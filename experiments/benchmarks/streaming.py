@@ -5,7 +5,7 @@
 FedRAP (D = 32, everyone in each round) keeps 2.7 GiB on MovieLens 1M, SCAFFOLD (D = 64, cohorts of 604) 5.4 GiB.
 From host memory they go to the device so many clients at a time (`fedjax_rec.streaming`). Each measurement is a
 process of its own, sizes take turns, and medians are reported with the least and the most; about 30 minutes on two
-cores. `plan.choose_part` was read off this. Without `--data-dir` histories are drawn with MovieLens-1M's lengths.
+cores. `parts.choose_part` was read off this. Without `--data-dir` histories are drawn with MovieLens-1M's lengths.
 What to expect stands in `NOTES.md`.
 """
 
