@@ -38,7 +38,7 @@ def choose_part(plan: Plan, kept: PyTree) -> int:
         S, a multiple of the devices, and of the lanes if there are that many; no more than the cohort needs.
 
     Example:
-        >>> kept = jax.ShapeDtypeStruct((6040, 3706, 32), jnp.float32)
+        >>> kept = jax.ShapeDtypeStruct((6040, 3706, 32), np.float32)
         >>> [choose_part(Plan(cohort, 2, 4, "lanes", "scatter", {}), kept) for cohort in (6040, 11)]
         [64, 12]
     """
@@ -57,7 +57,7 @@ def part_size(kept: PyTree, devices: int = 1) -> int:
         S, a multiple of the devices.
 
     Example:
-        >>> part_size(jax.ShapeDtypeStruct((943, 1682, 32), jnp.float32))
+        >>> part_size(jax.ShapeDtypeStruct((943, 1682, 32), np.float32))
         146
     """
     each = max(

@@ -295,7 +295,7 @@ def test_one_device_where_a_copy_on_each_does_not_fit(task, monkeypatch):
     needed = sum(with_copy(make("fedrap").plan(population)).memory.values())
     monkeypatch.setattr("fedjax_rec.plan.device_bytes", lambda _: int(1.2 * needed))
     assert make_on_devices("fedrap", population, {"stream_clients": 0}).plan(population).devices == 1
-    monkeypatch.setattr("fedjax_rec.plan.PART", needed // 100)
+    monkeypatch.setattr("fedjax_rec.parts.PART", needed // 100)
     streaming = plan_run(make_on_devices("fedrap", population, {}), population)
     assert (streaming.devices, streaming.stream_clients is None) == (2, False)  # what they keep is there once
 
