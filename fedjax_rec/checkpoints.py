@@ -280,9 +280,8 @@ def _unpack(meta: Meta, arrays: list[np.ndarray], template: PyTree) -> Snapshot:
         parts[part].append(array)
     state, run = from_arrays(parts["state"], template), meta["run"]
     best = None
-    if run["best"][
-        "kept"
-    ]:  # where it is the state itself, it is another copy: rounds write into numpy leaves
+    if run["best"]["kept"]:
+        # where it is the state itself, another copy: rounds may write into numpy leaves
         best = from_arrays(parts["best"] or (np.array(array) for array in parts["state"]), template)
     fields = [name for part, *rest in names if part == "rounds" for name in rest]
     rounds: Any = dict(zip(fields, parts["rounds"], strict=True))

@@ -14,7 +14,7 @@ from fedjax_rec.evaluation.evaluator import Point
 from fedjax_rec.fairness import q_fedavg
 from fedjax_rec.informed import loss_proportional, size_capped
 from fedjax_rec.inputs import fold_in_epochs_of
-from fedjax_rec.plan import on_devices_that_fit
+from fedjax_rec.parts import on_devices_that_fit
 from fedjax_rec.points import after_fold_in, after_local_training
 from fedjax_rec.population import Population, population_of
 from fedjax_rec.privacy.central import Private, dp_fedavg

@@ -1,9 +1,13 @@
-"""Whether clients stream from host memory by themselves, and how many of them make a part."""
+"""How a run is laid out where memory is short: clients that stream from host memory, and fewer devices."""
+
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from fedjax_rec.types import Plan, PyTree
+from fedjax_rec.plan import fits, with_copy
+from fedjax_rec.population import Population
+from fedjax_rec.types import Algorithm, Plan, PyTree, Streaming
 
 STREAMED = 2**30  # bytes of a cohort's copies from which parts cost no time on a CPU
 PART = 30 * 2**20  # bytes of a part's largest leaf: glibc keeps no buffer of 32 MiB for its next use
@@ -64,3 +68,60 @@ def part_size(kept: PyTree, devices: int = 1) -> int:
         (leaf.dtype.itemsize * int(np.prod(leaf.shape[1:])) for leaf in jax.tree.leaves(kept)), default=1
     )
     return max(1, PART // each // devices) * devices
+
+
+def choose_run(algorithm: Algorithm, population: Population) -> tuple[Streaming | None, Plan]:
+    """How `simulate` runs rounds, and the memory that it needs.
+
+    Args:
+        algorithm: as `federate` returns it.
+        population: the clients.
+
+    Returns:
+        the parts of a round, None for one piece; the plan.
+
+    Example:
+        see `plan_run`.
+    """
+    parts = None if algorithm.streaming is None else algorithm.streaming(population)
+    return parts, algorithm.plan(population) if parts is None else parts.plan
+
+
+def plan_run(algorithm: Algorithm, population: Population) -> Plan:
+    """What `simulate` will do: with rounds in parts, where clients stream from host memory.
+
+    Args:
+        algorithm: as `federate` returns it.
+        population: the clients.
+
+    Returns:
+        the plan.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> from fedjax_rec.testing import tiny_population
+        >>> plan_run(fr.fedmf(dim=2, stream_clients=8), tiny_population()).stream_clients
+        8
+    """
+    return choose_run(algorithm, population)[1]
+
+
+def on_devices_that_fit(make: Callable[[int], Algorithm], devices: int, population: Population) -> Algorithm:
+    """An algorithm on so many devices, or on one where a copy of what a run needs does not fit on each.
+
+    Args:
+        make: (number of devices) -> the algorithm.
+        devices: how many there may be.
+        population: the clients.
+
+    Returns:
+        the algorithm. What does not fit on one device either is refused before the first round.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> from fedjax_rec.testing import tiny_population
+        >>> on_devices_that_fit(lambda n: fr.fedmf(mesh=fr.client_mesh(n)), 1, tiny_population()).mesh is None
+        True
+    """
+    algorithm = make(devices)
+    return algorithm if fits(with_copy(plan_run(algorithm, population))) else make(1)

@@ -16,7 +16,6 @@ The right column names the part of `python -m experiments.benchmarks.engine`'s r
 """
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from fedjax_rec.population import Population
 from fedjax_rec.row_updates import choose
 from fedjax_rec.schedules import Uplink, batch_shapes, most_batches, one_of, upload_shapes
 from fedjax_rec.tables import num_rows
-from fedjax_rec.types import Algorithm, ClientWork, FixedPoint, Known, Plan, PyTree, Sampler, Server, State
+from fedjax_rec.types import ClientWork, FixedPoint, Known, Plan, PyTree, Sampler, Server, State
 
 CPU_LANES, ACCELERATOR_LANES = 32, 1024
 COPIED = ("best", "host best")
@@ -305,47 +304,6 @@ def with_copy(plan: Plan) -> Plan:
     if "host" in plan.memory:  # where the copy of it is too
         copied["host best"] = plan.memory["host"]
     return plan._replace(memory=plan.memory | copied)
-
-
-def plan_run(algorithm: Algorithm, population: Population) -> Plan:
-    """What `simulate` will do: with rounds in parts, where clients stream from host memory.
-
-    Args:
-        algorithm: as `federate` returns it.
-        population: the clients.
-
-    Returns:
-        the plan.
-
-    Example:
-        >>> import fedjax_rec as fr
-        >>> from fedjax_rec.testing import tiny_population
-        >>> plan_run(fr.fedmf(dim=2, stream_clients=8), tiny_population()).stream_clients
-        8
-    """
-    parts = None if algorithm.streaming is None else algorithm.streaming(population)
-    return algorithm.plan(population) if parts is None else parts.plan
-
-
-def on_devices_that_fit(make: Callable[[int], Algorithm], devices: int, population: Population) -> Algorithm:
-    """An algorithm on so many devices, or on one where a copy of what a run needs does not fit on each.
-
-    Args:
-        make: (number of devices) -> the algorithm.
-        devices: how many there may be.
-        population: the clients.
-
-    Returns:
-        the algorithm. What does not fit on one device either is refused before the first round.
-
-    Example:
-        >>> import fedjax_rec as fr
-        >>> from fedjax_rec.testing import tiny_population
-        >>> on_devices_that_fit(lambda n: fr.fedmf(mesh=fr.client_mesh(n)), 1, tiny_population()).mesh is None
-        True
-    """
-    algorithm = make(devices)
-    return algorithm if fits(with_copy(plan_run(algorithm, population))) else make(1)
 
 
 def state_bytes(plan: Plan) -> int:

@@ -26,6 +26,7 @@ from fedjax_rec.evaluation.metrics import KS, metrics_from_ranks
 from fedjax_rec.guard import LOST, diverged, first_loss
 from fedjax_rec.host_memory import Block, copy_kept, copy_state, make_block, place_state, start_state
 from fedjax_rec.leaves import digest
+from fedjax_rec.parts import choose_run
 from fedjax_rec.plan import check_fits, with_copy
 from fedjax_rec.population import Population, population_of
 from fedjax_rec.types import Algorithm, Budget, Key, Plan, RoundInfo, State
@@ -142,8 +143,7 @@ def simulate(
     key = jax.random.key(seed) if isinstance(seed, (int, np.integer)) else seed
     population = population_of(data) if isinstance(data, Split) else data
     evaluate = _validator(algorithm, data, cutoffs, point)
-    parts = None if algorithm.streaming is None else algorithm.streaming(population)
-    plan = algorithm.plan(population) if parts is None else parts.plan
+    parts, plan = choose_run(algorithm, population)
     plan = with_copy(plan) if keep == "best" and evaluate is not None else plan
     check_fits(plan)  # before anything is put on a device
     population = replicate(population, algorithm.mesh)
@@ -183,9 +183,8 @@ def _facts(
 
 
 def _place(checkpoint: Checkpoints, facts: dict[str, Any], plan: Plan, program: str) -> Place:
-    chosen = {
-        name: getattr(plan, name) for name in ("devices", "lanes", "schedule", "row_update", "stream_clients")
-    }
+    names = ("devices", "lanes", "schedule", "row_update", "stream_clients")
+    chosen = {name: getattr(plan, name) for name in names}
     return Place(json.loads(json.dumps(dict(checkpoint.facts) | facts, default=str)), chosen, program)
 
 

@@ -77,8 +77,11 @@ def take_apart(
     def parts(population: Population) -> Streaming | None:
         if stream_clients == 0 or whole:
             return None
-        size = _choose(rules, population) if stream_clients is None else stream_clients
-        return None if size is None else _parts(rules, population, _whole_slots(rules, population, size))
+        if stream_clients is None:
+            size = _choose(rules, population)  # of whole slots already
+        else:
+            size = _whole_slots(rules, population, stream_clients)
+        return None if size is None else _parts(rules, population, size)
 
     return parts
 

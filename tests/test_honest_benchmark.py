@@ -29,7 +29,8 @@ from experiments.honest_benchmark.task import Budget, Task, make, make_on_device
 from fedjax_rec.algorithms.registry import NAMES, accepted
 from fedjax_rec.data.synthetic import synthetic
 from fedjax_rec.inputs import protocol_of
-from fedjax_rec.plan import plan_run, with_copy
+from fedjax_rec.parts import plan_run
+from fedjax_rec.plan import with_copy
 from fedjax_rec.settings import Settings
 from fedjax_rec.sweep import _group
 

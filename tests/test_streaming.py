@@ -22,7 +22,8 @@ from fedjax_rec.feedback import error_feedback
 from fedjax_rec.host_memory import copy_state, make_block, place_state
 from fedjax_rec.informed import power_of_choice
 from fedjax_rec.leaves import digest, to_arrays
-from fedjax_rec.plan import check_fits, plan_run, with_copy
+from fedjax_rec.parts import plan_run
+from fedjax_rec.plan import check_fits, with_copy
 from fedjax_rec.privacy.central import dp_fedavg
 from fedjax_rec.promotion import colluding, explicit_boosting
 from fedjax_rec.robust import norm_bound

@@ -10,7 +10,7 @@ from fedjax_rec.data.interactions import Dataset
 from fedjax_rec.data.splits import Split
 from fedjax_rec.devices import choose_devices
 from fedjax_rec.inputs import load_split, protocol_of
-from fedjax_rec.plan import on_devices_that_fit
+from fedjax_rec.parts import on_devices_that_fit
 from fedjax_rec.samplers import default_cohort
 from fedjax_rec.servers import SERVERS
 from fedjax_rec.settings import Settings
