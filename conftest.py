@@ -1,7 +1,16 @@
-"""Strict settings for the whole suite: 8 host devices, no silent broadcasting, shared compiled programs."""
+"""Strict settings for the whole suite: 8 host devices, no silent broadcasting, shared compiled programs.
+
+jaxlib 0.10 has two sets of CPU emitters, and takes two thirds of the time with those that are not its default.
+All workers of pytest-xdist but the last one use them; the last one compiles as a user does, and takes the modules
+that compare bits of different programs (`pytestmark = pytest.mark.as_compiled`) before any other. Where it is
+one of three or more it then ends, because the others do the rest in less time. With one worker, or none, and
+with later versions of jaxlib, which have no choice, everything is compiled as a user's is.
+"""
 
 import os
 import tempfile
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
@@ -9,15 +18,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax
-import jaxlib
 import pytest
-from jax._src import compiler  # for want of a public way to set a compiler's option for all programs
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / "fedjax_rec-jax-cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
-SHARED_DATA = Path(__file__).resolve().parents[1] / "shared" / "data"
+ROOT = Path(__file__).resolve().parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +35,13 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real data is absent: {SHARED_DATA} is not a directory")
     return SHARED_DATA
+
+
+def pytest_xdist_setupnodes(specs):
+    """All workers but the last one, and those that replace them after a crash, compile quickly."""
+    if version("jaxlib").startswith("0.10."):  # later ones refuse to start with a flag that they don't know
+        for spec in specs[:-1]:
+            spec.env["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {OLDER_EMITTERS}"
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -38,26 +54,48 @@ def pytest_xdist_make_scheduler(config, log):
             laws = "test_laws.py::test_law[" in nodeid
             return nodeid.rpartition("-")[0] if laws else super()._split_scope(nodeid)
 
+        def schedule(self):
+            """Put the worker that is needed first: where there is less work than workers, those behind it go."""
+            ids = next(iter(self.registered_collections.values()))
+            needed = any(map(_as_compiled, ids))
+            for node in sorted(self.assigned_work, key=lambda node: _compiles_quickly(node) == needed):
+                self.assigned_work[node] = self.assigned_work.pop(node)
+            super().schedule()
+
+        def _assign_work_unit(self, node):
+            """Give marked modules to who compiles as a user does, and before any other; to nobody else."""
+            quick = _compiles_quickly(node)
+            marked_only = not quick and sum(map(_compiles_quickly, self.assigned_work)) > 1
+            scopes = [
+                scope
+                for scope in self.workqueue
+                if not (quick and _as_compiled(scope)) and not (marked_only and not _as_compiled(scope))
+            ]
+            if scopes:
+                self.workqueue.move_to_end(max(scopes, key=_as_compiled), last=False)
+                super()._assign_work_unit(node)
+            else:
+                node.shutdown()  # it ends what it has
+
     return ByModuleAndCase(config, log)
+
+
+def _compiles_quickly(node) -> bool:
+    """Whether `pytest_xdist_setupnodes` gave a worker the older emitters."""
+    return "XLA_FLAGS" in node.gateway.spec.env
+
+
+@cache
+def _as_compiled(nodeid: str) -> bool:
+    """Whether a test or a group of them belongs to a module that is marked as comparing bits of programs."""
+    path = ROOT / nodeid.partition("::")[0]
+    return path.suffix == ".py" and "pytest.mark.as_compiled" in path.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs(request):
-    """A module's programs: quickly compiled unless it compares bits of different ones, and forgotten at its end.
-
-    jaxlib 0.10 has two sets of CPU emitters, and compiles in half the time with those that are not its default.
-    Whoever compares bits is marked `pytest.mark.as_compiled` and has the default; later versions have no choice.
-    Kept, programs of one module slow down the next ones, which have no use for them.
-    """
-    with pytest.MonkeyPatch.context() as patched:
-        if jaxlib.__version__.startswith("0.10.") and not request.node.get_closest_marker("as_compiled"):
-            patched.setattr(compiler, "get_compile_options", _quick_options)
-        yield
+    """Forget a module's programs at its end: kept, they slow down the next ones, which have no use for them."""
+    if request.node.get_closest_marker("as_compiled") and OLDER_EMITTERS in os.environ["XLA_FLAGS"]:
+        pytest.fail("marked as_compiled, but not compiled as a user's is")
+    yield
     jax.clear_caches()
-
-
-def _quick_options(*args, default=compiler.get_compile_options, **kwargs):
-    """The options of every compilation, with the quicker emitters."""
-    options = default(*args, **kwargs)
-    options.env_option_overrides = [*options.env_option_overrides, ("xla_cpu_use_fusion_emitters", False)]
-    return options

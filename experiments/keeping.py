@@ -40,7 +40,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
 
 def tiny_split() -> Split:
     """The population of `--smoke`: 60 users, 50 items, 20 candidates."""
-    data = fr.synthetic(60, 50, seed=1, min_events=4, median_events=10)
+    data = fr.data.synthetic(60, 50, seed=1, min_events=4, median_events=10)
     return fr.leave_one_out(data, num_candidates=20)
 
 

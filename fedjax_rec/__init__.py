@@ -4,164 +4,105 @@ A federated algorithm is one client's work, written for one client; everything t
 passed to `federate`. The quick start of the README shows the main path:
 
     load_dataset -> leave_one_out -> fedmf(...) -> simulate -> frame, make_evaluator
+
+Here are the algorithms and what most scripts need; everything else is in the wings: `fr.data`, `fr.client`,
+`fr.samplers`, `fr.transforms`, `fr.server`, `fr.federation`, `fr.attacks`, `fr.privacy`, `fr.evaluation`,
+`fr.training`, and `fr.runs` for whole experiments and their folders. Each is imported when it is asked for first.
 """
 
-from fedjax_rec import (
-    aggregators,
-    attacks,
-    batches,
-    compression,
-    fairness,
-    feedback,
-    inference,
-    informed,
-    promotion,
-    reducers,
-    row_hiding,
-    samplers,
-    secure,
-    servers,
-    sparsifiers,
-    transforms,
-)
-from fedjax_rec.algorithms.colr import colr
-from fedjax_rec.algorithms.fcf import fcf
-from fedjax_rec.algorithms.fedals import fedals
-from fedjax_rec.algorithms.fedease import fedease
-from fedjax_rec.algorithms.fedgnn import fedgnn
-from fedjax_rec.algorithms.fedmf import fedmf
-from fedjax_rec.algorithms.fedncf import fedncf
-from fedjax_rec.algorithms.fednova import fednova
-from fedjax_rec.algorithms.fedper import fedper
-from fedjax_rec.algorithms.fedrap import fedrap
-from fedjax_rec.algorithms.fedrec import fedrec
-from fedjax_rec.algorithms.fedrecon import fedrecon
-from fedjax_rec.algorithms.fedsasrec import fedsasrec
-from fedjax_rec.algorithms.fedsgd_mf import fedsgd_mf
-from fedjax_rec.algorithms.fedtwotower import fedtwotower
-from fedjax_rec.algorithms.gpfedrec import gpfedrec
-from fedjax_rec.algorithms.pfedrec import pfedrec
-from fedjax_rec.algorithms.scaffold import scaffold
-from fedjax_rec.asynchronous import FedBuff
-from fedjax_rec.blocks import train, train_seeds
-from fedjax_rec.checkpoints import Checkpoints
-from fedjax_rec.data.readers import from_frame, read_table
-from fedjax_rec.data.registry import load_dataset
-from fedjax_rec.data.splits import leave_one_out, merge_validation
-from fedjax_rec.data.synthetic import synthetic
-from fedjax_rec.devices import client_mesh, use_cores
-from fedjax_rec.evaluation.baselines import popularity_ranks, truth_ranks
-from fedjax_rec.evaluation.central import price_of_federation, run_baselines
-from fedjax_rec.evaluation.evaluator import make_evaluator
-from fedjax_rec.evaluation.metrics import metrics_from_ranks
-from fedjax_rec.evaluation.protocol import Protocol, protocol_id
-from fedjax_rec.faults import Faults
-from fedjax_rec.federate import client_update, federate
-from fedjax_rec.local import local_training, proximal
-from fedjax_rec.population import Population, population_of
-from fedjax_rec.report import progress_bar
-from fedjax_rec.run_folder import load, top_k
-from fedjax_rec.simulate import History, Stop, frame, simulate
-from fedjax_rec.spaces import choice, draws, grid, log_uniform
-from fedjax_rec.sweep import Sweep, sweep
-from fedjax_rec.types import (
-    Algorithm,
-    Batch,
-    Client,
-    ClientWork,
-    LocalBatches,
-    Model,
-    Params,
-    Server,
-    State,
-    Update,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fedjax_rec.startup import guard_imports
+
+guard_imports()  # first: what follows takes seconds
+
+if TYPE_CHECKING:
+    from fedjax_rec import (
+        algorithms,
+        attacks,
+        client,
+        data,
+        engine,
+        evaluation,
+        federation,
+        privacy,
+        rows,
+        runs,
+        samplers,
+        server,
+        training,
+        transforms,
+        types,
+    )
+    from fedjax_rec.algorithms import *
+    from fedjax_rec.client import Population, local_training, open_population, population_of
+    from fedjax_rec.data import Dataset, Interactions, from_frame, leave_one_out, load_dataset, read_table
+    from fedjax_rec.engine import client_mesh, use_cores
+    from fedjax_rec.evaluation import make_evaluator
+    from fedjax_rec.evaluation import run_baselines as baselines
+    from fedjax_rec.federation import Faults, FedBuff, client_update, federate
+    from fedjax_rec.runs import load, top_k
+    from fedjax_rec.runs import save_model as save
+    from fedjax_rec.training import Stop, frame, progress_bar, simulate, sweep, train_seeds
+    from fedjax_rec.training.checkpoints import Checkpoints
+    from fedjax_rec.types import Batch, ClientWork, Model, Params, Server, Update
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Algorithm",
-    "Batch",
-    "Checkpoints",
-    "Client",
-    "ClientWork",
-    "Faults",
-    "FedBuff",
-    "History",
-    "LocalBatches",
-    "Model",
-    "Params",
-    "Population",
-    "Protocol",
-    "Server",
-    "State",
-    "Stop",
-    "Sweep",
-    "Update",
-    "aggregators",
+_WINGS = (
+    "algorithms",
     "attacks",
-    "batches",
-    "choice",
-    "client_mesh",
-    "client_update",
-    "colr",
-    "compression",
-    "draws",
-    "fairness",
-    "fcf",
-    "fedals",
-    "fedease",
-    "federate",
-    "fedgnn",
-    "fedmf",
-    "fedncf",
-    "fednova",
-    "fedper",
-    "fedrap",
-    "fedrec",
-    "fedrecon",
-    "fedsasrec",
-    "fedsgd_mf",
-    "fedtwotower",
-    "feedback",
-    "frame",
-    "from_frame",
-    "gpfedrec",
-    "grid",
-    "inference",
-    "informed",
-    "leave_one_out",
-    "load",
-    "load_dataset",
-    "local_training",
-    "log_uniform",
-    "make_evaluator",
-    "merge_validation",
-    "metrics_from_ranks",
-    "pfedrec",
-    "popularity_ranks",
-    "population_of",
-    "price_of_federation",
-    "progress_bar",
-    "promotion",
-    "protocol_id",
-    "proximal",
-    "read_table",
-    "reducers",
-    "row_hiding",
-    "run_baselines",
+    "client",
+    "data",
+    "engine",
+    "evaluation",
+    "federation",
+    "privacy",
+    "rows",
+    "runs",
     "samplers",
-    "scaffold",
-    "secure",
-    "servers",
-    "simulate",
-    "sparsifiers",
-    "sweep",
-    "synthetic",
-    "top_k",
-    "train",
-    "train_seeds",
+    "server",
+    "training",
     "transforms",
-    "truth_ranks",
-    "use_cores",
-]
+    "types",
+)
+_NAMES = {  # wing or module: what stands here besides, under its own name or NAME=THEIRS
+    "client": ("Population", "local_training", "open_population", "population_of"),
+    "data": ("Dataset", "Interactions", "from_frame", "leave_one_out", "load_dataset", "read_table"),
+    "engine": ("client_mesh", "use_cores"),
+    "evaluation": ("make_evaluator", "baselines=run_baselines"),
+    "federation": ("Faults", "FedBuff", "client_update", "federate"),
+    "runs": ("load", "save=save_model", "top_k"),
+    "training": ("Stop", "frame", "progress_bar", "simulate", "sweep", "train_seeds"),
+    "training.checkpoints": ("Checkpoints",),
+    "types": ("Batch", "ClientWork", "Model", "Params", "Server", "Update"),
+}
+_PLACES = {
+    name.partition("=")[0]: (module, name.rpartition("=")[2])
+    for module, names in _NAMES.items()
+    for name in names
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a wing, or what stands here of it, when it is asked for: `fedjax-rec --help` needs none of them."""
+    if name == "__all__":
+        return __dir__()
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _WINGS:
+        found = import_module(f"{__name__}.{name}")
+    elif name in _PLACES:
+        module, theirs = _PLACES[name]
+        found = getattr(import_module(f"{__name__}.{module}"), theirs)
+    elif name in (algorithms := import_module(f"{__name__}.algorithms")).__all__:
+        found = getattr(algorithms, name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*_WINGS, *_PLACES, *import_module(f"{__name__}.algorithms").__all__})

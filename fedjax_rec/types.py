@@ -16,7 +16,7 @@ Axis legend, used everywhere:
 `K`     ranking cut-off
 ======  =======================================================================
 
-A row id equal to `I` is an empty slot: reading it gives 0, writing it does nothing (see `tables`).
+A row id equal to `I` is an empty slot: reading it gives 0, writing it does nothing (see `rows.tables`).
 """
 
 from collections.abc import Callable
@@ -28,6 +28,7 @@ import optax
 
 PyTree = Any
 Key = jax.Array
+KEY_IMPL = "threefry2x32"  # the kind of key that clients draw from, whatever jax's default is
 
 
 class Params(NamedTuple):
@@ -52,6 +53,7 @@ class Client(NamedTuple):
     offset: jax.Array  # int32[], where its examples start in the population
     num_examples: jax.Array  # int32[]
     key: jax.Array  # uint32[2], fold_in(fold_in(client stream, round), id)
+    place: jax.Array | None = None  # int32[], its number in the population, where that is of a cohort alone
 
 
 class Batch(NamedTuple):
@@ -62,10 +64,10 @@ class Batch(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The rows of one local batch as a client holds them, with their optimizer memory."""
+    """The rows of one local batch as a client holds them, with their optimizer state."""
 
     values: PyTree  # leaves [B, ...]
-    memory: PyTree  # optimizer state of these rows; leaves [B, ...] or scalars
+    opt_state: PyTree  # leaves [B, ...] or scalars
 
 
 class StepInfo(NamedTuple):
@@ -83,52 +85,86 @@ class Update(NamedTuple):
     rows: PyTree  # row deltas, leaves [R, ...]
     weight: jax.Array  # float32[]
 
+    def squared_norm(self) -> jax.Array:
+        """Squared L2 norm float32[] of all that the client sends: dense leaves and rows together."""
+        leaves = jax.tree.leaves((self.shared, self.rows))
+        return sum((jnp.sum(jnp.square(x)) for x in leaves), jnp.float32(0))
+
 
 class LocalBatches(NamedTuple):
     """How a client's data is cut into local batches: a pure function of (client, t).
 
-    Contract: batch `t` names the same rows in every local epoch of a round, and no row stands in two batches.
-    So a row is visited once per epoch, and one client's rows never collide. `num_batches` is integer arithmetic
-    only: it is called with arrays, and with a Python integer to size the lanes' working rows.
+    Contract: batch `t` names the same rows in every local epoch of a round, and no row stands in two batches:
+    a row is visited once per epoch. `num_batches` is integer arithmetic: a Python integer sizes lanes' rows.
     """
 
     num_batches: Callable[[Any], Any]  # number of examples -> local batches in an epoch
     batch: Callable[[Client, Any, jax.Array], Batch]  # (client, population, t) -> Batch
+    needs_order: bool = False  # whether it takes the order of a client's examples for that of time
 
 
-class Part(NamedTuple):
+class DeviceShare(NamedTuple):
     """Which share of some work a device does."""
 
-    which: jax.Array | int  # int32[], 0 to `of` - 1
-    of: int  # shares in all
+    number: jax.Array | int  # int32[], 0 to `total` - 1
+    total: int  # shares in all
+
+
+class Context(NamedTuple):
+    """What one client knows of its surroundings while it trains."""
+
+    num_items: int  # I, static
+    num_examples: jax.Array  # int32[], of its own
+    num_batches: jax.Array  # int32[], local batches that it trains on in an epoch
+
+
+class ZeroGradient(NamedTuple):
+    """What an optimizer does to rows while the client trains on other batches: under a zero gradient."""
+
+    step: Callable[[Rows], Rows]
+    is_identity: Callable[[Params], bool]  # (shapes of one client's view) -> whether it leaves rows alone
+
+
+class RowUpload(NamedTuple):
+    """What a client sends for each row instead of its change."""
+
+    # (local, rows after training, batch, global rows) -> leaves [B, ...], of any structure
+    send: Callable[[PyTree, Rows, Batch, PyTree], PyTree]
+    # (population, ids int32[C], weights float32[C], new private leaves [C, ...], share) -> leaves [I, ...]: a
+    # shorter way to the weighted sums of what `send` gives for whole histories, where nobody looks at single
+    # updates; whoever changes `send`, `step` or the batches sets it to None
+    sum_by_item: Callable[[Any, jax.Array, jax.Array, PyTree, DeviceShare], PyTree] | None = None
+
+    def without_shortcut(self) -> "RowUpload":
+        """The same, summed client by client."""
+        return self._replace(sum_by_item=None)
+
+
+class Descent(NamedTuple):
+    """The loss that a client's work descends, and its optimizer."""
+
+    loss: Callable[[Params, Batch], tuple[jax.Array, jax.Array]]  # -> summed loss, number of examples
+    optimizer: optax.GradientTransformation
 
 
 class ClientWork(NamedTuple):
     """One client's local training, as pure functions for ONE client.
 
     The cut into small functions is what lets the engine run clients of unequal length on lanes: it calls
-    `start` when a client enters a lane, `touch` when a batch's rows are first seen, `step` once per local
-    batch, `idle` for every step in which the client trained on another batch, and `finish` at the end.
+    `start` when a client enters a lane, `init_rows` when a batch's rows are first seen, `step` once per local
+    batch, `end_epoch` after each local epoch but the last, and `finish` at the end.
     """
 
     batches: LocalBatches
     epochs: int
-    start: Callable[[Key, PyTree, PyTree], PyTree]  # (key, private, shared) -> local
-    touch: Callable[[PyTree], Rows]  # global row values -> Rows, before any training
-    step: Callable[[PyTree, Rows, Batch], tuple[PyTree, Rows, StepInfo]]
-    idle: Callable[[Rows], Rows] | None  # None: rows rest while other batches train (SGD, Adagrad)
+    start: Callable[[Key, PyTree, PyTree, Context], PyTree]  # (key, private, shared, context) -> local
+    init_rows: Callable[[PyTree], Rows]  # global row values -> Rows, before any training
+    step: Callable[[PyTree, Rows, Batch, Context], tuple[PyTree, Rows, StepInfo]]
     finish: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]  # (local, shared) -> private, shared delta
-    rests: Callable[[Params], bool] | None = None  # (shapes of one client's view) -> `idle` does nothing
-    made_of: tuple[Callable, optax.GradientTransformation] | None = (
-        None  # loss and optimizer, if it descends one
-    )
-    # (local, rows after training, batch, global rows) -> what is sent for each row, leaves [B, ...], of any
-    # structure; None: trained rows minus global rows
-    send: Callable[[PyTree, Rows, Batch, PyTree], PyTree] | None = None
-    # (population, ids int32[C], weights float32[C], new private leaves [C, ...], part) -> leaves [I, ...]: a
-    # shorter way to the weighted sums of what `send` gives for whole histories, where nobody looks at single
-    # updates; whoever changes `send`, `step` or the batches sets it to None
-    sums: Callable[[Any, jax.Array, jax.Array, PyTree, Part], PyTree] | None = None
+    end_epoch: Callable[[PyTree, Context], PyTree] | None = None  # local -> local
+    zero_gradient: ZeroGradient | None = None  # None: rows rest while other batches train
+    upload: RowUpload | None = None  # None: trained rows minus global rows
+    descent: Descent | None = None  # None: the work is not the descent of one loss
 
 
 Score = Callable[[PyTree, Server], jax.Array]
@@ -142,26 +178,28 @@ class Model(NamedTuple):
     score: Score | None = None  # (private, server) -> float32[I], for one client; None: not a recommender
     # what a client does before it is scored: `finish` gives the private leaves that `score` reads, nothing is sent
     represent: ClientWork | None = None
-    rates: bool = False  # whether scores are predicted ratings
-    # (key, global model) -> further private leaves, by name, with which all clients start alike
-    init_alike: Callable[[Key, Server], dict[str, PyTree]] | None = None
+    predicts_ratings: bool = False  # whether scores are predicted ratings
+    # (key, global model) -> further private leaves, by name, the same for all clients
+    init_common: Callable[[Key, Server], dict[str, PyTree]] | None = None
+    starts_from: str = ""  # what `init_server` takes from the clients' data, which is no secret then
 
 
 class Totals(NamedTuple):
-    """Weighted sums over a cohort: all that the server learns from a round."""
+    """Weighted sums over a cohort, and what an aggregator asks of the whole population beside them."""
 
-    server: Server  # sum of weight * delta, the shape of what the clients send
+    deltas: Server  # sum of weight * delta, the shape of what the clients send
     weight: jax.Array  # float32[], sum of the weights
     row_weight: jax.Array | None  # float32[I], sum of the weights of the clients that touched a row
-    facts: PyTree = ()  # sums of `Aggregator.facts`
+    client_stats: PyTree = ()  # sums of `Aggregator.client_stats`
+    loss_statistic: jax.Array | None = None  # float32[], weighted sum of that of `LossWeighting`
     heat: jax.Array | None = None  # float32[I], clients of the whole population that have a row in their data
-    clients: jax.Array | None = None  # float32[], N: clients of the whole population that have data
+    num_clients: jax.Array | None = None  # float32[], N: clients of the whole population that have data
 
 
 class Stack(NamedTuple):
     """A cohort's updates side by side, for aggregators that are no sums. Memory grows with C x I."""
 
-    server: Server  # deltas, leaves [C, ...]; 0 where a client did not take part or did not touch a row
+    deltas: Server  # leaves [C, ...]; 0 where a client did not take part or did not touch a row
     sent: jax.Array  # bool[C], who took part
     touched: jax.Array  # bool[C, I], who sent which row
     weight: jax.Array  # float32[C]
@@ -175,11 +213,15 @@ class FixedPoint(NamedTuple):
     capacity: int  # the most clients of a round for which that holds
     modulus: int = 32  # b: no sum reaches 2^(b - 1), so that sums modulo 2^b are the sums
 
+    @property
+    def unit(self) -> float:
+        """Of what numbers are multiples once they are rounded."""
+        return 2.0**-self.bits
+
     def encode(self, x: jax.Array) -> jax.Array:
         """Integers int32 of weighted deltas; beyond the limit they are cut off, and no number is 0."""
-        return jnp.round(jnp.clip(jnp.nan_to_num(x), -self.limit, self.limit) * 2.0**self.bits).astype(
-            jnp.int32
-        )
+        scaled = jnp.clip(jnp.nan_to_num(x), -self.limit, self.limit) * 2.0**self.bits
+        return jnp.round(scaled).astype(jnp.int32)
 
     def decode(self, whole: jax.Array) -> jax.Array:
         """Floats again, of sums int32."""
@@ -196,83 +238,66 @@ class Mixture(NamedTuple):
     learn: Callable[[PyTree, jax.Array, jax.Array, jax.Array], PyTree]
 
 
+class RowTreatment(NamedTuple):
+    """How an aggregator treats each item row by who touched it."""
+
+    weights: bool = False  # whether `finish` needs `Totals.row_weight`
+    heat: bool = False  # whether `finish` needs `Totals.heat` and `Totals.num_clients`
+    factor: Callable[[PyTree], jax.Array] | None = None  # rows [R, ...] -> float32[R], weighs rows and counts
+
+
+class LossWeighting(NamedTuple):
+    """How an aggregator weighs clients by their losses, which they then send as well."""
+
+    # (mean loss, squared norm of what is sent) -> factor on one client's update, and a statistic float32[] that is
+    # summed, by weight, into `Totals.loss_statistic`
+    factor: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
+    mixture: Mixture | None = None  # further weights, which the server learns
+
+
+class ServerNoise(NamedTuple):
+    """Noise that an aggregator adds, and what it hides: it is drawn by the numbers that are accounted for."""
+
+    norm: float  # C, the L2 norm that no client may exceed, for the noise to hide it
+    multiplier: float  # z: the standard deviation of the noise on the sum of the updates, over C
+    expected: float  # n, by which the sum is divided
+    made_for: tuple[Callable, Callable]  # `weight` and `finish` of its aggregator: others may move further
+    mixing: tuple[float, ...] = ()  # m, for noise that spans rounds: a number a round; none afterwards
+    sampler: "Sampler | None" = None  # who must draw the cohorts, where it was chosen for them
+
+    @property
+    def max_rounds(self) -> int | None:
+        """Rounds that there is noise for; None: any number."""
+        return len(self.mixing) or None
+
+
 class Aggregator(NamedTuple):
     """How updates become one: each client's weight, and what is made of the sums, or of all of them."""
 
     weight: Callable[[jax.Array], jax.Array]  # number of examples -> float32[]
     finish: Callable[[Any], Server]  # of `Totals`, or of a `Stack`
-    per_row: bool = False  # whether `finish` needs `Totals.row_weight`
     stacked: bool = False  # whether `finish` takes a `Stack`
     fixed: FixedPoint | None = None  # sum integers instead of floats
-    facts: Callable[[jax.Array], PyTree] | None = (
-        None  # number of examples -> leaves [], summed over the cohort
-    )
-    row_factor: Callable[[PyTree], jax.Array] | None = (
-        None  # rows [R, ...] -> float32[R], weighs rows and counts
-    )
-    heated: bool = False  # whether `finish` needs `Totals.heat` and `Totals.clients`
-    # (the run's key of noise, rounds done, aggregate) -> what is added to it
-    noise: Callable[[Key, jax.Array, Server], Server] | None = None
-    norm: float | None = None  # the L2 norm that no client may exceed, for that noise to hide it
-    bands: int = (
-        1  # consecutive rounds in which a client may take part once, for noise that spans rounds to hide it
-    )
-    least: int = 1  # clients that a round needs: with fewer, its step is not taken
-    # (mean loss, squared norm of what is sent) -> factor on one client's update, and a fact float32[] that is
-    # summed, by weight, into `Totals.facts`
-    by_loss: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
-    mixture: Mixture | None = None  # further weights, which the server learns
+    client_stats: Callable[[jax.Array], PyTree] | None = None  # number of examples -> leaves [], to be summed
+    rows: RowTreatment = RowTreatment()
+    losses: LossWeighting | None = None
+    noise: ServerNoise | None = None
+    min_clients: int = 1  # clients that a round needs: with fewer, its step is not taken (it has no noise)
 
     @property
     def by_row(self) -> bool:
         """Whether it treats each item row by who touched it."""
-        return self.per_row or self.heated or self.row_factor is not None
+        return self.rows != RowTreatment()
 
     @property
-    def hears_losses(self) -> bool:
-        """Whether clients also send their mean loss."""
-        return self.by_loss is not None or self.mixture is not None
-
-
-class Wire(NamedTuple):
-    """What one client's update costs to send; rows may be a mean over clients."""
-
-    rows: float  # table rows that are sent
-    row_values: float  # numbers in a row
-    dense_values: float  # numbers outside of tables
-    value_bits: float = 32.0  # of a number
-    id_bits: float = 0.0  # of a row's id; 0 where all rows are sent, in order
-    header_bits: float = 0.0  # scales, norms and seeds
+    def loss_factor(self) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None:
+        """The factor by a client's loss, if there is one."""
+        return None if self.losses is None else self.losses.factor
 
     @property
-    def bits(self) -> float:
-        """All of it."""
-        values = self.rows * self.row_values + self.dense_values
-        return values * self.value_bits + self.rows * self.id_bits + self.header_bits
-
-
-class Bound(NamedTuple):
-    """What is known of one client's contribution, whatever its data: what an accountant may rely on."""
-
-    norm: float | None = None  # L2, over all rows and dense leaves; None: not bounded
-    deviation: float = 0.0  # of the Gaussian noise that the client has added to every number that it sends
-    after: tuple[str, ...] = ()  # the elements so far
-
-
-class Transform(NamedTuple):
-    """What a client does to its whole update before it sends it, written for ONE client."""
-
-    name: str
-    update: Callable[[Key, Update, Server], Update]  # (key, update, global model) -> what is sent
-    # squared norm -> factor, for transforms that only scale by the norm: then no whole update is put together
-    scale: Callable[[jax.Array], jax.Array] | None = None
-    wire: Callable[[Wire], Wire] | None = None  # what it does to the cost; None: nothing
-    # what it does to what is known of the norm, refusing what is unsound; None: nothing is known afterwards
-    bound: Callable[[Bound], Bound] | None = None
-    # one client's memory between its rounds, of the global model's shapes, and (key, update, memory, global model)
-    # -> (what is sent, memory); None: it has none
-    init: Callable[[Server], PyTree] | None = None
-    remember: Callable[[Key, Update, PyTree, Server], tuple[Update, PyTree]] | None = None
+    def mixture(self) -> Mixture | None:
+        """Weights that the server learns, if it does."""
+        return None if self.losses is None else self.losses.mixture
 
 
 class Sampler(Protocol):
@@ -283,34 +308,63 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
-class Informed(Sampler, Protocol):
-    """A sampler that looks at the clients. Called as a plain one, it takes them to be alike."""
+class DataDependentSampler(Sampler, Protocol):
+    """A sampler that looks at the clients. Called as a plain one, it takes them to be equal."""
 
     @property
-    def hears_losses(self) -> bool:
+    def needs_losses(self) -> bool:
         """Whether it goes by losses, so that clients must send theirs."""
 
     def draw(self, key: Key, sizes: jax.Array, losses: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return ids and alive; `sizes` int32[N] are examples, `losses` float32[N] the last known (inf: none)."""
 
 
-class Known(NamedTuple):
-    """What the server carries about its clients from round to round; () where it needs nothing."""
+@runtime_checkable
+class CyclicSampler(Sampler, Protocol):
+    """A sampler that draws from one group of clients after the other. Called as a plain one, from the first."""
+
+    @property
+    def groups(self) -> int:
+        """In how many rounds each client may take part once."""
+
+    def draw_round(self, key: Key, num_clients: int, round_: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+        """Return ids and alive of a round; `round_` int32[] are the rounds done."""
+
+
+class Tracked(NamedTuple):
+    """What the server keeps about its clients from round to round; () where it needs nothing."""
 
     losses: PyTree = ()  # float32[N], each client's when it last took part; inf before it did
-    mixture: PyTree = ()  # of `Aggregator.mixture`
+    mixture: PyTree = ()  # of `Mixture`
+
+
+class ClientStore(NamedTuple):
+    """What clients keep between rounds, N of them or some."""
+
+    private: PyTree  # private leaves [N, ...]
+    transform_state: PyTree = ()  # of the transform of their updates, leaves [N, ...]
 
 
 class State(NamedTuple):
-    """All that a run carries from round to round; a checkpoint is exactly this plus the configuration."""
+    """All that a run carries from round to round: from it, the rounds go on bit for bit."""
 
     round: jax.Array  # int32[], rounds done
     server: Server
     opt_state: optax.OptState  # the server optimizer's
     private: PyTree  # every client's private leaves, [N, ...]
-    memory: PyTree = ()  # what every client's transform remembers between its rounds, [N, ...]
-    known: Known = Known()  # what the server knows of the clients
-    flight: PyTree = ()  # asynchronous rounds: who is under way, and the models that they were sent
+    transform_state: PyTree = ()  # of every client's transform, [N, ...]
+    tracked: Tracked = Tracked()  # what the server keeps about the clients
+    in_flight: PyTree = ()  # asynchronous rounds: who is training, and the models that they were sent
+    adversary: PyTree = ()  # what colluding clients know
+
+    @property
+    def store(self) -> ClientStore:
+        """What all clients keep."""
+        return ClientStore(self.private, self.transform_state)
+
+    def with_store(self, store: ClientStore) -> "State":
+        """The same state of other clients' leaves."""
+        return self._replace(private=store.private, transform_state=store.transform_state)
 
 
 class RoundInfo(NamedTuple):
@@ -321,16 +375,12 @@ class RoundInfo(NamedTuple):
     examples: jax.Array  # float32[], examples processed, over all local epochs
     batches: jax.Array  # int32[], local batches that the clients needed
     lane_steps: jax.Array  # int32[], lanes x loop steps that the engine ran
-    rows: jax.Array  # float32[], item rows sent up, summed over clients
+    rows: jax.Array  # float32[], item rows trained, summed over clients; before a transform adds or drops any
     update_norm: jax.Array  # float32[], how far the global model moved
     saturated: jax.Array  # int32[], numbers that fixed-point aggregation cut off
-    signal: (
-        jax.Array
-    )  # float32[], norm of the aggregate over that of the noise added to it; inf without noise
+    signal: jax.Array  # float32[], norm of the aggregate over that of the noise added to it; inf without
     unsound: jax.Array  # int32[], clients left out because a number of theirs was not finite
-    skipped: (
-        jax.Array
-    )  # int32[], 1 where nobody took part or the step was not finite: the model stayed as it was
+    skipped: jax.Array  # int32[], 1 where no step was taken: not finite, or too few clients without noise
     missing: jax.Array  # int32[], clients with data that were drawn in vain: they did not arrive, or too late
     # float32[], mean number of the server's steps while a client trained; 0 where rounds are in step
     staleness: jax.Array | float = 0.0
@@ -343,26 +393,34 @@ class Plan(NamedTuple):
     devices: int
     lanes: int  # over all devices
     schedule: str  # "lanes" or "waves"
-    row_update: str  # a strategy of `row_updates`
-    memory: dict[str, int]  # bytes, over all devices, by what they hold
-    stream_clients: int | None = None  # S, clients of a part, where rounds run in parts
+    row_update: str  # a strategy of `rows.scatter`
+    num_bytes: dict[str, int]  # over all devices, by what they hold
+    stream_clients: int | None = None  # S, clients of a chunk, where rounds run in chunks
 
 
-class Streaming(NamedTuple):
-    """A round in parts, for clients whose private leaves and memories wait in host memory (`streaming`).
+class ChunkedRound(NamedTuple):
+    """A round in chunks of clients, whose leaves wait in host memory (`federation.streaming`).
 
-    The states that these functions take and return hold neither: both are `()`.
+    The states that these functions take and return hold no client's leaves: `state.store` is empty.
     """
 
-    plan: Plan  # of which `stream_clients` is S, clients of a part
-    # (key, ids int32[S], server) -> (private leaves, memories) [S, ...] before the first round
-    start: Callable[[Key, jax.Array, Server], PyTree]
-    # (key, state, population) -> the cohort in whole parts, longest client first
+    plan: Plan  # of which `stream_clients` is S, clients of a chunk
+    # (key, ids int32[S], server) -> leaves [S, ...]
+    init_clients: Callable[[Key, jax.Array, Server], ClientStore]
+    # (key, state, population) -> the cohort in whole chunks, longest client first
     draw: Callable[[Key, State, Any], Any]
-    # (key, state, population, cohort, first slot int32[], (private leaves, memories) [S, ...]) -> `Trained`
-    train: Callable[[Key, State, Any, Any, jax.Array, PyTree], Any]
-    # (key, state, population, cohort, sums, sound bool[C], losses [C]) -> state, info
-    end: Callable[[Key, State, Any, Any, Any, jax.Array, PyTree], tuple[State, RoundInfo]]
+    # (key, state, population, cohort, first slot int32[], store [S, ...]) -> the engine's result, sound bool[S]
+    train: Callable[[Key, State, Any, Any, jax.Array, ClientStore], tuple[Any, jax.Array]]
+    # (key, state, population, cohort, sums, sound bool[C]) -> state, info
+    finish: Callable[[Key, State, Any, Any, Any, jax.Array], tuple[State, RoundInfo]]
+
+
+class Mechanism(NamedTuple):
+    """What an accountant of privacy must know of the rounds that run: `federate` puts it together."""
+
+    sampler: Sampler | None  # who takes part; None: whoever arrives
+    noise: ServerNoise | None = None  # the server's
+    client_noise: float = 0.0  # z of what a client adds itself before it sends: deviation over its norm
 
 
 class Algorithm(NamedTuple):
@@ -375,24 +433,18 @@ class Algorithm(NamedTuple):
     work: ClientWork
     plan: Callable[[Any], Plan]  # population -> what the engine will do
     mesh: jax.sharding.Mesh | None = None
-    # population -> `round` in parts, which `simulate` then runs; None: in one piece
-    streaming: Callable[[Any], Streaming | None] | None = None
-
-
-class Budget(Protocol):
-    """What a run asks before it goes on, such as `fedjax_rec.privacy.ledger.Ledger`."""
-
-    def would_exceed(self, rounds: int) -> bool:
-        """Return whether so many rounds, counted from the start, are more than is allowed."""
-
-    def check(self, rounds: int, done: int = 0) -> None:
-        """Raise an error that says how many are allowed, if so many rounds are too many; `done` were allowed."""
+    # population -> `round` in chunks, which `simulate` then runs; None: in one piece
+    streaming: Callable[[Any], ChunkedRound | None] | None = None
+    mechanism: Mechanism | None = None  # None: nothing is known of what rounds reveal
+    # `round` on one lane of one device, whatever the engine would choose; its text tells values from others
+    plain_round: Callable[[Key, State, Any], tuple[State, RoundInfo]] | None = None
+    repeats: bool = False  # whether all rounds give the model of the first, which is then the last
 
 
 class Adversary(NamedTuple):
     """Malicious clients: what becomes of the clients' work, and what the algorithm must carry for them."""
 
     name: str
-    wrap: Callable[[ClientWork], ClientWork]
+    wrap_work: Callable[[ClientWork], ClientWork]
     # (algorithm, its sampler) -> the algorithm with what colluding clients know between rounds; None: as it is
-    join: Callable[[Algorithm, Sampler], Algorithm] | None = None
+    wrap_algorithm: Callable[[Algorithm, Sampler], Algorithm] | None = None

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,39 +11,31 @@ import pytest
 import fedjax_rec
 
 ROOT = Path(fedjax_rec.__file__).parent
-FLOORS = {
-    "types": 0, "permutation": 0, "tables": 0, "row_updates": 0, "data": 0,
-    "membership": 0, "spaces": 0, "seal": 0, "lock": 0, "stopping": 0, "versions": 0,
-    "population": 1, "batches": 1, "cutters": 1, "local": 1, "exactness": 1, "soundness": 1,
-    "engine": 1, "schedules": 1,
-    "lanes": 1, "waves": 1, "clients": 1, "guard": 1, "stepping": 1, "faults": 1, "asynchronous": 1, "cohorts": 1,
-    "layout": 1, "compression": 1, "sparsifiers": 1, "feedback": 1,
-    "secure": 1, "masks": 1, "secure_cost": 0,
-    "devices": 1, "plan": 1, "parts": 1, "samplers": 1, "aggregators": 1, "noise": 1, "transforms": 1,
-    "reducers": 1, "servers": 1,
-    "robust": 1, "attacks": 1, "adversary": 1, "promotion": 1, "fedrecattack": 1,
-    "knowledge": 1, "fairness": 1, "informed": 1,
-    "targets": 1, "pieck": 1, "flipping": 1, "row_hiding": 1, "inference": 0,
-    "evaluation": 1, "leaves": 1, "initial": 1,
-    "rounds": 2, "streaming": 2, "federate": 2, "traffic": 2, "steps": 2,
-    "blocks": 3, "host_memory": 3, "simulate": 3, "algorithms": 3, "points": 3, "sweep": 3, "trials": 3,
-    "checkpoints": 3,
-    "privacy": 4, "settings": 4, "device_settings": 4, "inputs": 4, "from_settings": 4, "experiment": 4,
-    "report": 4, "run_folder": 4, "doctor": 4, "compare": 4, "formats": 4,
-    "testing": 4, "central": 4, "folders": 4, "resume": 4,
-    "cli": 5, "__main__": 5, "__init__": 5,
-}  # fmt: skip
+PROJECT = Path(__file__).resolve().parents[1]
+FLOORS: list[list[str]] = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+    "fedjax_rec"
+]["floors"]
+FLOOR_OF = {wing: floor for floor, wings in enumerate(FLOORS) for wing in wings}
+ALLOWED = {  # what else a wing's modules may not be without: optional libraries are imported where they are used
+    "data": {"numpy", "pandas"},
+    "rows": {"jax", "numpy"},
+}
+WHOLE = {"__init__", "__main__"}  # the package itself, above all wings
+MAP = PROJECT / "CONTRIBUTING.md"
+MARKS = ("<!-- floors -->", "<!-- /floors -->")
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
-def _room(path: Path) -> str:
+def _wing(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def _imports(path: Path):
-    """Modules that a file imports at its top level (functions may import what they need late)."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+def _imports(tree: ast.AST):
+    """Modules that a file imports, at its top level and in its functions, but not for type checking only."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
+            names = node.names if node.module == "fedjax_rec" else []
+            yield from (f"fedjax_rec.{name.name}" for name in names)
             yield node.module or ""
         elif isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -50,23 +43,73 @@ def _imports(path: Path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_down(path):
-    """A module imports its own floor or lower ones, and the data room only numpy and pandas."""
-    room = _room(path)
-    for module in _imports(path):
+    """A module imports its own wing and lower floors."""
+    wing = _wing(path)
+    for module in _imports(ast.parse(path.read_text(encoding="utf-8"))):
         if module.startswith("fedjax_rec."):
             other = module.split(".")[1]
-            assert FLOORS[other] <= FLOORS[room], f"{room} (floor {FLOORS[room]}) imports {module}"
-            assert room != "data" or other == "data"
-        if room == "data":
-            assert module.split(".")[0] not in {"jax", "flax", "optax"}, f"data imports {module}"
+            below = FLOOR_OF[other] < FLOOR_OF[wing]
+            assert other == wing or below or wing in WHOLE, f"{wing} imports {module}"
+        elif wing in ALLOWED and module.split(".")[0] not in sys.stdlib_module_names:
+            known = ALLOWED[wing] | {"narwhals", "pyarrow", "tqdm"}  # readers and bars, where they are used
+            assert module.split(".")[0] in known, f"{wing} imports {module}"
+
+
+def _summary(wing: str) -> str:
+    """The first line of a wing's docstring."""
+    path = ROOT / wing / "__init__.py"
+    path = path if path.is_file() else ROOT / f"{wing}.py"
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()[0]
+
+
+def floors_table() -> str:
+    """The floors with what each wing is, from the top down, as CONTRIBUTING shows them."""
+    rows = [(floor, wing) for floor, wings in enumerate(FLOORS) for wing in wings if wing not in WHOLE]
+    rows.sort(key=lambda row: -row[0])
+    lines = ["| floor | wing | what it is |", "|---|---|---|"]
+    lines += [f"| {floor} | `{wing}` | {_summary(wing)} |" for floor, wing in rows]
+    return "\n".join(lines)
+
+
+def _with_table(text: str) -> str:
+    start, rest = text.split(MARKS[0])
+    _, end = rest.split(MARKS[1])
+    return f"{start}{MARKS[0]}\n{floors_table()}\n{MARKS[1]}{end}"
+
+
+def test_contributing_shows_the_floors():
+    """The map is made of the floors that are checked; `python -m tests.test_architecture` writes it anew."""
+    text = MAP.read_text(encoding="utf-8")
+    assert _with_table(text) == text
+
+
+def test_every_wing_is_on_a_floor():
+    """Nothing lies flat in the package but the core types, the errors, the laws and what starts the program."""
+    wings = {_wing(path) for path in MODULES}
+    assert wings == set(FLOOR_OF)
+    flat = {path.stem for path in ROOT.glob("*.py")}
+    assert flat == {"__init__", "__main__", "errors", "startup", "types"}
+
+
+def test_wings_say_what_they_are():
+    """Each wing's docstring says in a paragraph what lives there."""
+    for package in ROOT.rglob("__init__.py"):
+        assert len(ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))) or "") > 80, package
 
 
 def test_import_needs_five_packages_only():
-    """Optional libraries are imported where they are used: without them `import fedjax_rec` still works."""
+    """Optional libraries are imported where they are used: without them `import fedjax_rec` still works.
+
+    Nor does it read the command line, or what reads run folders.
+    """
     code = (
         "import sys\n"
-        "for name in ('tqdm', 'matplotlib', 'pyarrow', 'orbax', 'nbclient', 'pytest'): sys.modules[name] = None\n"
-        "import fedjax_rec"
+        "for name in ('tqdm', 'matplotlib', 'pyarrow', 'narwhals', 'orbax', 'nbclient', 'pytest'):\n"
+        "    sys.modules[name] = None\n"
+        "import fedjax_rec\n"
+        "assert not [name for name in sys.modules if name.startswith(('fedjax_rec.cli.', 'fedjax_rec.runs'))]\n"
+        "fedjax_rec.load, fedjax_rec.top_k\n"
+        "assert not [name for name in sys.modules if name.startswith('fedjax_rec.cli.')]\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 0, done.stderr
@@ -92,6 +135,10 @@ def _code_lines(path: Path) -> int:
 
 def test_algorithms_are_short():
     """An algorithm is one client's work and some values; more than 125 lines have a second subject in them."""
-    counts = {path.name: _code_lines(path) for path in (ROOT / "algorithms").glob("*.py")}
+    counts = {path.name: _code_lines(path) for path in (ROOT / "algorithms").rglob("*.py")}
     assert {name: count for name, count in counts.items() if count > 125} == {}
     assert counts["fedmf.py"] > 80  # they are counted
+
+
+if __name__ == "__main__":
+    MAP.write_text(_with_table(MAP.read_text(encoding="utf-8")), encoding="utf-8")

@@ -77,6 +77,7 @@ def parts(output: Any) -> list[tuple[str, Any]]:
 def test_runs(path: Path, monkeypatch: pytest.MonkeyPatch):
     """The notebook runs without an error in any cell, and shows what the committed one shows."""
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the suite's backend draws nothing inline
+    monkeypatch.delenv("XLA_FLAGS")  # a user has one device
     committed, notebook = read(path), read(path)
     client = nbclient.NotebookClient(
         notebook, timeout=300, kernel_name="python3", coalesce_streams=True, record_timing=False

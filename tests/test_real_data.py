@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fedjax_rec as fr
-from fedjax_rec.cli import main
+from fedjax_rec.cli.main import main
 
 
 @pytest.fixture(scope="module")

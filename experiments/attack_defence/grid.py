@@ -15,12 +15,14 @@ import numpy as np
 import optax
 
 import fedjax_rec as fr
-from fedjax_rec import promotion, reducers
-from fedjax_rec.blocks import run_block
-from fedjax_rec.data.fakes import with_fakes
+from fedjax_rec import attacks
+from fedjax_rec.data.fake_users import with_fake_users
 from fedjax_rec.data.splits import Split
-from fedjax_rec.evaluation import make_exposure
-from fedjax_rec.types import Adversary, Aggregator, Algorithm, Transform
+from fedjax_rec.evaluation import make_exposure_ratio
+from fedjax_rec.federation.blocks import run_block
+from fedjax_rec.server import stacked as reducers
+from fedjax_rec.transforms.base import Transform
+from fedjax_rec.types import Adversary, Aggregator, Algorithm
 
 RATE = 0.05  # of the honest clients
 
@@ -54,12 +56,12 @@ class Defence(NamedTuple):
 # label flip trains as the others do; the other rates were chosen by hand, without defence, on another target
 ATTACKS: dict[str, Callable[[Setting], Adversary | None]] = {
     "none": lambda _: None,
-    "EB": lambda s: _colluding(s, promotion.explicit_boosting, learning_rate=10.0),
-    "PIECK-IPE": lambda s: _colluding(s, promotion.pieck_ipe, learning_rate=100.0),
-    "PIECK-UEA": lambda s: _colluding(s, promotion.pieck_uea, learning_rate=10.0, popular=_popular(s)),
-    "FedRecAttack": lambda s: _colluding(s, promotion.fedrecattack, learning_rate=1.0, rows=_rows(s)),
-    "A-hum": lambda s: _colluding(s, promotion.a_hum, learning_rate=0.3),
-    "label flip": lambda s: promotion.label_flip(s.fakes, num_negatives=1),
+    "EB": lambda s: _colluding(s, attacks.explicit_boosting, learning_rate=10.0),
+    "PIECK-IPE": lambda s: _colluding(s, attacks.pieck_ipe, learning_rate=100.0),
+    "PIECK-UEA": lambda s: _colluding(s, attacks.pieck_uea, learning_rate=10.0, popular=_popular(s)),
+    "FedRecAttack": lambda s: _colluding(s, attacks.fedrecattack, learning_rate=1.0, rows=_rows(s)),
+    "A-hum": lambda s: _colluding(s, attacks.a_hum, learning_rate=0.3),
+    "label flip": lambda s: attacks.label_flip(s.fakes, num_negatives=1),
 }
 DEFENCES: dict[str, Callable[[Setting], Defence]] = {
     "none": lambda _: Defence(),
@@ -77,7 +79,7 @@ DEFENCES: dict[str, Callable[[Setting], Defence]] = {
 
 
 def _colluding(setting: Setting, attack: Callable[..., Any], **settings: Any) -> Adversary:
-    return promotion.colluding(attack([setting.target], **settings), setting.fakes)
+    return attacks.colluding(attack([setting.target], **settings), setting.fakes)
 
 
 def _popular(setting: Setting) -> int:
@@ -95,7 +97,11 @@ def make_setting(split: Split, *, share: float = 0.05, seed: int = 0, **changes:
     target = int(np.random.default_rng(seed).choice(cold[counts[cold] > 0]))
     fakes = int(share * split.num_users)
     return Setting(
-        with_fakes(split, fakes, items=[target], seed=seed), split.num_users, target, seed=seed, **changes
+        with_fake_users(split, fakes, items=[target], seed=seed),
+        split.num_users,
+        target,
+        seed=seed,
+        **changes,
     )
 
 
@@ -123,7 +129,9 @@ def measure_run(setting: Setting, algorithm: Algorithm) -> dict[str, Any]:
     """Train, and measure exposure and accuracy of the real users along the way."""
     tick, key = time.perf_counter(), jax.random.key(setting.seed)
     population = fr.population_of(setting.split)
-    expose = make_exposure(algorithm, setting.split, [setting.target], ks=(5, 10), exclude=setting.fakes)
+    expose = make_exposure_ratio(
+        algorithm, setting.split, [setting.target], ks=(5, 10), exclude=setting.fakes
+    )
     rank, state = fr.make_evaluator(algorithm, setting.split), jax.jit(algorithm.init)(key, population)
     block = jax.jit(partial(run_block, algorithm, setting.every))
     found: dict[str, Any] = {name: [] for name in ("round", "er@5", "er@10", "hr@10", "hr@10 full")}
@@ -132,7 +140,7 @@ def measure_run(setting: Setting, algorithm: Algorithm) -> dict[str, Any]:
             state, _ = block(key, state, population, jnp.int32(setting.every))
         ranks = rank(state)
         accuracy = {"hr@10": ranks.sampled, "hr@10 full": ranks.full}
-        values = {name: fr.metrics_from_ranks(r, [10])["hr@10"] for name, r in accuracy.items()}
+        values = {name: fr.evaluation.metrics_from_ranks(r, [10])["hr@10"] for name, r in accuracy.items()}
         for name, value in ({"round": turn * setting.every} | expose(state) | values).items():
             found[name].append(value)
     return found | {"seconds": round(time.perf_counter() - tick, 1), "target": setting.target}
@@ -140,7 +148,7 @@ def measure_run(setting: Setting, algorithm: Algorithm) -> dict[str, Any]:
 
 def reference_algorithm(setting: Setting, *, attacked: bool = True) -> Algorithm:
     """FedRecAttack's own setting: BPR, rate .01, rows bounded by the server, one percent public."""
-    attack = promotion.fedrecattack([setting.target], rows=_rows(setting))
+    attack = attacks.fedrecattack([setting.target], rows=_rows(setting))
     return fr.fedmf(
         dim=setting.dim,
         loss="bpr",
@@ -151,5 +159,5 @@ def reference_algorithm(setting: Setting, *, attacked: bool = True) -> Algorithm
         init_scale=0.01 * setting.dim**0.5,
         regularisation=0.001,
         aggregator=reducers.row_norm_bound(0.01),  # their bound of 1 on a gradient's row, times the rate
-        adversary=promotion.colluding(attack, setting.fakes) if attacked else None,
+        adversary=attacks.colluding(attack, setting.fakes) if attacked else None,
     )

@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import fedjax_rec as fr
-from fedjax_rec.blocks import run_block
-from fedjax_rec.inference import imia, one_sided, rows_seen, score_guess, sent_of
-from fedjax_rec.row_hiding import all_rows, pseudo_items, random_rows
-from fedjax_rec.traffic import count_traffic
-from fedjax_rec.types import State, Transform, Update
+from fedjax_rec.attacks.inference import drop_empty_slots, guess_by_rows, guess_by_signs, imia, score_guess
+from fedjax_rec.federation.blocks import run_block
+from fedjax_rec.federation.traffic import count_traffic
+from fedjax_rec.transforms.base import Transform
+from fedjax_rec.transforms.row_hiding import all_rows, pseudo_items, random_rows
+from fedjax_rec.types import State, Update
 
 Sent = list[tuple[np.ndarray, np.ndarray]]  # a client's rounds, ids and rows
 
@@ -33,17 +34,17 @@ def hidings(items: int) -> dict[str, Transform | None]:
     """The transforms to compare."""
     return {
         "none": None,
-        "pseudo-items, rho 1, fresh": pseudo_items(1.0, fixed=False, noise=1.0),
+        "pseudo-items, rho 1, fresh": pseudo_items(1.0, fixed=False, pseudo_scale=1.0),
         "pseudo-items, rho 1, fixed, zeros": pseudo_items(1.0),
-        "pseudo-items, rho 1, fixed": pseudo_items(1.0, noise=1.0),
-        "pseudo-items, rho 3, fixed": pseudo_items(3.0, noise=1.0),
-        "randomised response .9 / .3, fixed": random_rows(0.9, 0.3, items, noise=1.0),
-        "all rows": all_rows(items, noise=1.0),
+        "pseudo-items, rho 1, fixed": pseudo_items(1.0, pseudo_scale=1.0),
+        "pseudo-items, rho 3, fixed": pseudo_items(3.0, pseudo_scale=1.0),
+        "randomised response .9 / .3, fixed": random_rows(0.9, 0.3, items, pseudo_scale=1.0),
+        "all rows": all_rows(items, pseudo_scale=1.0),
     }
 
 
 def updates_of(
-    algorithm: fr.Algorithm, state: State, population: fr.Population, client: int, rounds: int = 8
+    algorithm: fr.types.Algorithm, state: State, population: fr.Population, client: int, rounds: int = 8
 ) -> list[Update]:
     """What a client would send in several rounds, in as many slots as there are items."""
     found = []
@@ -64,11 +65,11 @@ def hide(transform: Transform | None, updates: list[Update], state: State, clien
     seen = []
     for number, sent in enumerate(updates):
         out, own = sent, jax.random.fold_in(key, number)
-        if transform is not None and transform.remember is not None:
-            out, memory = _run(transform.remember)(own, sent, memory, state.server)
+        if transform is not None and transform.update_with_state is not None:
+            out, memory = _run(transform.update_with_state)(own, sent, memory, state.server)
         elif transform is not None:
             out = _run(transform.update)(own, sent, state.server)
-        seen.append(sent_of(np.asarray(out.ids), np.asarray(out.rows["vector"]), items))
+        seen.append(drop_empty_slots(np.asarray(out.ids), np.asarray(out.rows["vector"]), items))
     return seen
 
 
@@ -82,10 +83,10 @@ def attack(seen: Sent, truth: np.ndarray, before: np.ndarray) -> list[float]:
     """F1 of five attackers: rows of one round, of all, of all by value, signs of rows, IMIA (one round each)."""
     ids, rows = seen[0]
     guesses = [
-        rows_seen(seen[:1]),
-        rows_seen(seen),
-        rows_seen(seen, read_values=True),
-        one_sided(ids, rows),
+        guess_by_rows(seen[:1]),
+        guess_by_rows(seen),
+        guess_by_rows(seen, read_values=True),
+        guess_by_signs(ids, rows),
         imia(before, ids, rows, share=0.2, learning_rate=1.0),
     ]
     return [score_guess(guess, truth).f1 for guess in guesses]
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="a tiny population, two clients")
     given = parser.parse_args(arguments)
     if given.smoke:
-        data = fr.synthetic(60, 50, seed=1, min_events=4, median_events=10)
+        data = fr.data.synthetic(60, 50, seed=1, min_events=4, median_events=10)
     else:
         data = fr.load_dataset("ml-100k", data_dir=given.data_dir)
     population = fr.population_of(fr.leave_one_out(data))

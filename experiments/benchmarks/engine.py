@@ -25,8 +25,8 @@ from experiments.benchmarks import floor, naive, scale
 from experiments.benchmarks.peers import measure_peer
 from experiments.benchmarks.side import Side, engine_side, race, spread
 from experiments.benchmarks.task import DIM, Draws, Task, algorithm, load, share_draws
-from fedjax_rec.devices import client_mesh, use_cores
-from fedjax_rec.versions import versions
+from fedjax_rec.engine.devices import client_mesh, use_cores
+from fedjax_rec.training.checkpoints.versions import versions
 
 PEERS = ("floor", "torch", "fedjax", "naive")
 CASES = ((1, 1000), (5, 1000), (1, 100), (5, 100))

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.benchmarks.side import Side
 from experiments.benchmarks.task import DIM, NEGATIVES, POSITIVES, RATE, Draws, Task, checksum
-from fedjax_rec.permutation import MAX_SHUFFLE, _double_rounds, _primes_above
+from fedjax_rec.rows.permutation import MAX_SHUFFLE, _double_rounds, _primes_above
 from fedjax_rec.types import RoundInfo
 
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-shared", "-fPIC")

@@ -27,10 +27,11 @@ import fedjax_rec as fr
 from experiments.benchmarks.task import draw
 from fedjax_rec.data.interactions import Dataset, Interactions
 from fedjax_rec.data.splits import Split
-from fedjax_rec.evaluation.layout import lay_out
-from fedjax_rec.evaluation.ranking import check_scores, make_ranker
+from fedjax_rec.evaluation.counting import check_scores
+from fedjax_rec.evaluation.ranking import make_ranker
 from fedjax_rec.evaluation.recommend import make_recommender
-from fedjax_rec.versions import versions
+from fedjax_rec.evaluation.user_blocks import make_user_blocks
+from fedjax_rec.training.checkpoints.versions import versions
 
 DIM, SEED, AIM = 64, 0, 100.0
 Params = tuple[jax.Array, jax.Array, jax.Array]
@@ -50,7 +51,7 @@ def load(data_dir: str | None) -> Split:
     task = draw(6040, 3706)
     users = np.repeat(np.arange(6040, dtype=np.int32), np.diff(task.offsets))
     table = Interactions(users, task.items, None, None, np.arange(6040), np.arange(3706))
-    return fr.leave_one_out(Dataset(task.name, table))
+    return fr.leave_one_out(Dataset(task.name, table), order="file")
 
 
 def score_block(params: Params, users: jax.Array) -> jax.Array:
@@ -76,12 +77,14 @@ def make_floor(split: Split) -> Callable[[Params], jax.Array]:
     Returns:
         parameters -> one score of each user.
     """
-    plan, num_items = lay_out(split, "test", None), split.num_items
+    user_blocks = make_user_blocks(split, "test", None)
+    num_items = split.num_items
 
     @jax.jit
     def floor(params: Params) -> jax.Array:
         return jax.lax.map(
-            lambda block: check_scores(score_block(params, block.users), block, num_items)[:, 0], plan.blocks
+            lambda block: check_scores(score_block(params, block.users), block.users, num_items)[:, 0],
+            user_blocks.blocks,
         )
 
     return floor

@@ -22,10 +22,10 @@ import fedjax_rec as fr
 from experiments.benchmarks import floor
 from experiments.benchmarks.side import engine_side, race, spread
 from experiments.benchmarks.task import SEED, Task, algorithm, draw, load, share_draws
-from fedjax_rec.aggregators import fixed_point, gaussian, mean
-from fedjax_rec.blocks import train
-from fedjax_rec.devices import client_mesh, use_cores
-from fedjax_rec.membership import Membership
+from fedjax_rec.client.membership import Membership
+from fedjax_rec.engine.devices import client_mesh, use_cores
+from fedjax_rec.server.aggregators import fixed_point, gaussian, mean
+from fedjax_rec.training.seeds import train
 
 MILLION = 1_000_000
 
@@ -125,8 +125,8 @@ def rounds(data_dir: str | None, repeats: int) -> dict[str, Any]:
     }
     small = {
         "plain_c100": side(100, 10),
-        "median_c100": side(100, 1, aggregator=fr.reducers.median()),
-        "krum_c100": side(100, 1, aggregator=fr.reducers.krum(10)),
+        "median_c100": side(100, 1, aggregator=fr.server.median()),
+        "krum_c100": side(100, 1, aggregator=fr.server.krum(10)),
     }
     found = race(large, repeats) | race(small, repeats)
     cost = {

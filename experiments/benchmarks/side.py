@@ -12,8 +12,8 @@ import numpy as np
 
 import fedjax_rec as fr
 from experiments.benchmarks.task import SEED, checksum
-from fedjax_rec.blocks import Compilations, run_block
-from fedjax_rec.devices import replicate
+from fedjax_rec.engine.devices import replicate
+from fedjax_rec.federation.blocks import Compilations, run_block
 from fedjax_rec.types import Algorithm, RoundInfo, State
 
 
@@ -62,7 +62,7 @@ def engine_side(
         "devices": plan.devices,
         "schedule": plan.schedule,
         "compile_seconds": seconds,
-        "planned_bytes": sum(plan.memory.values()),
+        "planned_bytes": sum(plan.num_bytes.values()),
         "checksum": checksum(np.asarray(_table(state))),
     }
 

@@ -3,10 +3,10 @@
     python -m experiments.benchmarks.streaming [--data-dir DIR] [--json FILE]
 
 FedRAP (D = 32, everyone in each round) keeps 2.7 GiB on MovieLens 1M, SCAFFOLD (D = 64, cohorts of 604) 5.4 GiB.
-From host memory they go to the device so many clients at a time (`fedjax_rec.streaming`). Each measurement is a
-process of its own, sizes take turns, and medians are reported with the least and the most; about 30 minutes on two
-cores. `parts.choose_part` was read off this. Without `--data-dir` histories are drawn with MovieLens-1M's lengths.
-What to expect stands in `NOTES.md`.
+From host memory they go to the device so many clients at a time (`fedjax_rec.federation.streaming`). Each
+measurement is a process of its own, sizes take turns, and medians are reported with the least and the most; about
+30 minutes on two cores. `parts.choose_part` was read off this. Without `--data-dir` histories are drawn with
+MovieLens-1M's lengths. What to expect stands in `NOTES.md`.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 import fedjax_rec as fr
 from experiments.benchmarks.task import draw, load
-from fedjax_rec.population import Population
+from fedjax_rec.client.population import Population
+from fedjax_rec.training.checkpoints.versions import versions
 from fedjax_rec.types import Algorithm
-from fedjax_rec.versions import versions
 
 ROUNDS = {"fedrap": 2, "scaffold": 6}
 SIZES = (0, 16, 32, 64, 256)  # clients of a part; 0 is one piece

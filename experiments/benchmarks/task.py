@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import fedjax_rec as fr
-from fedjax_rec.clients import name_clients, stream
-from fedjax_rec.population import build
+from fedjax_rec.client.keys import name_clients, stream
+from fedjax_rec.client.population import build
 
 DIM, NEGATIVES, POSITIVES, RATE, SEED = 64, 4, 13, 0.05, 0
 # Lengths of ML-1M's histories: (share of the 6,040 clients, at most so many items), read off the data.
@@ -85,7 +85,7 @@ def _popular(rng: np.random.Generator, size: int, num_items: int) -> np.ndarray:
     return np.minimum((num_items * rng.random(size) ** 3).astype(np.int64), num_items - 1)
 
 
-def algorithm(cohort: int, epochs: int, **changes: Any) -> fr.Algorithm:
+def algorithm(cohort: int, epochs: int, **changes: Any) -> fr.types.Algorithm:
     """The engine's side of the task.
 
     Args:

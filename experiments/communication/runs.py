@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fedjax_rec as fr
-from fedjax_rec import compression, sparsifiers, transforms
+from experiments.communication.secure_cost import secure_cost
+from fedjax_rec import transforms
 from fedjax_rec.data.splits import Split
-from fedjax_rec.feedback import error_feedback
-from fedjax_rec.secure import secure_aggregation
-from fedjax_rec.secure_cost import secure_cost
-from fedjax_rec.traffic import count_traffic
+from fedjax_rec.federation.traffic import count_traffic
+from fedjax_rec.privacy.secure_aggregation import secure_aggregation
+from fedjax_rec.transforms import compression
+from fedjax_rec.transforms import sparsification as sparsifiers
+from fedjax_rec.transforms.error_feedback import error_feedback
 
 # of the secure sum; of 80 clients, after 0, 10, 50 and 100 rounds, none had a larger norm than .83
 MODULUS, NORM = 24, 4.0
@@ -53,7 +55,7 @@ def measure_run(setting: Setting, name: str) -> dict[str, Any]:
     state, history = fr.simulate(
         algorithm, setting.split, rounds=setting.rounds, seed=setting.seed, eval_every=setting.every
     )
-    test = fr.metrics_from_ranks(fr.make_evaluator(algorithm, setting.split)(state).full, ks=[10])
+    test = fr.evaluation.metrics_from_ranks(fr.make_evaluator(algorithm, setting.split)(state).full, ks=[10])
     up = count_traffic(state.server, history.rounds, transform=way.get("transform")).up
     if name == "secure sum":
         numbers = sum(table.size for table in state.server.tables.values())

@@ -17,10 +17,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.faults.registry import FAULTS, Setting, Tally
-from experiments.faults.work import use_cache
+from experiments.faults.registry import FAULTS, Injection, Tally
+from experiments.faults.workload import use_cache
 
-MODULES = ("kills", "damage", "disk", "drift", "clients", "files")  # whose import registers faults
+MODULES = ("kills", "damage", "disk", "drift", "clients", "files", "forged")  # whose import registers faults
 MOST_DEVICES = 8  # of one core each
 
 
@@ -42,9 +42,14 @@ def inject(name: str, *, short: bool, seed: int = 0) -> Tally:
         the counts.
     """
     row = FAULTS[name]
-    with tempfile.TemporaryDirectory() as place:
-        rng = np.random.default_rng([seed, *name.encode()])
-        return row.inject(Setting(row.short if short else row.times, Path(place), rng, not short))
+    with tempfile.TemporaryDirectory() as folder:
+        injection = Injection(
+            times=row.short if short else row.times,
+            folder=Path(folder),
+            rng=np.random.default_rng([seed, *name.encode()]),
+            real=not short,
+        )
+        return row.inject(injection)
 
 
 def line(name: str, counts: Tally) -> str:
@@ -76,13 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=list(FAULTS), metavar="NAME", help="these rows")
     parser.add_argument("--seed", type=int, default=0, help="of what is random (default: 0)")
     given = parser.parse_args(arguments)
-    bad, began = 0, time.perf_counter()
+    start_time = time.perf_counter()
+    not_survived = 0
     for name in given.only or FAULTS:
         counts = inject(name, short=given.short, seed=given.seed)
-        bad += counts.injected - counts.survived
+        not_survived += counts.injected - counts.survived
         print(line(name, counts), flush=True)
-    print(f"{time.perf_counter() - began:.0f} s")
-    return int(bad > 0)
+    print(f"{time.perf_counter() - start_time:.0f} s")
+    return int(not_survived > 0)
 
 
 if __name__ == "__main__":

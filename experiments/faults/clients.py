@@ -10,14 +10,15 @@ import numpy as np
 import optax
 
 import fedjax_rec as fr
-from experiments.faults.registry import Outcome, Setting, Tally, fault, tally
-from fedjax_rec.aggregators import fixed_point, total
-from fedjax_rec.clients import stream
-from fedjax_rec.faults import Faults, strike
-from fedjax_rec.leaves import digest, to_arrays
-from fedjax_rec.robust import norm_bound
+from experiments.faults.registry import Injection, Outcome, Tally, fault, tally
+from fedjax_rec.client.keys import stream
+from fedjax_rec.federation.faults import Faults, apply_faults
+from fedjax_rec.server.aggregators import fixed_point, total
+from fedjax_rec.server.robust import norm_bound
 from fedjax_rec.testing import fixed, tiny_population
-from fedjax_rec.transforms import clip, quantise
+from fedjax_rec.training.checkpoints.leaves import digest, to_arrays
+from fedjax_rec.transforms.clipping import clip
+from fedjax_rec.transforms.compression import quantise
 from fedjax_rec.types import RoundInfo, State
 
 KEY = jax.random.key(3)
@@ -35,7 +36,7 @@ WAYS: dict[str, dict[str, Any]] = {  # by which updates reach the sums
 }
 EXACT: dict[str, Any] = {"aggregator": fixed_point(total(), capacity=24)}
 RATES = (0.0, 0.2, 0.5, 0.9, 1.0)
-ALGORITHMS: dict[str, tuple[Callable[..., fr.Algorithm], dict[str, Any]]] = {
+ALGORITHMS: dict[str, tuple[Callable[..., fr.types.Algorithm], dict[str, Any]]] = {
     "fedmf": (fr.fedmf, {}),
     "fedmf, bpr": (fr.fedmf, {"loss": "bpr", "local_epochs": 2}),
     "fedncf": (fr.fedncf, {"architecture": "gmf"}),
@@ -56,7 +57,8 @@ class Round(NamedTuple):
 @functools.cache
 def _round(way: str) -> Round:
     """A round of everybody, compiled once for all who may be present."""
-    population, settings = tiny_population(), EXACT if way == "exact" else WAYS[way]
+    population = tiny_population()
+    settings = EXACT if way == "exact" else WAYS[way]
 
     @jax.jit
     def run(state: State, alive: jax.Array, order: jax.Array) -> tuple[State, RoundInfo]:
@@ -67,33 +69,34 @@ def _round(way: str) -> Round:
 
 
 @fault("bad client updates", times=500, short=12)
-def bad_numbers(setting: Setting) -> Tally:
+def bad_numbers(injection: Injection) -> Tally:
     """NaN, infinite, 1e30 and denormal clients, 1 to all of a cohort: the round is that of the others."""
-    ways = list(WAYS) if setting.real else list(WAYS)[:1]
-    return tally(_spoil(setting.rng, ways[number % len(ways)]) for number in range(setting.times))
+    ways = list(WAYS) if injection.real else list(WAYS)[:1]
+    return tally(_spoil(injection.rng, ways[i % len(ways)]) for i in range(injection.times))
 
 
 def _spoil(rng: np.random.Generator, way: str) -> Outcome:
     start, run = _round(way)
     vectors = np.asarray(start.private["vector"])
-    size, start = len(vectors), start._replace(round=jnp.int32(rng.integers(10**6)))
+    size = len(vectors)
+    start = start._replace(round=jnp.int32(rng.integers(10**6)))
     bad = np.isin(np.arange(size), rng.permutation(size)[: rng.integers(1, size + 1)])
     value = rng.choice([*BAD, DENORMAL])
-    sick = start.private | {"vector": jnp.where(bad[:, None], np.float32(value), vectors)}
-    found, info = run(start._replace(private=sick), jnp.ones(size, bool), jnp.arange(size))
+    spoilt = start.private | {"vector": jnp.where(bad[:, None], np.float32(value), vectors)}
+    found, info = run(start._replace(private=spoilt), jnp.ones(size, bool), jnp.arange(size))
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(found.server)):
         return "lost"
     if value == DENORMAL:  # small numbers are numbers: nobody is left out
         return "survived" if int(info.unsound) == 0 else "lost"
     expected, _ = run(start, jnp.asarray(~bad), jnp.arange(size))
-    return "survived" if _same(found, expected, ~bad) else "silent"
+    return "survived" if _is_same(found, expected, ~bad) else "silent"
 
 
 @fault("drop-out", times=200, short=10)
-def dropped(setting: Setting) -> Tally:
+def dropped(injection: Injection) -> Tally:
     """None to all of a cohort fail: the sum is exactly that of the survivors, and a round of nobody is skipped."""
-    rates = RATES if setting.real else RATES[-2:]
-    return tally(_drop(setting.rng, rates[number % len(rates)]) for number in range(setting.times))
+    rates = RATES if injection.real else RATES[-2:]
+    return tally(_drop(injection.rng, rates[i % len(rates)]) for i in range(injection.times))
 
 
 @functools.cache
@@ -112,21 +115,22 @@ def _drop(rng: np.random.Generator, rate: float) -> Outcome:
     present = jnp.asarray(np.diff(tiny_population().offsets) > 0)
     size = len(present)
     work = jnp.ones(size, jnp.int32)
-    arrived, _ = strike(
+    arrived, _ = apply_faults(
         Faults(drop_out=rate), stream(KEY, "faults"), start.round, jnp.arange(size), present, work, 1
     )
     expected, _ = run(start, arrived, jnp.asarray(rng.permutation(size)))
     counted = (int(info.clients), int(info.skipped)) == (int(arrived.sum()), int(not arrived.any()))
-    return "survived" if counted and _same(found, expected, np.ones(size, bool)) else "silent"
+    return "survived" if counted and _is_same(found, expected, np.ones(size, bool)) else "silent"
 
 
 @fault("devices", times=20, short=2)
-def devices(setting: Setting) -> Tally:
+def devices(injection: Injection) -> Tally:
     """1, 2, 4 and 8 devices, five algorithms, fixed-point sums: one SHA-256."""
-    return tally(_on(list(ALGORITHMS)[number // 4], DEVICES[number % 4]) for number in range(setting.times))
+    names = list(ALGORITHMS)
+    return tally(_compare_devices(names[i // 4], DEVICES[i % 4]) for i in range(injection.times))
 
 
-def _on(name: str, count: int) -> Outcome:
+def _compare_devices(name: str, count: int) -> Outcome:
     return "survived" if _hash(name, count) == _hash(name, 1) else "silent"
 
 
@@ -147,7 +151,7 @@ def _hash(name: str, count: int) -> str:
     return digest(to_arrays((state.server, state.private)))
 
 
-def _same(found: State, expected: State, which: np.ndarray) -> bool:
+def _is_same(found: State, expected: State, which: np.ndarray) -> bool:
     """Equal bits of the server, of its optimizer, and of some clients' vectors."""
     vectors = (np.asarray(state.private["vector"])[which] for state in (found, expected))
     pairs = zip(

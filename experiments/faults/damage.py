@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.faults.registry import Outcome, Setting, Tally, fault, tally
-from experiments.faults.work import contents, copy, half_done, reference, run, work
-from fedjax_rec.cli import main
-from fedjax_rec.folders import CHECKPOINTS
-from fedjax_rec.leaves import digest
-from fedjax_rec.seal import SEAL, list_files
-from fedjax_rec.steps import find_step, read_arrays, step_paths
+from experiments.faults.registry import Injection, Outcome, Tally, fault, tally
+from experiments.faults.workload import copy_half_done, digests, half_done, reference, run, workload
+from fedjax_rec.cli.main import main
+from fedjax_rec.runs.folders import CHECKPOINTS
+from fedjax_rec.training.checkpoints.leaves import digest
+from fedjax_rec.training.checkpoints.seal import SEAL, list_files
+from fedjax_rec.training.checkpoints.store import find_latest, list_checkpoints, read_arrays
 
 Damage = Callable[[Path, np.random.Generator], None]  # to one file
-RUNS = 10  # one trial in so many goes on to the end of the run
+ONE_IN = 10  # injections: that one goes on to the end of the run
 
 
 def flip_bit(path: Path, rng: np.random.Generator) -> None:
@@ -44,78 +44,80 @@ def fill_with_zeros(path: Path, rng: np.random.Generator) -> None:
     path.write_bytes(data[:start] + bytes(len(data) - start))
 
 
-def _hurt(setting: Setting, damage: Damage, *, only: str = "") -> Outcome:
-    """Damage a file of the newest step, sometimes of the one before it too."""
-    folder = copy(real=setting.real, place=setting.place)
-    steps, known = step_paths(folder), contents(half_done(real=setting.real))
-    count = 1 + int(setting.rng.random() < 0.2)
-    hit = []
-    for step in steps[:count]:
-        files = list_files(step)
-        name = only or str(setting.rng.choice(list(files)))
-        damage(files[name], setting.rng)
-        hit.append(f"{step.name}: {name}")
-    found = find_step(folder)
-    if found.path in steps[:count]:
+def _damage_newest(injection: Injection, damage: Damage, *, only: str = "") -> Outcome:
+    """Damage a file of the newest checkpoint, sometimes of the one before it too."""
+    folder = copy_half_done(real=injection.real, parent=injection.folder)
+    paths = list_checkpoints(folder)
+    expected = digests(half_done(real=injection.real))
+    count = 1 + int(injection.rng.random() < 0.2)
+    damaged = []
+    for path in paths[:count]:
+        files = list_files(path)
+        name = only or str(injection.rng.choice(list(files)))
+        damage(files[name], injection.rng)
+        damaged.append(f"{path.name}: {name}")
+    latest = find_latest(folder)
+    if latest.path in paths[:count]:
         return "silent"
-    if found.path != steps[count] or not all(map(str.startswith, found.damaged, hit)):
+    if latest.path != paths[count] or not all(map(str.startswith, latest.damaged, damaged)):
         return "lost"
-    if digest(read_arrays(found.path, found.meta)) != known[found.path.name]:
+    if digest(read_arrays(latest.path, latest.meta)) != expected[latest.path.name]:
         return "silent"
-    goes_on = setting.rng.integers(RUNS) == 0
-    same = not goes_on or run(work(real=setting.real), folder) == reference(real=setting.real)
+    goes_on = injection.rng.integers(ONE_IN) == 0
+    same = not goes_on or run(workload(real=injection.real), folder) == reference(real=injection.real)
     return "survived" if same else "silent"
 
 
 @fault("bit flip", times=60, short=6)
-def flipped(setting: Setting) -> Tally:
+def flipped(injection: Injection) -> Tally:
     """One bit, anywhere in the newest checkpoint."""
-    return tally(_hurt(setting, flip_bit) for _ in range(setting.times))
+    return tally(_damage_newest(injection, flip_bit) for _ in range(injection.times))
 
 
 @fault("truncation", times=60, short=6)
-def cut(setting: Setting) -> Tally:
+def cut(injection: Injection) -> Tally:
     """A file that ends too early."""
-    return tally(_hurt(setting, truncate) for _ in range(setting.times))
+    return tally(_damage_newest(injection, truncate) for _ in range(injection.times))
 
 
 @fault("deletion", times=60, short=6)
-def lost_file(setting: Setting) -> Tally:
+def lost_file(injection: Injection) -> Tally:
     """A file that is not there."""
-    return tally(_hurt(setting, delete) for _ in range(setting.times))
+    return tally(_damage_newest(injection, delete) for _ in range(injection.times))
 
 
 @fault("zero-fill", times=60, short=6)
-def zeros(setting: Setting) -> Tally:
+def zeros(injection: Injection) -> Tally:
     """A file whose end is zeros, of the right length."""
-    return tally(_hurt(setting, fill_with_zeros) for _ in range(setting.times))
+    return tally(_damage_newest(injection, fill_with_zeros) for _ in range(injection.times))
 
 
 @fault("damaged seal", times=60, short=6)
-def broken_seal(setting: Setting) -> Tally:
+def broken_seal(injection: Injection) -> Tally:
     """The seal itself: flipped, cut, deleted or zeros."""
     ways = (flip_bit, truncate, delete, fill_with_zeros)
-    return tally(_hurt(setting, ways[i % len(ways)], only=SEAL) for i in range(setting.times))
+    return tally(_damage_newest(injection, ways[i % len(ways)], only=SEAL) for i in range(injection.times))
 
 
 @fault("every checkpoint damaged", times=20, short=2)
-def all_damaged(setting: Setting) -> Tally:
+def all_damaged(injection: Injection) -> Tally:
     """Refused in one line that names each, with an exit status that is not 0."""
-    return tally(_refuses(setting) for _ in range(setting.times))
+    return tally(_refuses(injection) for _ in range(injection.times))
 
 
-def _refuses(setting: Setting) -> Outcome:
-    place = Path(tempfile.mkdtemp(dir=setting.place))
-    folder = place / CHECKPOINTS / "train"
+def _refuses(injection: Injection) -> Outcome:
+    run_folder = Path(tempfile.mkdtemp(dir=injection.folder))
+    folder = run_folder / CHECKPOINTS / "train"
     folder.parent.mkdir()
-    copy(real=setting.real, place=setting.place).rename(folder)
-    for step in step_paths(folder):
-        flip_bit(list_files(step)[str(setting.rng.choice(list(list_files(step))))], setting.rng)
-    text = io.StringIO()
+    copy_half_done(real=injection.real, parent=injection.folder).rename(folder)
+    for path in list_checkpoints(folder):
+        files = list_files(path)
+        flip_bit(files[str(injection.rng.choice(list(files)))], injection.rng)
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(text):
-            main(["resume", str(place)])
+        with contextlib.redirect_stderr(errors):
+            main(["resume", str(run_folder)])
     except SystemExit as stop:
-        named = all(step.name in text.getvalue() for step in step_paths(folder))
-        return "survived" if stop.code and named and text.getvalue().count("\n") == 1 else "lost"
+        named = all(path.name in errors.getvalue() for path in list_checkpoints(folder))
+        return "survived" if stop.code and named and errors.getvalue().count("\n") == 1 else "lost"
     return "silent"

@@ -10,32 +10,48 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest import mock
 
 from experiments.faults.kills import PATIENCE, context
-from experiments.faults.registry import Outcome, Setting, Tally, fault, tally
-from experiments.faults.work import EVERY, contents, copy, reference, run, stop_at, use_cache, work
-from fedjax_rec import steps
-from fedjax_rec.lock import hold
-from fedjax_rec.seal import list_files
-from fedjax_rec.simulate import Progress
+from experiments.faults.registry import Injection, Outcome, Tally, fault, tally
+from experiments.faults.workload import (
+    EVERY,
+    copy_half_done,
+    digests,
+    reference,
+    run,
+    stop_at,
+    use_cache,
+    workload,
+)
+from fedjax_rec.training.checkpoints import store
+from fedjax_rec.training.checkpoints.lock import lock_folder
+from fedjax_rec.training.checkpoints.seal import list_files
+from fedjax_rec.training.history import Progress
 
 NOBODY = 65534
 Break = Callable[[Path], AbstractContextManager[None]]
 
 
-def _breaks(setting: Setting, folder: Path, broken: Break, text: str) -> Outcome:
+def _run_while_broken(injection: Injection, folder: Path, broken: Break, text: str) -> Outcome:
     """Go on while the disk fails: one clear line, old checkpoints whole; then go on when it works again."""
-    known = contents(folder)
+    before = digests(folder)
     try:
         with broken(folder):
-            run(work(real=setting.real), folder)
+            run(workload(real=injection.real), folder)
         return "lost"  # it did not fail
     except OSError as problem:
-        clear = text in str(problem) and str(folder) in str(problem) and "\n" not in str(problem)
-    if contents(folder) != known:
+        is_clear = text in str(problem) and str(folder) in str(problem) and "\n" not in str(problem)
+    if digests(folder) != before:
         return "lost"
-    same = run(work(real=setting.real), folder) == reference(real=setting.real)
-    return ("survived" if clear else "lost") if same else "silent"
+    return _goes_on(injection, folder, is_clear=is_clear)
+
+
+def _goes_on(injection: Injection, folder: Path, *, is_clear: bool) -> Outcome:
+    """Whether the run has the same end when all is well again, and whether the error before was clear."""
+    if run(workload(real=injection.real), folder) != reference(real=injection.real):
+        return "silent"
+    return "survived" if is_clear else "lost"
 
 
 @contextlib.contextmanager
@@ -50,58 +66,58 @@ def _file_limit(size: int) -> Iterator[None]:
 
 
 @fault("disk full", times=20, short=3)
-def full(setting: Setting) -> Tally:
-    """A limit on files, a file system without room (where one may be mounted), and room that goes meanwhile."""
-    ways = (_full_file, _full_disk, _torn)
-    return tally(ways[i % len(ways)](setting) for i in range(setting.times))
+def full(injection: Injection) -> Tally:
+    """A limit on files, a file system without room (where one may be mounted), and space that goes meanwhile."""
+    ways = (_limit_files, _fill_disk, _limit_files_late)
+    return tally(ways[i % len(ways)](injection) for i in range(injection.times))
 
 
-def _full_file(setting: Setting) -> Outcome:
-    folder = copy(real=setting.real, place=setting.place)
+def _limit_files(injection: Injection) -> Outcome:
+    folder = copy_half_done(real=injection.real, parent=injection.folder)
     largest = max(path.stat().st_size for path in list_files(folder).values())
-    limit = int(setting.rng.integers(64, largest))  # below 64 bytes not even the lock could be written
-    return _breaks(setting, folder, lambda _: _file_limit(limit), "File too large")
+    limit = int(injection.rng.integers(64, largest))  # below 64 bytes not even the lock could be written
+    return _run_while_broken(injection, folder, lambda _: _file_limit(limit), "File too large")
 
 
-def _torn(setting: Setting) -> Outcome:
-    """The room was there when it was asked for; in a process of its own, since orbax is loud then."""
-    folder = copy(real=setting.real, place=setting.place)
+def _limit_files_late(injection: Injection) -> Outcome:
+    """The space was there when it was reserved; in a process of its own, since orbax is loud then."""
+    folder = copy_half_done(real=injection.real, parent=injection.folder)
     largest = max(path.stat().st_size for path in list_files(folder).values())
-    reading, writing = context().Pipe(duplex=False)
-    limit = int(setting.rng.integers(64, largest))
-    process = context().Process(target=_tear, args=(setting, folder, limit, writing), daemon=True)
+    receiver, sender = context().Pipe(duplex=False)
+    limit = int(injection.rng.integers(64, largest))
+    arguments = (injection, folder, limit, sender)
+    process = context().Process(target=_run_without_reserving, args=arguments, daemon=True)
     process.start()
-    told: Outcome = reading.recv() if reading.poll(PATIENCE) else "lost"
+    outcome: Outcome = receiver.recv() if receiver.poll(PATIENCE) else "lost"
     process.join()
-    return told
+    return outcome
 
 
-def _tear(setting: Setting, folder: Path, limit: int, told: Connection) -> None:
+def _run_without_reserving(injection: Injection, folder: Path, limit: int, pipe: Connection) -> None:
     use_cache()
     with Path(os.devnull).open("w") as nothing:
         os.dup2(nothing.fileno(), 2)
-    made_sure = vars(steps)["_make_sure_of_room"]
 
     @contextlib.contextmanager
     def broken(_: Path) -> Iterator[None]:
-        vars(steps)["_make_sure_of_room"] = lambda *_: None
-        with _file_limit(limit):
+        with mock.patch.object(store, "_reserve_space"), _file_limit(limit):
             yield
-        vars(steps)["_make_sure_of_room"] = made_sure
 
-    told.send(_breaks(setting, folder, broken, "File too large"))
+    pipe.send(_run_while_broken(injection, folder, broken, "File too large"))
 
 
-def _full_disk(setting: Setting) -> Outcome:
-    mount, umount = shutil.which("mount"), shutil.which("umount")
-    disk = setting.place / "disk"
+def _fill_disk(injection: Injection) -> Outcome:
+    mount = shutil.which("mount")
+    umount = shutil.which("umount")
+    disk = injection.folder / "disk"
     disk.mkdir(exist_ok=True)
     if mount is None or umount is None or _call(mount, "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)):
-        return _full_file(setting)
+        return _limit_files(injection)
     try:
-        folder = Path(shutil.copytree(copy(real=setting.real, place=setting.place), disk / "checkpoints"))
-        left = int(setting.rng.integers(1, 8)) * 4096  # less than a checkpoint takes
-        return _breaks(setting, folder, lambda _: _filled(disk, left), "No space left on device")
+        original = copy_half_done(real=injection.real, parent=injection.folder)
+        folder = Path(shutil.copytree(original, disk / "checkpoints"))
+        free = int(injection.rng.integers(1, 8)) * 4096  # less than a checkpoint takes
+        return _run_while_broken(injection, folder, lambda _: _filled(disk, free), "No space left on device")
     finally:
         _call(umount, str(disk))
 
@@ -111,11 +127,11 @@ def _call(*command: str) -> int:
 
 
 @contextlib.contextmanager
-def _filled(disk: Path, left: int) -> Iterator[None]:
+def _filled(disk: Path, free: int) -> Iterator[None]:
     """Only so many bytes are left."""
     ballast = disk / "ballast"
-    room = os.statvfs(disk)
-    ballast.write_bytes(bytes(room.f_bavail * room.f_frsize - left))
+    statistics = os.statvfs(disk)
+    ballast.write_bytes(bytes(statistics.f_bavail * statistics.f_frsize - free))
     try:
         yield
     finally:
@@ -123,81 +139,83 @@ def _filled(disk: Path, left: int) -> Iterator[None]:
 
 
 @fault("read-only folder", times=10, short=2)
-def read_only(setting: Setting) -> Tally:
+def read_only(injection: Injection) -> Tally:
     """Nothing may be written there."""
-    return tally(
-        _breaks(setting, copy(real=setting.real, place=setting.place), _protected, "Permission denied")
-        for _ in range(setting.times)
-    )
+    return tally(_write_protected(injection) for _ in range(injection.times))
+
+
+def _write_protected(injection: Injection) -> Outcome:
+    folder = copy_half_done(real=injection.real, parent=injection.folder)
+    return _run_while_broken(injection, folder, _protected, "Permission denied")
 
 
 @contextlib.contextmanager
 def _protected(folder: Path) -> Iterator[None]:
     """As somebody who may read the folder; the superuser would not even notice."""
-    mine = os.geteuid()
-    for place in (folder.parent.parent, folder.parent):
-        place.chmod(0o755)
+    own_id = os.geteuid()
+    for above in (folder.parent.parent, folder.parent):
+        above.chmod(0o755)
     folder.chmod(0o555)
     try:
-        if mine == 0:
+        if own_id == 0:
             os.seteuid(NOBODY)
         yield
     finally:
-        os.seteuid(mine)
+        os.seteuid(own_id)
         folder.chmod(0o755)
 
 
 @fault("vanished folder", times=10, short=2)
-def vanished(setting: Setting) -> Tally:
+def vanished(injection: Injection) -> Tally:
     """It is taken away while the run trains, and comes back later."""
-    return tally(_vanishes(setting) for _ in range(setting.times))
+    return tally(_take_folder_away(injection) for _ in range(injection.times))
 
 
-def _vanishes(setting: Setting) -> Outcome:
-    folder = copy(real=setting.real, place=setting.place)
-    known, away = contents(folder), folder.with_name("away")
+def _take_folder_away(injection: Injection) -> Outcome:
+    folder = copy_half_done(real=injection.real, parent=injection.folder)
+    away = folder.with_name("away")
+    before = digests(folder)
 
     def take_away(progress: Progress) -> None:
         if progress.round % EVERY and folder.exists():
             folder.rename(away)
 
     try:
-        run(work(real=setting.real), folder, on_block=take_away)
+        run(workload(real=injection.real), folder, on_block=take_away)
         return "lost"
     except OSError as problem:
-        clear = "No such file or directory" in str(problem) and "\n" not in str(problem)
+        is_clear = "No such file or directory" in str(problem) and "\n" not in str(problem)
     away.rename(folder)
-    if contents(folder) != known:
+    if digests(folder) != before:
         return "lost"
-    same = run(work(real=setting.real), folder) == reference(real=setting.real)
-    return ("survived" if clear else "lost") if same else "silent"
+    return _goes_on(injection, folder, is_clear=is_clear)
 
 
-def _hold(folder: Path, told: Connection) -> None:
-    with hold(folder):
-        told.send(True)
+def _lock_until_killed(folder: Path, pipe: Connection) -> None:
+    with lock_folder(folder):
+        pipe.send(True)
         signal.pause()
 
 
 @fault("two writers", times=10, short=2)
-def two_writers(setting: Setting) -> Tally:
+def two_writers(injection: Injection) -> Tally:
     """The second is refused and told the first one's number; once that is killed, the second goes on."""
-    return tally(_two(setting) for _ in range(setting.times))
+    return tally(_write_twice(injection) for _ in range(injection.times))
 
 
-def _two(setting: Setting) -> Outcome:
-    folder = copy(real=setting.real, place=setting.place)
-    known, (reading, writing) = contents(folder), context().Pipe(duplex=False)
-    first = context().Process(target=_hold, args=(folder, writing), daemon=True)
+def _write_twice(injection: Injection) -> Outcome:
+    folder = copy_half_done(real=injection.real, parent=injection.folder)
+    before = digests(folder)
+    receiver, sender = context().Pipe(duplex=False)
+    first = context().Process(target=_lock_until_killed, args=(folder, sender), daemon=True)
     first.start()
-    reading.poll(PATIENCE)
+    receiver.poll(PATIENCE)
     try:
-        run(work(real=setting.real), folder, on_block=stop_at(1))
+        run(workload(real=injection.real), folder, on_block=stop_at(1))
         return "silent"
     except OSError as problem:
-        clear = f"is being written by process {first.pid} on" in str(problem)
+        is_clear = f"is being written by process {first.pid} on" in str(problem)
     finally:
         first.kill()
         first.join()
-    same = contents(folder) == known and run(work(real=setting.real), folder) == reference(real=setting.real)
-    return ("survived" if clear else "lost") if same else "silent"
+    return "silent" if digests(folder) != before else _goes_on(injection, folder, is_clear=is_clear)

@@ -15,16 +15,16 @@ import numpy as np
 import fedjax_rec as fr
 from experiments.faults import hostile
 from experiments.faults.by_hand import CASES, Case
-from experiments.faults.fuzz import draw, judge
-from experiments.faults.registry import Outcome, Setting, Tally, fault, tally
-from fedjax_rec.cli import main
-from fedjax_rec.compare import read_run
+from experiments.faults.fuzz import READERS, compare_readers, draw_file
+from experiments.faults.registry import Injection, Outcome, Tally, fault, tally
+from fedjax_rec.cli.main import main
 from fedjax_rec.data.archives import extract
 from fedjax_rec.data.download import install
 from fedjax_rec.data.errors import DataError
-from fedjax_rec.data.readers import read_any
+from fedjax_rec.data.formats import read_any
 from fedjax_rec.data.registry import load_dataset
-from fedjax_rec.data.text import PIECE
+from fedjax_rec.data.text import BLOCK_BYTES
+from fedjax_rec.runs.compare import read_run
 
 PATIENCE = 60  # seconds after which a reader counts as hanging
 
@@ -46,23 +46,25 @@ def _alarm() -> Iterator[None]:
 
 
 @fault("ratings files by hand", times=40, short=40)
-def by_hand(setting: Setting) -> Tally:
+def by_hand(injection: Injection) -> Tally:
     """Each rule kept and broken; every fourth broken one is given to the command line, too."""
-    names = list(CASES)[: setting.times]
-    return tally(_one_by_hand(setting, CASES[name], line=n % 4 == 0) for n, name in enumerate(names))
+    names = list(CASES)[: injection.times]
+    return tally(
+        _read_by_hand(injection, CASES[name], command_line=n % 4 == 0) for n, name in enumerate(names)
+    )
 
 
-def _one_by_hand(setting: Setting, case: Case, *, line: bool) -> Outcome:
-    path = setting.place / f"file{case.suffix}"
+def _read_by_hand(injection: Injection, case: Case, *, command_line: bool) -> Outcome:
+    path = injection.folder / f"file{case.suffix}"
     with _alarm():
-        outcome = judge(path, case.data, case.duplicates)
+        outcome = compare_readers(path, case.data, case.duplicates)
     if outcome != "survived":
         return outcome
     try:
-        events = read_any(path, duplicates=case.duplicates)
+        events = READERS[case.suffix](path, duplicates=case.duplicates)
     except DataError as error:
         named = str(error).startswith(f"{path}:{case.expected}: ")
-        return "survived" if named and (not line or _ends(path)) else "lost"
+        return "survived" if named and (not command_line or _is_refused_in_one_line(path)) else "lost"
     columns = (
         events.user_ids[events.users],
         events.item_ids[events.items],
@@ -73,45 +75,44 @@ def _one_by_hand(setting: Setting, case: Case, *, line: bool) -> Outcome:
     return "survived" if found == case.expected else "silent"
 
 
-def _ends(path: Path) -> bool:
+def _is_refused_in_one_line(path: Path) -> bool:
     """Whether the command line says it in one line, with status 2 and without a traceback."""
-    text = io.StringIO()
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(text):
+        with contextlib.redirect_stderr(errors):
             main(["run", "--dataset", str(path), "--out", str(path.parent / "run")])
     except SystemExit as stop:
-        *_, last = text.getvalue().splitlines()
-        told = f"error: {path}:" in last and "Traceback" not in text.getvalue()
-        return stop.code == 2 and told
+        *_, last = errors.getvalue().splitlines()
+        return stop.code == 2 and f"error: {path}:" in last and "Traceback" not in errors.getvalue()
     return False
 
 
 @fault("ratings files fuzzed", times=2000, short=200)
-def fuzzed(setting: Setting) -> Tally:
+def fuzzed(injection: Injection) -> Tally:
     """Files by chance, read in one chunk or in many, against a strict reader in plain Python."""
-    return tally(_one_fuzzed(setting, PIECE if n % 2 else 40) for n in range(setting.times))
+    return tally(_read_fuzzed(injection, BLOCK_BYTES if n % 2 else 40) for n in range(injection.times))
 
 
-def _one_fuzzed(setting: Setting, piece: int) -> Outcome:
-    data, suffix, duplicates = draw(setting.rng)
+def _read_fuzzed(injection: Injection, piece: int) -> Outcome:
+    data, suffix, duplicates = draw_file(injection.rng)
     with _alarm():
-        return judge(setting.place / f"file{suffix}", data, duplicates, piece)
+        return compare_readers(injection.folder / f"file{suffix}", data, duplicates, piece)
 
 
 @fault("hostile archives", times=30, short=30)
-def hostile_archives(setting: Setting) -> Tally:
+def hostile_archives(injection: Injection) -> Tally:
     """Given by hand, and as downloads whose checksum is not known."""
     made = hostile.archives()
-    names = list(made)[: setting.times]
-    return tally(_refuses(setting.place, made[name]) for name in names)
+    names = list(made)[: injection.times]
+    return tally(_refuses(injection.folder, made[name]) for name in names)
 
 
-def _refuses(place: Path, data: bytes) -> Outcome:
-    home = Path(tempfile.mkdtemp(dir=place))
-    folder, cache = home / "data", home / "cache"
+def _refuses(parent: Path, data: bytes) -> Outcome:
+    home = Path(tempfile.mkdtemp(dir=parent))
+    folder = home / "data"
     folder.mkdir()
     (folder / "ml-100k.zip").write_bytes(data)
-    target = cache / "u.data"
+    target = home / "cache" / "u.data"
     with _alarm(), mock.patch("urllib.request.urlopen", new=_serve(data)):
         tries: tuple[Callable[[], object], ...] = (
             lambda: extract(folder / "ml-100k.zip", hostile.MEMBER, home / "member"),
@@ -153,17 +154,16 @@ class _Answer(io.BytesIO):
 
 
 @fault("pickled arrays", times=5, short=5)
-def pickled(setting: Setting) -> Tally:
+def pickled(injection: Injection) -> Tally:
     """In place of a model, of per-user data and of ratings, under its own name and under those of sound files."""
-    sign = setting.place / "unpickled"
+    sign = injection.folder / "unpickled"
     made = hostile.pickles(sign)
-    return tally(
-        _never_unpickled(setting.place, sign, name, made[name]) for name in list(made)[: setting.times]
-    )
+    names = list(made)[: injection.times]
+    return tally(_never_unpickled(injection.folder, sign, name, made[name]) for name in names)
 
 
-def _never_unpickled(place: Path, sign: Path, name: str, data: bytes) -> Outcome:
-    run = Path(tempfile.mkdtemp(dir=place))
+def _never_unpickled(parent: Path, sign: Path, name: str, data: bytes) -> Outcome:
+    run = Path(tempfile.mkdtemp(dir=parent))
     (run / "config.json").write_text("{}")
     (run / "result.json").write_text("{}")
     (run / "protocol.json").write_text(json.dumps({"protocol_id": "0"}))

@@ -12,11 +12,22 @@ from experiments.faults.strict import Content, RefusedError, read
 from fedjax_rec.data import text
 from fedjax_rec.data.errors import DataError
 from fedjax_rec.data.interactions import Interactions
-from fedjax_rec.data.readers import read_any
+from fedjax_rec.data.readers import (
+    read_movielens_100k,
+    read_movielens_csv,
+    read_movielens_dat,
+    read_recbole,
+)
 
 HEADERS = {
     ".csv": ("userId", "movieId", "rating", "timestamp"),
     ".inter": ("user_id:token", "item_id:token", "rating:float", "timestamp:float"),
+}
+READERS: dict[str, Callable[..., Interactions]] = {
+    ".data": read_movielens_100k,
+    ".dat": read_movielens_dat,
+    ".csv": read_movielens_csv,
+    ".inter": read_recbole,
 }
 MARKS = {".data": "\t", ".dat": "::", ".csv": ",", ".inter": "\t"}
 FIELDS = (
@@ -98,7 +109,7 @@ BYTES = (
 LINE_ENDS = ("\n", "\r\n", "\r", "\n\n", "\n \t\n")
 
 
-def draw(rng: np.random.Generator) -> tuple[bytes, str, str]:
+def draw_file(rng: np.random.Generator) -> tuple[bytes, str, str]:
     """Draw a file: half of them sound but for their form, the others with one to three faults.
 
     Args:
@@ -110,23 +121,23 @@ def draw(rng: np.random.Generator) -> tuple[bytes, str, str]:
     suffix = str(rng.choice(list(MARKS)))
     pairs = rng.choice(64, size=rng.integers(1, 12), replace=bool(rng.random() < 0.2))
     rows = [_row(int(pair), rng) for pair in pairs]
-    hurts = int(rng.integers(1, 4)) if rng.random() < 0.5 else 0
-    for _ in range(hurts * int(rng.integers(2))):
+    num_faults = int(rng.integers(1, 4)) if rng.random() < 0.5 else 0
+    for _ in range(num_faults * int(rng.integers(2))):
         row = rows[rng.integers(len(rows))]
         row[rng.integers(len(row))] = FIELDS[rng.integers(len(FIELDS))]
     lines = [MARKS[suffix].join(row) for row in ([list(HEADERS[suffix])] if suffix in HEADERS else []) + rows]
     end = LINE_ENDS[rng.integers(len(LINE_ENDS))] if rng.random() < 0.3 else "\n"
-    whole = end.join(lines) + end * int(rng.random() < 0.8)
-    data = whole.encode("latin-1" if rng.random() < 0.2 else "utf-8", errors="replace")
+    content = end.join(lines) + end * int(rng.random() < 0.8)
+    data = content.encode("latin-1" if rng.random() < 0.2 else "utf-8", errors="replace")
     data = b"\xef\xbb\xbf" * int(rng.random() < 0.1) + data
-    for _ in range(hurts * int(rng.integers(2))):
-        data = _hurt(data, rng)
+    for _ in range(num_faults * int(rng.integers(2))):
+        data = _corrupt(data, rng)
     return data, suffix, str(rng.choice(["error", "error", "first", "last"]))
 
 
 def _row(pair: int, rng: np.random.Generator) -> list[str]:
     style = rng.integers(6)
-    user, item = pair // 8, pair % 8
+    user, item = divmod(pair, 8)
     names = {0: (f"u{user}", f"é{item}"), 1: (str(user - 4), str(10**18 + item)), 2: (f" {user}", f"{item} ")}
     left, right = (
         names.get(int(style), (str(user), str(item))) if rng.random() < 0.3 else (str(user), str(item))
@@ -140,21 +151,23 @@ def _row(pair: int, rng: np.random.Generator) -> list[str]:
     return [left, right, rating, str(time)]
 
 
-def _hurt(data: bytes, rng: np.random.Generator) -> bytes:
+def _corrupt(data: bytes, rng: np.random.Generator) -> bytes:
     """A byte changed, put in or taken away, a piece doubled, or the end cut off."""
-    place, other = sorted(int(n) for n in rng.integers(len(data) + 1, size=2))
+    first, second = sorted(int(n) for n in rng.integers(len(data) + 1, size=2))
     byte = BYTES[rng.integers(len(BYTES))] if rng.random() < 0.8 else bytes([rng.integers(256)])
     ways: tuple[Callable[[], bytes], ...] = (
-        lambda: data[:place] + byte + data[place + 1 :],
-        lambda: data[:place] + byte + data[place:],
-        lambda: data[:place] + data[place + 1 :],
-        lambda: data[:other] + data[place:],
-        lambda: data[:place],
+        lambda: data[:first] + byte + data[first + 1 :],
+        lambda: data[:first] + byte + data[first:],
+        lambda: data[:first] + data[first + 1 :],
+        lambda: data[:second] + data[first:],
+        lambda: data[:first],
     )
     return ways[rng.integers(len(ways))]()
 
 
-def judge(path: Path, data: bytes, duplicates: str = "error", piece: int = text.PIECE) -> Outcome:
+def compare_readers(
+    path: Path, data: bytes, duplicates: str = "error", piece: int = text.BLOCK_BYTES
+) -> Outcome:
     """Read a file with the fast reader and the strict one, and compare.
 
     Args:
@@ -173,8 +186,8 @@ def judge(path: Path, data: bytes, duplicates: str = "error", piece: int = text.
     except RefusedError:
         expected = None
     try:
-        with mock.patch.object(text, "PIECE", piece):
-            found = read_any(path, duplicates=duplicates)
+        with mock.patch.object(text, "BLOCK_BYTES", piece):
+            found = READERS[path.suffix](path, duplicates=duplicates)
     except DataError as error:
         named = re.match(rf"{re.escape(str(path))}:\d+: ", str(error)) and len(str(error).splitlines()) == 1
         return "survived" if named and expected is None else "lost"
@@ -193,7 +206,8 @@ def agree(found: Interactions, expected: Content) -> bool:
     Returns:
         whether every id, rating and time is the same and of its type, and ids are coded by first appearance.
     """
-    users, items = found.user_ids[found.users].tolist(), found.item_ids[found.items].tolist()
+    users = found.user_ids[found.users].tolist()
+    items = found.item_ids[found.items].tolist()
     same = users == expected.users and items == expected.items
     dense = found.user_ids.tolist() == list(dict.fromkeys(users))
     dense &= found.item_ids.tolist() == list(dict.fromkeys(items))

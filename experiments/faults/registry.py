@@ -1,11 +1,11 @@
 """The table of faults: a line here is a line of the report.
 
-A fault is a function of a `Setting` that injects it so many times and returns a `Tally`. To add a row, write such
-a function in a module of this folder, decorate it, and name the module in `__main__.MODULES`:
+A fault is a function of an `Injection` that injects it so many times and returns a `Tally`. To add a row, write
+such a function in a module of this folder, decorate it, and name the module in `__main__.MODULES`:
 
     @fault("zip slip", times=30, short=3)
-    def zip_slip(setting: Setting) -> Tally:
-        return tally(_one(setting) for _ in range(setting.times))
+    def zip_slip(injection: Injection) -> Tally:
+        return tally(_unpack(injection) for _ in range(injection.times))
 """
 
 from collections import Counter
@@ -27,11 +27,11 @@ class Tally(NamedTuple):
     silent: int  # wrong numbers were believed
 
 
-class Setting(NamedTuple):
+class Injection(NamedTuple):
     """What a fault is injected with."""
 
     times: int
-    place: Path  # an empty folder, removed afterwards
+    folder: Path  # empty, removed afterwards
     rng: np.random.Generator
     real: bool  # a real algorithm with validation, instead of a toy that compiles in no time
 
@@ -39,7 +39,7 @@ class Setting(NamedTuple):
 class Fault(NamedTuple):
     """A row of the table."""
 
-    inject: Callable[[Setting], Tally]
+    inject: Callable[[Injection], Tally]
     times: int
     short: int  # times with `--short`
 
@@ -49,7 +49,7 @@ FAULTS: dict[str, Fault] = {}
 
 def fault(
     name: str, *, times: int, short: int
-) -> Callable[[Callable[[Setting], Tally]], Callable[[Setting], Tally]]:
+) -> Callable[[Callable[[Injection], Tally]], Callable[[Injection], Tally]]:
     """Register a fault.
 
     Args:
@@ -61,7 +61,7 @@ def fault(
         a decorator that leaves the function as it is.
     """
 
-    def register(inject: Callable[[Setting], Tally]) -> Callable[[Setting], Tally]:
+    def register(inject: Callable[[Injection], Tally]) -> Callable[[Injection], Tally]:
         if name in FAULTS:
             raise ValueError(f"there is a fault {name!r} already")
         FAULTS[name] = Fault(inject, times, short)

@@ -13,13 +13,9 @@ import numpy as np
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _PLAIN = re.compile(r"0|-?[1-9][0-9]*")
-_ALIASES = {
-    "user": ("user", "user_id", "userid", "uid"),
-    "item": ("item", "item_id", "itemid", "iid", "movie_id", "movieid"),
-    "rating": ("rating",),
-    "timestamp": ("timestamp",),
-}
-_LONGEST_LINE, _LONGEST_ID = 2**17, 1000
+_MOVIELENS = ["userId", "movieId", "rating", "timestamp"]
+_LONGEST_LINE = 2**17
+_LONGEST_ID = 1000
 _BLANKS = " \t\n\r\v\f"  # around numbers; around ids all that Unicode calls white space
 
 
@@ -37,7 +33,7 @@ class Content(NamedTuple):
 
 
 def read(data: bytes, suffix: str, duplicates: str = "error") -> Content:
-    """Read a file of ratings as `fedjax_rec.data.readers.read_any` must.
+    """Read a file of ratings as the readers of MovieLens and RecBole must.
 
     Args:
         data: its bytes, unpacked.
@@ -61,13 +57,13 @@ def read(data: bytes, suffix: str, duplicates: str = "error") -> Content:
     _demand(separator != "::" or "\t" not in text, "a tab")
     records = _records(text.replace(separator, "\t") if separator == "::" else text, separator[-1], separator)
     _demand(bool(records), "empty")
-    places = [0, 1, 2, 3]
+    positions = [0, 1, 2, 3]
     if suffix in (".inter", ".csv"):
-        places = _header(records[0], suffix == ".inter")
+        positions = _header(records[0], suffix == ".inter")
     width = 4 if suffix in (".data", ".dat") else len(records.pop(0))
     _demand(all(len(fields) == width for fields in records), "fields")
     _demand(bool(records), "no interactions")
-    columns = [None if place < 0 else [fields[place] for fields in records] for place in places]
+    columns = [None if at < 0 else [fields[at] for fields in records] for at in positions]
     users, items, ratings, times = columns
     content = Content(_ids(users or []), _ids(items or []), _ratings(ratings), _times(times))
     return _without_duplicates(content, duplicates)
@@ -79,66 +75,70 @@ def _demand(holds: bool, reason: str) -> None:
 
 
 def _sniff(text: str) -> str:
-    lines = [line for line in re.split(r"[\r\n]", text) if line.strip(" \t")]
-    bare = re.sub(r'"[^"]*"', "", lines[0]) if lines else ""
-    return "\t" if "\t" in bare else ";" if ";" in bare else ","
+    """The first mark that stands as often in nine tenths of the first hundred lines as in the first of them."""
+    lines = [line for line in re.split(r"[\r\n]", text) if line.strip()][:100]
+    bare = [re.sub(r'"[^"]*"', "", line).strip(" ") for line in lines] or [""]
+    marks = [mark for mark in ("\t", "::", ";", ",", "|", " ") if mark in bare[0]]
+    for mark in marks:
+        same = sum(line.count(mark) == bare[0].count(mark) for line in bare)
+        if same >= 0.9 * len(bare):
+            return mark
+    return marks[0] if marks else ","
 
 
 def _records(text: str, mark: str, separator: str) -> list[list[str]]:
     """The fields of all lines that are not blank; a quoted field of csv may hold marks, quotes and line ends."""
     mark = "\t" if separator == "::" else mark
     records: list[list[str]] = []
-    place, end = 0, len(text)
-    while place < end:
+    position = 0
+    end = len(text)
+    while position < end:
         fields = []
         while True:
-            if mark != "\t" and text[place : place + 1] == '"':
-                field, place = _quoted(text, place + 1)
+            if mark != "\t" and text[position : position + 1] == '"':
+                field, position = _quoted(text, position + 1)
             else:
-                start = place
-                while place < end and text[place] not in (mark, "\r", "\n"):
-                    place += 1
-                field = text[start:place]
+                start = position
+                while position < end and text[position] not in (mark, "\r", "\n"):
+                    position += 1
+                field = text[start:position]
             fields.append(field)
-            _demand(place >= end or text[place] in (mark, "\r", "\n"), "text behind a quote")
-            if place >= end or text[place] != mark:
+            _demand(position >= end or text[position] in (mark, "\r", "\n"), "text behind a quote")
+            if position >= end or text[position] != mark:
                 break
-            place += 1
-        place += 2 if text[place : place + 2] == "\r\n" else 1
+            position += 1
+        position += 2 if text[position : position + 2] == "\r\n" else 1
         if len(fields) > 1 or fields[0].strip(" \t"):
             records.append(fields)
     return records
 
 
-def _quoted(text: str, place: int) -> tuple[str, int]:
+def _quoted(text: str, position: int) -> tuple[str, int]:
+    """A quoted field, and where it ends."""
     field = ""
     while True:
-        close = text.find('"', place)
+        close = text.find('"', position)
         _demand(close >= 0, "a quote that is not closed")
-        field += text[place:close]
+        field += text[position:close]
         if text[close + 1 : close + 2] != '"':
             return field, close + 1
-        field, place = field + '"', close + 2
+        field += '"'
+        position = close + 2
 
 
 def _header(fields: Sequence[str], typed: bool) -> list[int]:
-    """The places of user, item, rating and time, -1 where there is none."""
+    """The positions of user, item, rating and time, -1 where there is none."""
     _demand(not any("\n" in name or "\r" in name for name in fields), "a name over two lines")
     names = [name.strip() for name in fields]
-    wanted: list[tuple[str, ...]]
     _demand(not all(re.fullmatch(r"[+-]?[0-9.]+", name) for name in names), "no header")
     if typed:
         _demand(all(":" in name for name in names), "a name without a type")
         names = [name.rsplit(":", 1)[0] for name in names]
-        wanted = [("user_id",), ("item_id",), ("rating",), ("timestamp",)]
-    else:
-        wanted = [*_ALIASES.values()]
-        names = [name.casefold() for name in names]
-    found = [next((alias for alias in aliases if alias in names), None) for aliases in wanted]
-    _demand(None not in found[:2], "no column of users or items")
-    every = [alias for aliases in wanted for alias in aliases] if not typed else found
-    _demand(all(names.count(name) < 2 for name in every if name is not None), "a column twice")
-    return [-1 if name is None else names.index(name) for name in found]
+    wanted = ["user_id", "item_id", "rating", "timestamp"] if typed else _MOVIELENS
+    found = [name in names for name in wanted]
+    _demand(all(found[: 2 if typed else 4]), "a column is missing")
+    _demand(all(names.count(name) < 2 for name in wanted), "a column twice")
+    return [names.index(name) if there else -1 for name, there in zip(wanted, found, strict=True)]
 
 
 def _ids(fields: Sequence[str]) -> list[int | str]:

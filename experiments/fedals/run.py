@@ -22,8 +22,8 @@ import numpy as np
 import fedjax_rec as fr
 from fedjax_rec.data.splits import Split
 from fedjax_rec.evaluation.central import ials
-from fedjax_rec.evaluation.evaluator import Point
-from fedjax_rec.evaluation.measure import measure
+from fedjax_rec.evaluation.evaluator import EvaluationPoint
+from fedjax_rec.evaluation.summary import result_metrics
 
 
 class Task(NamedTuple):
@@ -42,7 +42,9 @@ TASKS = {
 METRICS = (("full", "hr@10"), ("full", "ndcg@10"), ("sampled99", "hr@10"), ("sampled99", "ndcg@10"))
 
 
-def train_federated(split: Split, task: Task, seed: int) -> tuple[fr.Algorithm, fr.State, fr.State, float]:
+def train_federated(
+    split: Split, task: Task, seed: int
+) -> tuple[fr.types.Algorithm, fr.types.State, fr.types.State, float]:
     """All clients in every round; returns the first and the last state, and seconds per round after the first."""
     algorithm = fr.fedals(
         dim=task.dim, regularisation=task.regularisation, unobserved=UNOBSERVED, mesh=fr.client_mesh()
@@ -59,12 +61,12 @@ def train_federated(split: Split, task: Task, seed: int) -> tuple[fr.Algorithm, 
 
 def train_centrally(split: Split, task: Task, items: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The same number of sweeps from these items, and the users' last half sweep."""
-    by_user, by_item = ials.lay_out(split)
+    by_user, by_item = ials.block_rows(split)
     weights = task.regularisation, UNOBSERVED
     for _ in range(task.sweeps):
-        users = ials.solve(items, by_user, split.num_users, *weights)
-        items = ials.solve(users, by_item, split.num_items, *weights)
-    return ials.solve(items, by_user, split.num_users, *weights), items
+        users = ials.solve_factors(items, by_user, split.num_users, *weights)
+        items = ials.solve_factors(users, by_item, split.num_items, *weights)
+    return ials.solve_factors(items, by_user, split.num_users, *weights), items
 
 
 def run(name: str, split: Split, task: Task, seed: int) -> None:
@@ -72,7 +74,7 @@ def run(name: str, split: Split, task: Task, seed: int) -> None:
     algorithm, first, state, seconds = train_federated(split, task, seed)
     # a copy on one device: the central side factorises in batches, which jaxlib must not do on two at a time
     central = train_centrally(split, task, jnp.asarray(np.asarray(first.server.tables["vector"])))
-    point = Point(lambda _: central, lambda factors, users: factors[0][users] @ factors[1].T)
+    point = EvaluationPoint(lambda _: central, lambda factors, users: factors[0][users] @ factors[1].T)
     federated_ranks = fr.make_evaluator(algorithm, split)(state)
     central_ranks = fr.make_evaluator(algorithm, split, point=point)(state)
     items = np.asarray(central[1])
@@ -85,7 +87,7 @@ def run(name: str, split: Split, task: Task, seed: int) -> None:
     )
     print(f"  items differ by {apart:.1e} of the largest number; {same:.2%} of the full ranks are equal")
     for side, ranks in (("federated", federated_ranks), ("central", central_ranks)):
-        found: dict[str, Any] = measure(ranks, split, "sampled99")
+        found: dict[str, Any] = result_metrics(ranks, split, "sampled99")
         print(f"  {side:10}", *(f"{part} {metric} {found[part][metric]:.4f}" for part, metric in METRICS))
     print(f"  peak memory of the process so far {memory:.1f} GiB", flush=True)
 
@@ -99,7 +101,7 @@ def main() -> None:
     args = parser.parse_args()
     fr.use_cores()
     for name in args.names:
-        split = fr.merge_validation(fr.leave_one_out(fr.load_dataset(name, data_dir=args.data_dir)))
+        split = fr.data.merge_validation(fr.leave_one_out(fr.load_dataset(name, data_dir=args.data_dir)))
         for task in TASKS[name]:
             run(name, split, task, args.seed)
 

@@ -13,8 +13,8 @@ import numpy as np
 
 import fedjax_rec as fr
 from experiments.pfedrec.run import Best, arguments, measure, peak, row
-from fedjax_rec.batches import catalogue
-from fedjax_rec.clients import name_clients, stream
+from fedjax_rec.client.batches import catalogue
+from fedjax_rec.client.keys import name_clients, stream
 from fedjax_rec.data.splits import NEGATIVES, Split
 from fedjax_rec.evaluation.evaluator import server_parameters
 from fedjax_rec.evaluation.ranking import rank_split
@@ -37,7 +37,7 @@ def count_negatives(population: fr.Population, rounds: int, seed: int) -> jax.Ar
     def add(turn: jax.Array, counts: jax.Array) -> jax.Array:
         clients = name_clients(jax.random.fold_in(key, turn), ids, population)
 
-        def mask(client: fr.Client) -> jax.Array:
+        def mask(client: fr.types.Client) -> jax.Array:
             return batches.batch(client, population, jnp.int32(0)).data["mask"]
 
         return counts + jax.lax.map(mask, clients, batch_size=64)
@@ -60,7 +60,7 @@ def rank_by_rarity(split: Split, rounds: int, seed: int) -> Best:
     return Best(0.0, rounds, rank_split(lambda users: -counts[users], split))
 
 
-def common_alone(algorithm: fr.Algorithm) -> fr.Algorithm:
+def common_alone(algorithm: fr.types.Algorithm) -> fr.types.Algorithm:
     """The same training, ranked by the shared table alone: D_u is left out.
 
     Args:

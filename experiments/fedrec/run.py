@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import fedjax_rec as fr
-from fedjax_rec.population import build
+from fedjax_rec.client.population import build
 from fedjax_rec.types import State
 
 ROUNDS, SPLITS, USERS, ITEMS, TEST = 100, 5, 943, 1682, 20_000
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in given.only:
         settings, published = SETTINGS[name]
         tick, algorithm, found = time.perf_counter(), fr.fedrec(**settings), []
-        block = jax.jit(lambda key, data, a=algorithm: fr.train(key, a, data, ROUNDS)[0])
+        block = jax.jit(lambda key, data, a=algorithm: fr.training.train(key, a, data, ROUNDS)[0])
         for seed, fold in enumerate(folds):
             found.append(measure(block(jax.random.key(seed), fold.training), fold))
         values = np.array(found)

@@ -17,8 +17,8 @@ import numpy as np
 
 import fedjax_rec as fr
 from experiments.fedrecon.baselines import BASELINES, Users
+from fedjax_rec.client.population import build
 from fedjax_rec.evaluation.evaluator import server_parameters
-from fedjax_rec.population import build
 from fedjax_rec.types import Algorithm, State
 
 DATASETS = ("ml-100k", "ml-latest-small")

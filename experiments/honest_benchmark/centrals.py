@@ -12,9 +12,8 @@ from experiments.honest_benchmark.store import Result
 from experiments.honest_benchmark.task import Task
 from experiments.honest_benchmark.units import Tell, best_first, facts
 from fedjax_rec.evaluation.central import try_baseline
-from fedjax_rec.evaluation.central.methods import settings_of
-from fedjax_rec.evaluation.measure import name_sampled
-from fedjax_rec.evaluation.summary import intervals
+from fedjax_rec.evaluation.central.registry import method_settings
+from fedjax_rec.evaluation.summary import name_sampled, user_intervals
 
 PREFIX = "central-"  # of their names in the store
 FACTORS: dict[str, dict[str, tuple[float, float]]] = {
@@ -34,7 +33,7 @@ def space_of_central(method: str) -> dict[str, Any]:
     Returns:
         range of factors by setting; empty if it has nothing to tune.
     """
-    return {name: fr.log_uniform(*limits) for name, limits in FACTORS.get(method, {}).items()}
+    return {name: fr.training.log_uniform(*limits) for name, limits in FACTORS.get(method, {}).items()}
 
 
 def factors_to_try(method: str, count: int, carried: list[Result] | None = None) -> list[Result]:
@@ -53,7 +52,7 @@ def factors_to_try(method: str, count: int, carried: list[Result] | None = None)
         return [{}]
     if carried:
         return trials_near(carried, count)
-    return [dict.fromkeys(space, 1.0), *fr.draws(space, count - 1)]
+    return [dict.fromkeys(space, 1.0), *fr.training.sample_settings(space, count - 1)]
 
 
 def scaled(method: str, task: Task, factors: Result) -> Result:
@@ -67,7 +66,7 @@ def scaled(method: str, task: Task, factors: Result) -> Result:
     Returns:
         changes of the defaults; whole numbers stay whole, and 1 or more.
     """
-    known = settings_of(method, task.split)
+    known = method_settings(method, task.split)
     found = {}
     for name, factor in factors.items():
         value = known[name] * factor
@@ -111,12 +110,14 @@ def run_central(task: Task, method: str, seed: int, tuned: Result, tell: Tell) -
     Returns:
         metrics, intervals and settings.
     """
-    settings = settings_of(method, task.split, tuned["best"]["values"])
-    found = fr.run_baselines(task.split, names=[method], seed=seed, refit=True, settings={method: settings})
+    settings = method_settings(method, task.split, tuned["best"]["values"])
+    found = fr.evaluation.run_baselines(
+        task.split, names=[method], seed=seed, refit=True, settings={method: settings}
+    )
     tell(1, 1)
-    one, merged = found[method], fr.merge_validation(task.split)
+    one, merged = found[method], fr.data.merge_validation(task.split)
     return {
         "metrics": one.metrics,
-        "intervals": intervals(one.ranks, name_sampled(merged)),
+        "intervals": user_intervals(one.ranks, name_sampled(merged)),
         "settings": one.settings,
     } | facts(task)

@@ -19,8 +19,8 @@ from experiments.honest_benchmark.spaces import (
 from experiments.honest_benchmark.store import Result, Unit, finished, read
 from experiments.honest_benchmark.task import Task
 from fedjax_rec.algorithms.registry import ENTRIES
-from fedjax_rec.evaluation.central import NAMES as CENTRALS
-from fedjax_rec.evaluation.central.methods import settings_of
+from fedjax_rec.evaluation.central import METHOD_NAMES as CENTRALS
+from fedjax_rec.evaluation.central.registry import method_settings
 
 SPARES = 2  # further seeds for runs that fail: they take the failed ones' places, which are told
 Runs = tuple[str, Callable[..., Result], tuple[int, ...]]  # policy, the work of (seed, tuned, tell), seeds
@@ -80,7 +80,7 @@ def can_run(name: str, task: Task) -> bool:
     if name in (LATER if task.carry is None else REPLACED):
         return False
     timed = task.source.interactions.timestamps is not None
-    ordered = ENTRIES[VARIANTS[name].algorithm].ordered
+    ordered = ENTRIES[VARIANTS[name].algorithm].needs_order
     return (timed or not ordered) and (task.split.ratings is not None or not needs_ratings(name))
 
 
@@ -135,7 +135,7 @@ def _variant(task: Task, name: str, seeds: tuple[int, ...], folder: Path, *, lea
 
 def _central(task: Task, name: str, seeds: tuple[int, ...], folder: Path) -> _Method:
     carried = _carried(task, PREFIX + name, folder)
-    defaults = settings_of(name, task.split)
+    defaults = method_settings(name, task.split)
     recipe = _recipe(
         task,
         trials=task.budget.trials,

@@ -8,9 +8,11 @@ program. The first trial is always the algorithm's own defaults.
 from typing import Any, NamedTuple
 
 import fedjax_rec as fr
-from fedjax_rec.algorithms.registry import ENTRIES, NAMES, accepted
+from fedjax_rec.algorithms.registry import ENTRIES, accepted, names, sized_defaults
+from fedjax_rec.data.defaults import Size
 
 FACTOR = 10.0
+SIZE = Size(943, 1682, 98_114)  # of MovieLens 100K, for the settings that follow from it
 SEARCHED = (  # by default, besides all rates
     "regularisation", "init_scale", "network_scale", "base_scale", "head_scale", "item_factor", "alpha",
     "unobserved", "independence", "sparsity", "pull", "spreadout",
@@ -24,7 +26,7 @@ class Variant(NamedTuple):
     fixed: dict[str, Any]
 
 
-VARIANTS: dict[str, Variant] = {name: Variant(name, {}) for name in NAMES} | {
+VARIANTS: dict[str, Variant] = {name: Variant(name, {}) for name in names()} | {
     "fedmf-adam": Variant("fedmf", {"server": "fedadam", "server_learning_rate": 0.01}),
     "fedmf-ratings": Variant("fedmf", {"loss": "mse"}),
     "fedrecon": Variant("fedrecon", {"recon_learning_rate": 0.1, "learning_rate": 0.5}),  # fits ratings
@@ -42,19 +44,25 @@ RESCALED = {name: {"regularisation": 0.7} for name in ("fedals", "fedals-wide")}
 REPLACED = ("gpfedrec",)  # does not run there: all pairs of all tables of ml-1m-loo do not fit
 SPACES: dict[str, dict[str, Any]] = {
     "fedmf": {
-        "learning_rate": fr.log_uniform(0.003, 0.05),
-        "regularisation": fr.log_uniform(0.002, 0.05),
-        "init_scale": fr.log_uniform(0.03, 1.0),
+        "learning_rate": fr.training.log_uniform(0.003, 0.05),
+        "regularisation": fr.training.log_uniform(0.002, 0.05),
+        "init_scale": fr.training.log_uniform(0.03, 1.0),
     },
     "fedmf-adam": {
-        "learning_rate": fr.log_uniform(0.003, 0.1),
-        "regularisation": fr.log_uniform(0.001, 0.05),
-        "server_learning_rate": fr.log_uniform(0.001, 0.1),
+        "learning_rate": fr.training.log_uniform(0.003, 0.1),
+        "regularisation": fr.training.log_uniform(0.001, 0.05),
+        "server_learning_rate": fr.training.log_uniform(0.001, 0.1),
     },
     "fedals": {
-        "regularisation": fr.log_uniform(0.001, 0.1),
-        "unobserved": fr.log_uniform(0.03, 1.0),
+        "regularisation": fr.training.log_uniform(0.001, 0.1),
+        "unobserved": fr.training.log_uniform(0.03, 1.0),
     },
+    "fcf": {
+        "alpha": fr.training.log_uniform(0.4, 40.0),
+        "regularisation": fr.training.log_uniform(1.0, 100.0),
+        "init_scale": fr.training.log_uniform(0.01, 1.0),
+    },
+    "fedease": {"regularisation": fr.training.log_uniform(30.0, 3000.0)},
 }
 
 
@@ -72,14 +80,14 @@ def space_of(name: str) -> dict[str, Any]:
         return SPACES[base]
     known = defaults_of(name)
     return {
-        setting: fr.log_uniform(value / FACTOR, value * FACTOR)
+        setting: fr.training.log_uniform(value / FACTOR, value * FACTOR)
         for setting, value in known.items()
         if isinstance(value, float) and value > 0 and (setting.endswith("_rate") or setting in SEARCHED)
     }
 
 
 def defaults_of(name: str) -> dict[str, Any]:
-    """A variant's own settings.
+    """A variant's own settings, those that follow from the size of the data on MovieLens 100K.
 
     Args:
         name: in `VARIANTS`.
@@ -88,7 +96,7 @@ def defaults_of(name: str) -> dict[str, Any]:
         value by setting.
     """
     variant = VARIANTS[name]
-    return accepted(variant.algorithm) | variant.fixed
+    return accepted(variant.algorithm) | sized_defaults(variant.algorithm, SIZE) | variant.fixed
 
 
 def trials_of(name: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -106,7 +114,8 @@ def trials_of(name: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
     if not space:
         return [{}]
     known = defaults_of(name)
-    return [{setting: known[setting] for setting in space}, *fr.draws(space, count - 1, seed=seed)]
+    sampled = fr.training.sample_settings(space, count - 1, seed=seed)
+    return [{setting: known[setting] for setting in space}, *sampled]
 
 
 def carried_of(trials: list[dict[str, Any]], count: int, name: str = "") -> list[dict[str, Any]]:
@@ -138,8 +147,10 @@ def trials_near(carried: list[dict[str, Any]], count: int, factor: float = 3.0) 
     """
     if not carried[0]:
         return [{}]
-    near = {name: fr.log_uniform(value / factor, value * factor) for name, value in carried[0].items()}
-    return carried + fr.draws(near, count - len(carried))
+    near = {
+        name: fr.training.log_uniform(value / factor, value * factor) for name, value in carried[0].items()
+    }
+    return carried + fr.training.sample_settings(near, count - len(carried))
 
 
 def needs_ratings(name: str) -> bool:
@@ -151,4 +162,4 @@ def needs_ratings(name: str) -> bool:
     Returns:
         whether it does.
     """
-    return ENTRIES[VARIANTS[name].algorithm].ratings or defaults_of(name).get("loss") == "mse"
+    return ENTRIES[VARIANTS[name].algorithm].needs_ratings or defaults_of(name).get("loss") == "mse"

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedjax_rec.folders import plain
+from fedjax_rec.runs.folders import to_json_values
 
 RESULTS = Path(__file__).parent / "results"
 Result = dict[str, Any]
@@ -58,7 +58,7 @@ def finished(folder: Path, unit: Unit, recipe: Result) -> Result | None:
     return (
         found
         if found is not None
-        and found["recipe"] == json.loads(json.dumps(plain(recipe)))
+        and found["recipe"] == json.loads(json.dumps(to_json_values(recipe)))
         and "failed" not in found
         else None
     )
@@ -75,7 +75,7 @@ def write(folder: Path, unit: Unit, result: Result) -> None:
     path = folder / unit.file
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
-    text = json.dumps(plain(unit._asdict() | result), indent=1, sort_keys=True, allow_nan=False)
+    text = json.dumps(to_json_values(unit._asdict() | result), indent=1, sort_keys=True, allow_nan=False)
     draft.write_text(text + "\n", encoding="utf-8")
     draft.replace(path)
 

@@ -8,12 +8,12 @@ from experiments.honest_benchmark.spaces import VARIANTS
 from fedjax_rec.algorithms.registry import ENTRIES, accepted, factory_of
 from fedjax_rec.data.interactions import Dataset
 from fedjax_rec.data.splits import Split
-from fedjax_rec.devices import choose_devices
-from fedjax_rec.inputs import load_split, protocol_of
-from fedjax_rec.parts import on_devices_that_fit
-from fedjax_rec.samplers import default_cohort
-from fedjax_rec.servers import SERVERS
-from fedjax_rec.settings import Settings
+from fedjax_rec.engine.chunks import on_devices_that_fit
+from fedjax_rec.engine.devices import choose_devices
+from fedjax_rec.runs.inputs import load_split, protocol_of
+from fedjax_rec.runs.settings import Settings
+from fedjax_rec.samplers.data_independent import default_cohort
+from fedjax_rec.server.optimizers import SERVERS
 
 SEEDS = (0, 1, 2)
 VALIDATIONS = 20  # in every run
@@ -68,12 +68,12 @@ def load_task(dataset: str, data_dir: str | Path | None, budget: Budget) -> Task
     place = None if data_dir is None or dataset == "synthetic" else str(data_dir)
     settings = Settings(dataset=dataset, data_dir=place, refit=True)
     source, split = load_split(settings)
-    identity = fr.protocol_id(protocol_of(settings, source, split))
+    identity = fr.evaluation.protocol_id(protocol_of(settings, source, split))
     population, carry = fr.population_of(split), CARRY.get(dataset)
     return Task(dataset, source, split, population, settings, identity, budget, carry)
 
 
-def make(name: str, **settings: Any) -> fr.Algorithm:
+def make(name: str, **settings: Any) -> fr.types.Algorithm:
     """Make a variant with some settings; `server` and `server_learning_rate` name the server's rule.
 
     Args:
@@ -92,7 +92,7 @@ def make(name: str, **settings: Any) -> fr.Algorithm:
     return factory_of(variant.algorithm)(**given)
 
 
-def make_on_devices(name: str, population: fr.Population, settings: dict[str, Any]) -> fr.Algorithm:
+def make_on_devices(name: str, population: fr.Population, settings: dict[str, Any]) -> fr.types.Algorithm:
     """The same, with its clients split over all devices, or on one where so many copies do not fit.
 
     Args:
@@ -111,7 +111,7 @@ def make_on_devices(name: str, population: fr.Population, settings: dict[str, An
     )
 
 
-def rounds_of(name: str, algorithm: fr.Algorithm, task: Task) -> tuple[int, int]:
+def rounds_of(name: str, algorithm: fr.types.Algorithm, task: Task) -> tuple[int, int]:
     """How many rounds a run has, and after how many it is validated: as many local trainings for all.
 
     Args:

@@ -13,14 +13,13 @@ from experiments.honest_benchmark.spaces import needs_ratings, trials_near, tria
 from experiments.honest_benchmark.store import Result
 from experiments.honest_benchmark.task import Task, make, make_on_devices, rounds_of
 from fedjax_rec.data.splits import Split
-from fedjax_rec.evaluation.measure import measure, name_sampled
+from fedjax_rec.evaluation.evaluation_points import after_local_training
 from fedjax_rec.evaluation.ranking import Ranks
-from fedjax_rec.evaluation.summary import intervals
-from fedjax_rec.experiment import measure_ratings
-from fedjax_rec.inputs import protocol_of
-from fedjax_rec.points import after_local_training
-from fedjax_rec.traffic import count_traffic, upload_of
-from fedjax_rec.versions import versions
+from fedjax_rec.evaluation.summary import name_sampled, result_metrics, user_intervals
+from fedjax_rec.federation.traffic import count_traffic, upload_of
+from fedjax_rec.runs.experiment import measure_ratings
+from fedjax_rec.runs.inputs import protocol_of
+from fedjax_rec.training.checkpoints.versions import versions
 
 Tell = Callable[[int, int], Any]  # rounds done, rounds to do
 
@@ -34,10 +33,10 @@ def refer(task: Task) -> Result:
     Returns:
         `ratings` by method; `best_reachable`, on synthetic data.
     """
-    merged = fr.merge_validation(task.split)
+    merged = fr.data.merge_validation(task.split)
     result: Result = {"ratings": central_ratings(merged)}
     if task.source.truth is not None:
-        result["best_reachable"] = measure(fr.truth_ranks(task.source, merged), merged)
+        result["best_reachable"] = result_metrics(fr.evaluation.truth_ranks(task.source, merged), merged)
     return result | facts(task)
 
 
@@ -127,7 +126,7 @@ def run_clean(task: Task, name: str, seed: int, tuned: Result, tell: Tell) -> Re
     Returns:
         metrics, intervals, traffic and seconds.
     """
-    best, merged = tuned["best"], fr.merge_validation(task.split)
+    best, merged = tuned["best"], fr.data.merge_validation(task.split)
     population = fr.population_of(merged)
     algorithm = make_on_devices(name, population, best["settings"])
     state, history = fr.simulate(
@@ -173,19 +172,26 @@ def run_leaky(task: Task, name: str, seed: int, tuned: Result, tell: Tell) -> Re
     ranks = fr.make_evaluator(algorithm, leaky)(state)
     result = _tested(algorithm, leaky, state, ranks, history) | {"settings": settings} | facts(task)
     result["protocol_id"] = leaky_id(task)
-    if algorithm.model.represent is None and algorithm.work.send is None:
+    if algorithm.model.represent is None and algorithm.work.upload is None:
         point = after_local_training(make(name, **settings), population, jax.random.key(seed))
         own = fr.make_evaluator(algorithm, leaky, point=point)(state)
-        result["local"] = {"metrics": measure(own, leaky), "intervals": intervals(own, name_sampled(leaky))}
+        result["local"] = {
+            "metrics": result_metrics(own, leaky),
+            "intervals": user_intervals(own, name_sampled(leaky)),
+        }
     return result
 
 
 def _tested(
-    algorithm: fr.Algorithm, split: Split, state: fr.State, ranks: Ranks, history: fr.History
+    algorithm: fr.types.Algorithm,
+    split: Split,
+    state: fr.types.State,
+    ranks: Ranks,
+    history: fr.training.History,
 ) -> Result:
     return {
-        "metrics": measure(ranks, split) | measure_ratings(algorithm, split, state),
-        "intervals": intervals(ranks, name_sampled(split)),
+        "metrics": result_metrics(ranks, split) | measure_ratings(algorithm, split, state),
+        "intervals": user_intervals(ranks, name_sampled(split)),
         "round": history.selected_round,
         "traffic": count_traffic(
             state.server, history.rounds, upload_of(algorithm, fr.population_of(split), state)
@@ -205,7 +211,9 @@ def leaky_id(task: Task) -> str:
         12 hexadecimal digits.
     """
     settings = replace(task.settings, refit=False, negatives="paper-leaky")
-    return fr.protocol_id(protocol_of(settings, task.source, task.split._replace(negatives="paper-leaky")))
+    return fr.evaluation.protocol_id(
+        protocol_of(settings, task.source, task.split._replace(negatives="paper-leaky"))
+    )
 
 
 def facts(task: Task) -> Result:

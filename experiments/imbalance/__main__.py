@@ -36,7 +36,7 @@ def setting_of(folder: Path | None, *, smoke: bool) -> Setting:
     if folder is not None:
         split = fr.leave_one_out(fr.load_dataset("ml-100k", data_dir=folder))
         return Setting(split, rounds=150, seeds=(0, 1, 2))
-    data = fr.synthetic(600, 800, seed=3, min_events=5, median_events=25, max_events=400)
+    data = fr.data.synthetic(600, 800, seed=3, min_events=5, median_events=25, max_events=400)
     return Setting(fr.leave_one_out(data))
 
 

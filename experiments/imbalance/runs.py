@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import fedjax_rec as fr
-from fedjax_rec import fairness, informed, servers, transforms
-from fedjax_rec.blocks import run_block
+from fedjax_rec import transforms
 from fedjax_rec.data.splits import Split
 from fedjax_rec.evaluation.groups import activity_quantiles, distribution, group_means, head_items
 from fedjax_rec.evaluation.metrics import user_metrics
 from fedjax_rec.evaluation.ranking import Ranks
+from fedjax_rec.federation.blocks import run_block
+from fedjax_rec.samplers import data_dependent
+from fedjax_rec.server import fairness
+from fedjax_rec.server import optimizers as servers
 from fedjax_rec.types import Algorithm, Key, RoundInfo, State
 
 TUNING_SEED, K = 1000, 10
@@ -70,16 +73,19 @@ WAYS: dict[str, Way] = {
     "AFL, clients": Way(lambda s: {"aggregator": fairness.agnostic(0.1 / s.split.num_users)}, MEAN),
     "AFL, quarters": Way(lambda s: {"aggregator": fairness.agnostic(0.05, groups=quarter_of(s.split))}, MEAN),
     "loss-proportional": Way(
-        lambda s: {"aggregator": "mean", "sampler": informed.loss_proportional(cohort=s.cohort)}, MEAN
+        lambda s: {"aggregator": "mean", "sampler": data_dependent.loss_proportional(cohort=s.cohort)}, MEAN
     ),
     "power of choice": Way(
-        lambda s: {"aggregator": "mean", "sampler": informed.power_of_choice(2 * s.cohort, cohort=s.cohort)},
+        lambda s: {
+            "aggregator": "mean",
+            "sampler": data_dependent.power_of_choice(2 * s.cohort, cohort=s.cohort),
+        },
         MEAN,
     ),
     "size-capped": Way(
         lambda s: {
             "aggregator": "mean",
-            "sampler": informed.size_capped(int(np.median(sizes_of(s.split))), cohort=s.cohort),
+            "sampler": data_dependent.size_capped(int(np.median(sizes_of(s.split))), cohort=s.cohort),
         },
         MEAN,
     ),
@@ -144,7 +150,7 @@ def run(setting: Setting, program: Program, rate: float, seed: int) -> Run:
     for _ in range(setting.rounds // setting.every):
         state, info = program.block(jnp.float32(rate), key, state, population)
         infos.append(jax.tree.map(np.asarray, info))
-        score = fr.metrics_from_ranks(program.validate(state).full, [K])[f"ndcg@{K}"]
+        score = fr.evaluation.metrics_from_ranks(program.validate(state).full, [K])[f"ndcg@{K}"]
         best = state if not curve or score > max(curve) else best
         curve.append(score)
     return Run(best, curve, jax.tree.map(lambda *parts: np.concatenate(parts), *infos))

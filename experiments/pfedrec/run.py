@@ -18,9 +18,9 @@ import numpy as np
 
 import fedjax_rec as fr
 from fedjax_rec.data.splits import NEGATIVES, Split
-from fedjax_rec.evaluation.evaluator import Point, server_parameters
+from fedjax_rec.evaluation.evaluation_points import after_local_training
+from fedjax_rec.evaluation.evaluator import EvaluationPoint, server_parameters
 from fedjax_rec.evaluation.ranking import Ranks
-from fedjax_rec.points import after_local_training
 from fedjax_rec.types import State
 
 
@@ -33,9 +33,9 @@ class Best(NamedTuple):
 
 
 def measure(
-    algorithm: fr.Algorithm,
+    algorithm: fr.types.Algorithm,
     split: Split,
-    points: dict[str, Point],
+    points: dict[str, EvaluationPoint],
     *,
     rounds: int,
     every: int,
@@ -69,7 +69,7 @@ def measure(
         if done % every and done < rounds:
             continue
         for name, (validate, test) in rankers.items():
-            value = fr.metrics_from_ranks(validate(state).sampled, [10])["hr@10"]
+            value = fr.evaluation.metrics_from_ranks(validate(state).sampled, [10])["hr@10"]
             if name not in best or value >= best[name].validation:
                 best[name] = Best(value, done, test(state))
             tell(f"round {done:3d}  {name:>6}  validation HR@10 {value:.4f}")
@@ -88,7 +88,7 @@ def row(label: str, best: Best) -> str:
     """
     parts = []
     for ranks in best.test:
-        metrics = fr.metrics_from_ranks(ranks, [10])
+        metrics = fr.evaluation.metrics_from_ranks(ranks, [10])
         parts.append(f"{100 * metrics['hr@10']:5.2f} / {100 * metrics['ndcg@10']:5.2f}")
     return f"| {label} | {best.round} | {parts[1]} | {parts[0]} |"
 
@@ -98,7 +98,7 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def points_of(algorithm: fr.Algorithm, split: Split, seed: int) -> dict[str, Point]:
+def points_of(algorithm: fr.types.Algorithm, split: Split, seed: int) -> dict[str, EvaluationPoint]:
     """The client's own table after local training, and the server's.
 
     Args:

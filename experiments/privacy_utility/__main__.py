@@ -19,8 +19,8 @@ from typing import Any
 import fedjax_rec as fr
 from experiments.keeping import command_line, keep_runs, parse, tiny_split
 from experiments.privacy_utility.runs import Setting, tune
-from fedjax_rec.evaluation.baselines import popularity_ranks
-from fedjax_rec.evaluation.measure import measure, name_sampled
+from fedjax_rec.evaluation.reference_ranks import popularity_ranks
+from fedjax_rec.evaluation.summary import name_sampled, result_metrics
 
 HERE = Path(__file__).parent
 
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     setting = setting_of(given.data_dir, smoke=given.smoke)
     runs = run_missing(setting, given.results, only_read=given.table)
     split = setting.split
-    popularity = measure(popularity_ranks(split), split)[name_sampled(split)]["hr@10"]
+    popularity = result_metrics(popularity_ranks(split), split)[name_sampled(split)]["hr@10"]
     text = describe(runs, popularity)
     print(text)
     (given.results / "table.md").write_text(text, encoding="utf-8")

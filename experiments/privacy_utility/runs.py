@@ -8,9 +8,9 @@ import optax
 
 import fedjax_rec as fr
 from fedjax_rec.data.splits import Split
-from fedjax_rec.devices import choose_devices
-from fedjax_rec.evaluation.measure import measure, name_sampled
-from fedjax_rec.privacy.central import dp_fedavg
+from fedjax_rec.engine.devices import choose_devices
+from fedjax_rec.evaluation.summary import name_sampled, result_metrics
+from fedjax_rec.privacy.dp_fedavg import dp_fedavg
 
 
 class Setting(NamedTuple):
@@ -41,17 +41,17 @@ class Choice(NamedTuple):
 
 
 SPACE = {
-    "share": fr.choice(0.5, 1.0),
-    "clip": fr.log_uniform(0.02, 0.2),
-    "step": fr.log_uniform(0.007, 0.06),
-    "learning_rate": fr.log_uniform(0.01, 0.06),
-    "init_scale": fr.log_uniform(0.1, 1.0),
+    "share": fr.training.choice(0.5, 1.0),
+    "clip": fr.training.log_uniform(0.02, 0.2),
+    "step": fr.training.log_uniform(0.007, 0.06),
+    "learning_rate": fr.training.log_uniform(0.01, 0.06),
+    "init_scale": fr.training.log_uniform(0.1, 1.0),
 }
 
 
 def choices(count: int) -> list[Choice]:
     """The settings to try, the same for every cohort and budget: the default, then draws (seed 0)."""
-    return [Choice(), *(Choice(**each) for each in fr.draws(SPACE, count - 1, seed=0))]
+    return [Choice(), *(Choice(**each) for each in fr.training.sample_settings(SPACE, count - 1, seed=0))]
 
 
 def rounds_of(setting: Setting, cohort: int, choice: Choice) -> int:
@@ -90,7 +90,7 @@ def run_once(
         **federation,
     )
     state, history = fr.simulate(algorithm, population, rounds=rounds, seed=seed, keep="last")
-    found = measure(fr.make_evaluator(algorithm, split, which=which)(state), split, which=which)
+    found = result_metrics(fr.make_evaluator(algorithm, split, which=which)(state), split, which=which)
     sampled = found[name_sampled(split)]
     return {
         "hr@10": sampled["hr@10"], "ndcg@10": sampled["ndcg@10"], "full_ndcg@10": found["full"]["ndcg@10"],

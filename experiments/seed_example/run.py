@@ -110,7 +110,7 @@ def mean_squared_error(params: fr.Params, batch: Batch) -> tuple[jax.Array, jax.
     return (mask * error**2).sum() / mask.sum(), jnp.float32(1)
 
 
-def make_algorithm(size: int, *, local_rate: float = 1.0, server_rate: float = RATE) -> fr.Algorithm:
+def make_algorithm(size: int, *, local_rate: float = 1.0, server_rate: float = RATE) -> fr.types.Algorithm:
     """State the rule as values of `federate`: everyone takes part, the server adds a times the sum.
 
     Args:
@@ -130,8 +130,8 @@ def make_algorithm(size: int, *, local_rate: float = 1.0, server_rate: float = R
         fr.Model(lambda key: {}, init_server),  # noqa: ARG005 - a client keeps nothing private
         fr.local_training(mean_squared_error, optax.sgd(local_rate), full_batch(size)),
         sampler=fr.samplers.everyone(),
-        aggregator=fr.aggregators.total(),
-        server_optimizer=fr.servers.fedavg(server_rate),
+        aggregator=fr.server.total(),
+        server_optimizer=fr.server.fedavg(server_rate),
     )
 
 
@@ -149,7 +149,7 @@ def to_numpy(server: fr.Server) -> Network:
     return Network(*(np.asarray(array, np.float64) for array in arrays))
 
 
-def run(seed: int = SEED, rounds: int = ROUNDS) -> tuple[Network, Network, fr.History]:
+def run(seed: int = SEED, rounds: int = ROUNDS) -> tuple[Network, Network, fr.training.History]:
     """Train by the library.
 
     Args:

@@ -20,9 +20,8 @@ import jax.numpy as jnp
 import optax
 
 import fedjax_rec as fr
-from fedjax_rec.batches import positives_per_batch, with_negatives
-from fedjax_rec.federate import Federation
-from fedjax_rec.local import Loss
+from fedjax_rec.client import Loss, with_negatives
+from fedjax_rec.federation import FederationSettings
 from fedjax_rec.types import Aggregator, Key, PyTree
 
 # --- The factory: settings in, algorithm out -----------------------------------------------------------------
@@ -38,8 +37,8 @@ def your_algorithm(
     regularisation: float | jax.Array = 0.01,
     init_scale: float | jax.Array = 0.3,
     aggregator: Aggregator | str = "touchers",
-    **federation: Unpack[Federation],
-) -> fr.Algorithm:
+    **federation: Unpack[FederationSettings],
+) -> fr.types.Algorithm:
     """Put model, client's work and server together.
 
     Args:
@@ -50,7 +49,7 @@ def your_algorithm(
         learning_rate: of the clients' SGD.
         regularisation: L2 on the private vector and the rows of each batch.
         init_scale: vectors start as normal(0, init_scale / sqrt(D)).
-        aggregator: a name of `fedjax_rec.aggregators.NAMES`, or an `Aggregator`.
+        aggregator: a name of `fedjax_rec.server.aggregators.NAMES`, or an `Aggregator`.
         federation: who takes part, what travels, what the server does with it: as in `fr.federate`.
 
     Returns:
@@ -65,8 +64,8 @@ def your_algorithm(
     """
     if dim < 1:
         raise ValueError(f"dim must be at least 1, not {dim}")
-    batches = with_negatives(batch_size, num_negatives)
-    loss = logistic_loss(positives_per_batch(batch_size, num_negatives), regularisation)
+    batches = with_negatives(batch_size, num_negatives, labels=True)
+    loss = logistic_loss(regularisation)
     work = fr.local_training(loss, optax.sgd(learning_rate), batches, epochs=local_epochs)
     return fr.federate(model(dim, init_scale), work, aggregator=aggregator, **federation)
 
@@ -124,25 +123,24 @@ def scores(params: fr.Params) -> jax.Array:
 # --- One client's work: the loss of one local batch, for ONE client ------------------------------------------
 
 
-def logistic_loss(positives: int, regularisation: float | jax.Array) -> Loss:
+def logistic_loss(regularisation: float | jax.Array) -> Loss:
     """-log sigmoid(s) on positives, -log sigmoid(-s) on negatives, plus L2.
 
     Args:
-        positives: slots of a batch that hold positives; the rest holds negatives.
         regularisation: lambda, of lambda / 2 (|q_i|^2 + b_i^2 + |p_u|^2) for every row of the batch.
 
     Returns:
         (params, batch) -> summed loss and number of examples; empty slots (mask 0) count for nothing.
 
     Example:
-        >>> logistic_loss(13, 0.01).__name__
+        >>> logistic_loss(0.01).__name__
         'loss'
     """
 
     def loss(params: fr.Params, batch: fr.Batch) -> tuple[jax.Array, jax.Array]:
-        mask, rows = batch.data["mask"], params.tables
-        label = (jnp.arange(mask.shape[0]) < positives).astype(jnp.float32)
-        fit = optax.sigmoid_binary_cross_entropy(scores(params), label)
+        mask = batch.data["mask"]
+        rows = params.tables
+        fit = optax.sigmoid_binary_cross_entropy(scores(params), batch.data["label"])
         size = (rows["vector"] ** 2).sum(1) + rows["bias"] ** 2 + (params.private["vector"] ** 2).sum()
         return (mask * (fit + 0.5 * regularisation * size)).sum(), mask.sum()
 
@@ -165,8 +163,8 @@ def main(rounds: int = 200) -> dict[str, float]:
     algorithm = your_algorithm()
     state, history = fr.simulate(algorithm, split, rounds=rounds, eval_every=20, on_block=fr.progress_bar())
     test = fr.make_evaluator(algorithm, split)(state)
-    ranks = {"your_algorithm": test, "popularity": fr.popularity_ranks(split)}
-    found = {name: fr.metrics_from_ranks(each.full)["ndcg@10"] for name, each in ranks.items()}
+    ranks = {"your_algorithm": test, "popularity": fr.evaluation.popularity_ranks(split)}
+    found = {name: fr.evaluation.metrics_from_ranks(each.full)["ndcg@10"] for name, each in ranks.items()}
     print(f"round {history.selected_round}: " + ", ".join(f"{n} {v:.4f}" for n, v in found.items()))
     return found
 

@@ -24,28 +24,34 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_rec.algorithms.common.losses import at_least, binary_cross_entropy
 from fedjax_rec.algorithms.fedmf import matrix_factorisation
-from fedjax_rec.algorithms.losses import at_least, binary_cross_entropy
-from fedjax_rec.batches import positives_per_batch, with_negatives
-from fedjax_rec.federate import Cohorts, federate
-from fedjax_rec.local import Loss
-from fedjax_rec.population import Population
+from fedjax_rec.algorithms.registry import register
+from fedjax_rec.client.batches import positives_per_batch, with_negatives
+from fedjax_rec.client.local_training import Loss
+from fedjax_rec.client.population import Population
+from fedjax_rec.errors import check_arguments
+from fedjax_rec.federation.federate import RoundSettings, federate
 from fedjax_rec.types import (
+    KEY_IMPL,
     Aggregator,
     Algorithm,
     Batch,
     ClientWork,
+    Context,
     Key,
     LocalBatches,
     Model,
     Params,
     PyTree,
     Rows,
+    RowUpload,
     Server,
     StepInfo,
 )
 
 
+@register()
 def colr(
     *,
     dim: int = 64,
@@ -57,7 +63,7 @@ def colr(
     regularisation: float | jax.Array = 0.001,
     init_scale: float = 1.0,
     aggregator: Aggregator | str = "touchers",
-    **federation: Unpack[Cohorts],
+    **federation: Unpack[RoundSettings],
 ) -> Algorithm:
     """CoLR on matrix factorisation, with score s = p_u . q_i and binary cross-entropy.
 
@@ -80,13 +86,14 @@ def colr(
         ValueError: if the rank exceeds the width, or a setting is out of range.
 
     Example:
-        >>> from fedjax_rec.federate import client_update
+        >>> from fedjax_rec.federation.federate import client_update
         >>> from fedjax_rec.testing import tiny_population
         >>> algorithm, population = colr(dim=8, rank=2, cohort=2), tiny_population()
         >>> state = algorithm.init(jax.random.key(0), population)
         >>> client_update(algorithm, jax.random.key(0), state, population, 0).rows["factor"].shape[1]
         2
     """
+    check_arguments(colr, locals())
     at_least(1, dim=dim, rank=rank, num_negatives=num_negatives, batch_size=batch_size)
     at_least(1, local_epochs=local_epochs)
     at_least(0, learning_rate=learning_rate, regularisation=regularisation, init_scale=init_scale)
@@ -117,9 +124,9 @@ def with_basis(model: Model, dim: int, rank: int) -> Model:
     """
 
     def init_server(key: Key, population: Population) -> Server:
-        vectors, bases = jax.random.split(key)
-        basis, words = draw_basis(jax.random.key_data(bases), rank, dim)
-        return Server({"basis": basis, "words": words}, model.init_server(vectors, population).tables)
+        vector_key, basis_key = jax.random.split(key)
+        basis, words = draw_basis(jax.random.key_data(basis_key), rank, dim)
+        return Server({"basis": basis, "words": words}, model.init_server(vector_key, population).tables)
 
     return model._replace(init_server=init_server)
 
@@ -140,9 +147,9 @@ def draw_basis(words: jax.Array, rank: int, dim: int) -> tuple[jax.Array, jax.Ar
         >>> bool(jnp.allclose(basis @ basis.T, 4 * jnp.eye(2), atol=1e-5))
         True
     """
-    now, later = jax.random.split(jax.random.wrap_key_data(words))
-    columns, _ = jnp.linalg.qr(jax.random.normal(now, (dim, rank)))
-    return (dim / rank) ** 0.5 * columns.T, jax.random.key_data(later)
+    basis_key, next_key = jax.random.split(jax.random.wrap_key_data(words, impl=KEY_IMPL))
+    columns, _ = jnp.linalg.qr(jax.random.normal(basis_key, (dim, rank)))
+    return (dim / rank) ** 0.5 * columns.T, jax.random.key_data(next_key)
 
 
 def low_rank_training(
@@ -165,21 +172,26 @@ def low_rank_training(
         3
     """
 
-    def start(key: Key, private: PyTree, shared: PyTree) -> PyTree:
-        del key
+    def start(key: Key, private: PyTree, shared: PyTree, context: Context) -> PyTree:
+        del key, context
         return {"private": private, "basis": shared["basis"]}
 
-    def touch(values: PyTree) -> Rows:
+    def init_rows(values: PyTree) -> Rows:
         rows = values["vector"]
         return Rows({"vector": rows, "factor": jnp.zeros((rows.shape[0], rank))}, ())
 
-    def step(local: PyTree, rows: Rows, batch: Batch) -> tuple[PyTree, Rows, StepInfo]:
-        params, basis = Params(local["private"], (), {"vector": rows.values["vector"]}), local["basis"]
+    def step(local: PyTree, rows: Rows, batch: Batch, context: Context) -> tuple[PyTree, Rows, StepInfo]:
+        del context
+        # descend at the effective rows [B, D]
+        params = Params(local["private"], (), {"vector": rows.values["vector"]})
+        basis = local["basis"]
         (value, examples), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
         private = jax.tree.map(lambda p, g: p - learning_rate * g, params.private, grads.private)
-        slope = grads.tables["vector"] @ basis.T  # the chain rule through q_i + a_i B
-        moved = -learning_rate * (rank / basis.shape[1]) ** 0.5 * slope
-        vector, factor = rows.values["vector"] + moved @ basis, rows.values["factor"] + moved
+        # the gradient in A [B, r], by the chain rule through q_i + a_i B; the effective rows follow A
+        factor_grad = grads.tables["vector"] @ basis.T
+        step_of_factor = -learning_rate * (rank / basis.shape[1]) ** 0.5 * factor_grad
+        vector = rows.values["vector"] + step_of_factor @ basis
+        factor = rows.values["factor"] + step_of_factor
         new = Rows({"vector": vector, "factor": factor}, ())
         return {"private": private, "basis": basis}, new, StepInfo(value, examples)
 
@@ -191,7 +203,7 @@ def low_rank_training(
         del local, batch, old
         return {"factor": rows.values["factor"]}
 
-    return ClientWork(batches, epochs, start, touch, step, None, finish, send=send)
+    return ClientWork(batches, epochs, start, init_rows, step, finish, upload=RowUpload(send))
 
 
 def compose() -> optax.GradientTransformation:
@@ -215,10 +227,8 @@ def compose() -> optax.GradientTransformation:
         server = cast("Server", params)
         basis = server.shared["basis"]
         new, words = draw_basis(server.shared["words"], *basis.shape)
-        step = {
-            "basis": new - basis,
-            "words": words - server.shared["words"],
-        }  # words wrap around, and exactly
+        # words wrap around, and exactly
+        step = {"basis": new - basis, "words": words - server.shared["words"]}
         return Server(step, {"vector": -(descent.tables["factor"] @ basis)}), state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)

@@ -28,28 +28,31 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_rec.algorithms.solve import (
+from fedjax_rec.algorithms.common.solve import (
     Equations,
-    Send,
     check_ridge,
     check_settings,
     exact_solve,
     solved_model,
     with_gram,
 )
-from fedjax_rec.federate import Cohorts, federate
+from fedjax_rec.algorithms.registry import register
+from fedjax_rec.data.defaults import fcf_weights
+from fedjax_rec.errors import check_arguments
+from fedjax_rec.federation.federate import RoundSettings, federate
 from fedjax_rec.types import Algorithm, PyTree, Server
 
 
+@register(defaults_by_size=lambda size, **given: fcf_weights(size, **given)._asdict())
 def fcf(
     *,
     dim: int = 64,
-    alpha: float = 4.0,
-    regularisation: float = 10.0,
+    alpha: float | jax.Array | None = None,
+    regularisation: float | jax.Array | None = None,
     init_scale: float = 0.1,
     batch_size: int = 32,
     server_optimizer: optax.GradientTransformation | None = None,
-    **federation: Unpack[Cohorts],
+    **federation: Unpack[RoundSettings],
 ) -> Algorithm:
     """FCF: exact local solve, dense item gradients, Adam.
 
@@ -58,8 +61,10 @@ def fcf(
 
     Args:
         dim: D, width of the vectors.
-        alpha: confidence of a training pair, beyond the 1 of every pair.
-        regularisation: lambda, above 0; as in the paper not scaled by the cohort's share of the clients.
+        alpha: confidence of a training pair, beyond the 1 of every pair; by default central iALS's for data of
+            this size, on the scale of J (`fedjax_rec.data.defaults.fcf_weights`).
+        regularisation: lambda, above 0; by default the same; as in the paper not scaled by the cohort's share of
+            the clients.
         init_scale: item vectors start as normal(0, init_scale / sqrt(D)); users' at 0, for they are solved first.
         batch_size: own items in a local batch; for speed only.
         server_optimizer: descends J'; by default Adam.
@@ -79,35 +84,38 @@ def fcf(
         >>> int(info.clients), sorted(state.server.tables)
         (23, ['vector'])
     """
+    check_arguments(fcf, locals())
     check_settings(dim=(dim, 1), batch_size=(batch_size, 1), alpha=(alpha, 0), init_scale=(init_scale, 0))
     check_ridge(regularisation)
     optimizer = optax.adam(0.01, b1=0.4, b2=0.99) if server_optimizer is None else server_optimizer
-    equations = Equations(1.0, alpha, 1.0 + alpha, lambda own, items: regularisation)  # noqa: ARG005
+    equations = Equations(
+        weights=lambda size: fcf_weights(size, alpha, regularisation)._asdict(),
+        everywhere=lambda weights: 1.0,  # noqa: ARG005
+        own=lambda weights: weights["alpha"],
+        gain=lambda weights: 1 + weights["alpha"],
+        ridge=lambda weights, own, items: weights["regularisation"],  # noqa: ARG005
+    )
     return federate(
         solved_model(dim, init_scale, equations, batch_size),
-        exact_solve(equations, batch_size, _corrections(alpha), _everywhere),
+        exact_solve(equations, batch_size, _corrections, _moment),
         aggregator="sum",
-        server_optimizer=_descend(regularisation, optimizer),
+        server_optimizer=_descend(optimizer),
         **federation,
     )
 
 
-def _everywhere(vector: jax.Array) -> PyTree:
+def _moment(vector: jax.Array) -> PyTree:
     """What gives -sum_u s_ui p_u for every item, once it is multiplied by -y_i: p p^T."""
     return {"moment": jnp.outer(vector, vector)}
 
 
-def _corrections(alpha: float) -> Send:
+def _corrections(weights: PyTree, vector: jax.Array, rows: jax.Array) -> PyTree:
     """What an own item's f_ui has besides -s_ui p_u."""
-
-    def send(vector: jax.Array, rows: jax.Array) -> PyTree:
-        score = rows @ vector
-        return {"vector": jnp.outer((1 + alpha) * (1 - score) + score, vector)}
-
-    return send
+    score = rows @ vector
+    return {"vector": jnp.outer((1 + weights["alpha"]) * (1 - score) + score, vector)}
 
 
-def _descend(regularisation: float, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+def _descend(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """The server's rule: put J' together, let the optimizer step along it, and send the new Gram matrix along."""
 
     def init(server: Server) -> optax.OptState:
@@ -119,13 +127,18 @@ def _descend(regularisation: float, optimizer: optax.GradientTransformation) -> 
         if params is None:
             raise ValueError("fcf's rule needs the parameters: call update(updates, state, params)")
         vectors = params.tables["vector"]
-        moment, correction = -updates.shared["moment"], -updates.tables["vector"]
+        weights = params.shared["weights"]
+        # J' [I, D]: sum_u f_ui is what the own rows need besides -(sum_u p_u p_u^T) y_i
+        moment = -updates.shared["moment"]
+        correction = -updates.tables["vector"]
         summed = correction - jnp.einsum("id,de->ie", vectors, moment, precision="highest")
-        gradient = {"vector": -2 * summed + 2 * regularisation * vectors}
-        steps, moved = optimizer.update(gradient, state, params.tables)
-        new = jax.tree.map(jnp.subtract, with_gram(vectors + steps["vector"]), params), moved
-        nobody = jnp.trace(moment) <= 0  # a round without any client takes no step, not even of L2
-        still = jax.tree.map(jnp.zeros_like, params), state
-        return jax.tree.map(lambda old, taken: jnp.where(nobody, old, taken), still, new)
+        gradient = {"vector": -2 * summed + 2 * weights["regularisation"] * vectors}
+        # the step of Y, and of the Gram matrix with it
+        steps, opt_state = optimizer.update(gradient, state, params.tables)
+        taken = jax.tree.map(jnp.subtract, with_gram(vectors + steps["vector"], weights), params), opt_state
+        # a round without any client takes no step, not even of L2
+        nobody = jnp.trace(moment) <= 0
+        not_taken = jax.tree.map(jnp.zeros_like, params), state
+        return jax.tree.map(lambda old, new: jnp.where(nobody, old, new), not_taken, taken)
 
     return optax.GradientTransformation(init, update)

@@ -27,9 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_rec.aggregators import named
-from fedjax_rec.algorithms.moments import moments_by_item
-from fedjax_rec.algorithms.solve import (
+from fedjax_rec.algorithms.common.moments import moments_by_item
+from fedjax_rec.algorithms.common.solve import (
     Equations,
     check_ridge,
     check_settings,
@@ -38,23 +37,32 @@ from fedjax_rec.algorithms.solve import (
     solved_model,
     with_gram,
 )
-from fedjax_rec.federate import Cohorts, federate, sample_usually
-from fedjax_rec.samplers import everyone
+from fedjax_rec.algorithms.registry import register
+from fedjax_rec.compatibility import Feature, check_together
+from fedjax_rec.data.defaults import als_weights
+from fedjax_rec.errors import check_arguments
+from fedjax_rec.federation.federate import RoundSettings, federate, set_default_sampler
+from fedjax_rec.samplers.data_independent import everyone
+from fedjax_rec.server.aggregators import named
+from fedjax_rec.server.soundness import bound_of, features_of
 from fedjax_rec.types import Aggregator, Algorithm, PyTree, Server
 
-_TOGETHER = 64  # items solved at once
+_BATCH = 64  # items solved at once
 
 
+@register(
+    rounds=12, eval_every=1, defaults_by_size=lambda size, **given: als_weights(size, **given)._asdict()
+)
 def fedals(
     *,
     dim: int = 64,
-    regularisation: float = 0.01,
-    unobserved: float = 0.3,
+    regularisation: float | jax.Array | None = None,
+    unobserved: float | jax.Array | None = None,
     memory: float = 0.0,
     init_scale: float = 0.1,
     batch_size: int = 32,
     aggregator: Aggregator | str = "sum",
-    **federation: Unpack[Cohorts],
+    **federation: Unpack[RoundSettings],
 ) -> Algorithm:
     """Federated ALS: exact solves on both sides, no learning rate.
 
@@ -69,8 +77,9 @@ def fedals(
 
     Args:
         dim: D, width of the vectors.
-        regularisation: reg, above 0.
-        unobserved: w0, the weight of every pair.
+        regularisation: reg, above 0; by default that of central iALS for data of this size
+            (`fedjax_rec.data.defaults.als_weights`), which the server sends.
+        unobserved: w0, the weight of every pair; by default the same.
         memory: m, in [0, 1), the share of the earlier rounds' sums that the server keeps; above 0 it holds
             I D (D + 1) / 2 more numbers.
         init_scale: item vectors start as normal(0, init_scale / sqrt(D)); users' at 0, for they are solved first.
@@ -95,6 +104,7 @@ def fedals(
 
     Source: Mairal et al. 2010, "Online learning for matrix factorization and sparse coding", JMLR 11.
     """
+    check_arguments(fedals, locals())
     check_settings(
         dim=(dim, 1), batch_size=(batch_size, 1), unobserved=(unobserved, 0), init_scale=(init_scale, 0)
     )
@@ -104,20 +114,21 @@ def fedals(
             f"memory must be at least 0 and below 1, not {memory}; 1 - cohort / clients is a good one"
         )
     rule = named(aggregator) if isinstance(aggregator, str) else aggregator
-    if rule.stacked or rule.by_row:
-        raise ValueError(
-            "fedals solves equations that it sums; a normaliser of single rows, or a median, would mix them up: "
-            "use --aggregator sum, mean or examples"
-        )
-    sample_usually(federation, everyone())
+    noise = bound_of(federation.get("transform")).deviation > 0
+    check_together({Feature.FEDALS: True, Feature.CLIENT_NOISE: noise, **features_of(rule)})
+    set_default_sampler(federation, everyone())
     equations = Equations(
-        unobserved, 1.0, 1.0, lambda own, items: regularisation * (own + unobserved * items)
+        weights=lambda size: als_weights(size, regularisation, unobserved)._asdict(),
+        everywhere=lambda weights: weights["unobserved"],
+        own=lambda weights: 1.0,  # noqa: ARG005
+        gain=lambda weights: 1.0,  # noqa: ARG005
+        ridge=lambda weights, own, items: weights["regularisation"] * (own + weights["unobserved"] * items),
     )
     return federate(
         solved_model(dim, init_scale, equations, batch_size),
-        exact_solve(equations, batch_size, _row_statistics, _statistics)._replace(sums=moments_by_item),
+        exact_solve(equations, batch_size, _row_statistics, _statistics, sum_by_item=moments_by_item),
         aggregator=rule,
-        server_optimizer=_least_squares(regularisation, unobserved, memory),
+        server_optimizer=_least_squares(memory),
         **federation,
     )
 
@@ -128,20 +139,22 @@ def _statistics(vector: jax.Array) -> PyTree:
     return {"count": jnp.float32(1), "moment": vector[rows] * vector[columns]}
 
 
-def _row_statistics(vector: jax.Array, rows: jax.Array) -> PyTree:
+def _row_statistics(weights: PyTree, vector: jax.Array, rows: jax.Array) -> PyTree:
     """What a client adds to each own item: the same, and p."""
-    sent = _statistics(vector) | {"target": vector}
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(rows), *x.shape)), sent)
+    del weights
+    statistics = _statistics(vector) | {"target": vector}
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(rows), *x.shape)), statistics)
 
 
 def _unpack(moment: jax.Array, dim: int) -> jax.Array:
     """The symmetric matrix [D, D] of its upper triangle."""
-    place, (rows, columns) = np.zeros((dim, dim), np.int32), np.triu_indices(dim)
-    place[rows, columns] = place[columns, rows] = np.arange(len(rows))
-    return moment[place]
+    index = np.zeros((dim, dim), np.int32)  # of each entry in the triangle
+    rows, columns = np.triu_indices(dim)
+    index[rows, columns] = index[columns, rows] = np.arange(len(rows))
+    return moment[index]
 
 
-def _least_squares(regularisation: float, unobserved: float, memory: float) -> optax.GradientTransformation:
+def _least_squares(memory: float) -> optax.GradientTransformation:
     """The server's rule: solve every item's normal equations, and send their Gram matrix along."""
 
     def init(server: Server) -> Server:
@@ -152,7 +165,10 @@ def _least_squares(regularisation: float, unobserved: float, memory: float) -> o
         rows = sums | {"target": jnp.zeros(dim)}
         return Server(sums, jax.tree.map(lambda x: jnp.zeros((items, *x.shape)), rows))
 
-    def solve(sums: Server, dim: int) -> jax.Array:
+    def solve(sums: Server, dim: int, weights: PyTree) -> jax.Array:
+        regularisation = weights["regularisation"]
+        unobserved = weights["unobserved"]
+        # what the pairs of all clients add to every item [D, D]
         clients = sums.shared["count"]
         everywhere = unobserved * _unpack(sums.shared["moment"], dim)
 
@@ -161,17 +177,19 @@ def _least_squares(regularisation: float, unobserved: float, memory: float) -> o
             ridge = jnp.where(ridge > 0, ridge, 1.0)  # nobody has it and unobserved = 0: q = 0 needs a ridge
             return solve_spd(_unpack(own["moment"], dim) + everywhere + ridge * jnp.eye(dim), own["target"])
 
-        return jax.lax.map(solve_item, sums.tables, batch_size=_TOGETHER)
+        return jax.lax.map(solve_item, sums.tables, batch_size=_BATCH)
 
     def update(updates: Server, state: Server, params: Server | None = None) -> tuple[Server, Server]:
         if params is None:
             raise ValueError("least squares need the parameters: call update(updates, state, params)")
+        # the sums of all rounds that are remembered
         sums = jax.tree.map(jnp.negative, updates)
         if memory > 0:
             state = sums = jax.tree.map(lambda old, new: memory * old + new, state, sums)
+        # item vectors [I, D] that solve them; a round without any client has no equations
         old = params.tables["vector"]
-        # a round without any client has no equations
-        new = jnp.where(sums.shared["count"] > 0, solve(sums, old.shape[1]), old)
-        return jax.tree.map(jnp.subtract, with_gram(new), params), state
+        weights = params.shared["weights"]
+        new = jnp.where(sums.shared["count"] > 0, solve(sums, old.shape[1], weights), old)
+        return jax.tree.map(jnp.subtract, with_gram(new, weights), params), state
 
     return optax.GradientTransformation(init, update)

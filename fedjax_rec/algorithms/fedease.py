@@ -13,7 +13,6 @@ sum of its own rows of B, whether it ever took part or not.
 
 Departures from the paper, which has no clients:
 
-* lambda is in units of the square root of the number of events that were summed, as the central default is;
 * float32 and a Cholesky factorisation on the server;
 * partial participation: see `memory`.
 
@@ -27,20 +26,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_rec.aggregators import named
-from fedjax_rec.algorithms.solve import check_ridge, check_settings, own_rows, solve_spd
-from fedjax_rec.federate import Cohorts, federate, sample_usually
-from fedjax_rec.population import Population
-from fedjax_rec.samplers import everyone
+from fedjax_rec.algorithms.common.solve import check_ridge, check_settings, solve_spd
+from fedjax_rec.algorithms.registry import register
+from fedjax_rec.client.batches import with_negatives
+from fedjax_rec.client.local_training import stateless_rows
+from fedjax_rec.client.population import Population
+from fedjax_rec.compatibility import Feature, check_together
+from fedjax_rec.data.defaults import Size, ease_penalty
+from fedjax_rec.engine.plan import with_inversion
+from fedjax_rec.errors import check_arguments
+from fedjax_rec.federation.federate import RoundSettings, federate, set_default_sampler
+from fedjax_rec.samplers.data_independent import Everyone, everyone
+from fedjax_rec.server.aggregators import named
+from fedjax_rec.server.soundness import features_of
 from fedjax_rec.types import (
     Aggregator,
     Algorithm,
     Batch,
     ClientWork,
+    Context,
     Key,
     Model,
     PyTree,
     Rows,
+    RowUpload,
     Server,
     StepInfo,
 )
@@ -54,25 +63,34 @@ class Local(NamedTuple):
     passes: jax.Array  # int32[], passes begun
 
 
+@register(
+    rounds=1,
+    eval_every=1,
+    defaults_by_size=lambda size, regularisation=None: {
+        "regularisation": ease_penalty(size) if regularisation is None else regularisation
+    },
+)
 def fedease(
     *,
-    regularisation: float | jax.Array = 1.0,
+    regularisation: float | jax.Array | None = None,
     memory: float | jax.Array = 0.0,
     batch_size: int = 16,
     aggregator: Aggregator | str = "sum",
-    **federation: Unpack[Cohorts],
+    **federation: Unpack[RoundSettings],
 ) -> Algorithm:
     """Federated EASE: item-item weights in closed form, after one round of everybody.
 
-    Server:  P = (G + lambda sqrt(trace G) 1)^-1,  B_ij = -P_ij / P_jj,  B_jj = 0, with G the cohort's sum of x_u
-    x_u^T. Client u:  s_u = sum over own i of B_i.
+    Server:  P = (G + lambda 1)^-1,  B_ij = -P_ij / P_jj,  B_jj = 0, with G the cohort's sum of x_u x_u^T.
+    Client u:  s_u = sum over own i of B_i.
 
-    All clients take part unless `cohort` or `sampler` is given. Then, with `memory=0`, the weights are those of
-    the cohort alone; with `memory` m > 0 the server keeps the running sum G <- m G + (the cohort's sum), as in
+    All clients take part unless `cohort` or `sampler` is given: a second round would be the first again, and
+    `simulate` stops after it (`History.stopped` is "repeats"). With a cohort and `memory=0`, the weights are those
+    of the cohort alone; with `memory` m > 0 the server keeps the running sum G <- m G + (the cohort's sum), as in
     `fedals`.
 
     Args:
-        regularisation: lambda, above 0, in units of the square root of the number of events in G.
+        regularisation: lambda, above 0; by default that of central EASE for as many events as are in G
+            (`fedjax_rec.data.defaults.ease_penalty`).
         memory: m, in [0, 1), the share of the earlier rounds' sum that the server keeps.
         batch_size: own items in a local batch B; for speed and memory only: a lane sends B I numbers at a time.
         aggregator: "sum", or `fixed_point(total(), ...)`; "mean" makes G smaller, so that lambda weighs more.
@@ -92,6 +110,7 @@ def fedease(
         >>> int(info.clients), state.server.tables["weight"].shape
         (23, (40, 40))
     """
+    check_arguments(fedease, locals())
     check_settings(batch_size=(batch_size, 1))
     check_ridge(regularisation)
     if isinstance(memory, (int, float)) and not 0 <= memory < 1:
@@ -99,19 +118,26 @@ def fedease(
             f"memory must be at least 0 and below 1, not {memory}; 1 - cohort / clients is a good one"
         )
     rule = named(aggregator) if isinstance(aggregator, str) else aggregator
-    if rule.stacked or rule.by_row or rule.hears_losses:
-        raise ValueError(
-            "fedease inverts a sum; a normaliser of single rows, a median, or weights by losses would make "
-            "another matrix of it: use --aggregator sum"
-        )
-    sample_usually(federation, everyone())
-    return federate(
+    check_together({Feature.FEDEASE: True, **features_of(rule)})
+    set_default_sampler(federation, everyone())
+    algorithm = federate(
         item_weights(batch_size),
         _count_pairs(batch_size),
         aggregator=rule,
         server_optimizer=_closed_form(regularisation, memory),
         **federation,
     )
+    return algorithm._replace(
+        plan=lambda population: with_inversion(algorithm.plan(population), population.num_items),
+        repeats=not _remembers(memory) and _is_the_same_sum(rule, federation),
+    )
+
+
+def _is_the_same_sum(aggregator: Aggregator, federation: RoundSettings) -> bool:
+    """Whether every round adds up the same: everybody's history, as it is."""
+    changes = ("transform", "adversary", "faults", "asynchronous")
+    plain = aggregator.noise is None and all(federation.get(name) is None for name in changes)
+    return plain and isinstance(federation.get("sampler"), Everyone)
 
 
 def item_weights(batch_size: int) -> Model:
@@ -138,27 +164,33 @@ def item_weights(batch_size: int) -> Model:
         init_server,
         lambda private, server: private["scores"],  # noqa: ARG005 - the client has read its rows
         represent=_count_pairs(batch_size),
-        init_alike=lambda key, server: {"scores": jnp.zeros_like(server.tables["weight"][0])},  # noqa: ARG005
+        init_common=lambda key, server: {"scores": jnp.zeros_like(server.tables["weight"][0])},  # noqa: ARG005
     )
 
 
 def _count_pairs(batch_size: int) -> ClientWork:
     """Read the history and score in the first pass, send x_u for every own row in the second."""
 
-    def start(key: Key, private: PyTree, shared: PyTree) -> Local:
-        del key, shared
-        nothing = jnp.zeros_like(private["scores"])
-        return Local(nothing, nothing, jnp.int32(0))
+    def start(key: Key, private: PyTree, shared: PyTree, context: Context) -> Local:
+        del key, shared, context
+        zeros = jnp.zeros_like(private["scores"])
+        return Local(zeros, zeros, jnp.int32(1))
 
-    def step(local: Local, rows: Rows, batch: Batch) -> tuple[Local, Rows, StepInfo]:
-        passes = local.passes + batch.data["first"].any()
-        reading = passes == 1
+    def step(local: Local, rows: Rows, batch: Batch, context: Context) -> tuple[Local, Rows, StepInfo]:
+        del context
+        # the first pass reads the history, x_u [I], and sums its rows of B to scores [I]
+        reading = local.passes == 1
         scores = local.scores + jnp.where(reading, rows.values["weight"].sum(0), 0.0)
         history = local.history.at[batch.ids].set(1.0, mode="drop")
+        # the second, which sends x_u, knows all scores; the misses of its own items are the loss
         misses = (1 - scores.at[batch.ids].get(mode="fill", fill_value=1.0)) ** 2
         counted = jnp.where(reading, 0.0, batch.data["mask"])
         info = StepInfo((counted * misses).sum(), counted.sum())
-        return Local(history, scores, passes), rows, info
+        return Local(history, scores, local.passes), rows, info
+
+    def end_epoch(local: Local, context: Context) -> Local:
+        del context
+        return local._replace(passes=local.passes + 1)
 
     def finish(local: Local, shared: PyTree) -> tuple[PyTree, PyTree]:
         del shared
@@ -169,11 +201,20 @@ def _count_pairs(batch_size: int) -> ClientWork:
         return {"pairs": jnp.broadcast_to(local.history, (len(batch.ids), *local.history.shape))}
 
     return ClientWork(
-        own_rows(batch_size), 2, start, lambda values: Rows(values, ()), step, None, finish, send=send
+        batches=with_negatives(batch_size, 0),
+        epochs=2,
+        start=start,
+        init_rows=stateless_rows,
+        step=step,
+        finish=finish,
+        end_epoch=end_epoch,
+        upload=RowUpload(send),
     )
 
 
-def _closed_form(strength: float | jax.Array, memory: float | jax.Array) -> optax.GradientTransformation:
+def _closed_form(
+    strength: float | jax.Array | None, memory: float | jax.Array
+) -> optax.GradientTransformation:
     """The server's rule: add up, invert."""
 
     def init(server: Server) -> PyTree:
@@ -182,12 +223,16 @@ def _closed_form(strength: float | jax.Array, memory: float | jax.Array) -> opta
     def update(updates: Server, state: PyTree, params: Server | None = None) -> tuple[Server, PyTree]:
         if params is None:
             raise ValueError("the closed form needs the parameters: call update(updates, state, params)")
+        # G [I, I], of all rounds that are remembered
         pairs = -updates.tables["pairs"]
         if _remembers(memory):
             state = pairs = memory * state + pairs
+        # B [I, I]; a round of nobody leaves it as it is
         old = params.tables["weight"]
         events = jnp.trace(pairs)
-        new = jnp.where(events > 0, weigh(pairs, strength * jnp.sqrt(events)), old)
+        size = Size(num_users=0, num_items=len(pairs), num_events=events)  # of users the rule asks nothing
+        ridge = jnp.asarray(ease_penalty(size) if strength is None else strength, jnp.float32)
+        new = jnp.where(events > 0, weigh(pairs, ridge), old)
         return Server({}, {"weight": new - old}), state
 
     return optax.GradientTransformation(init, update)
@@ -213,7 +258,7 @@ def weigh(pairs: jax.Array, ridge: jax.Array) -> jax.Array:
 
     Source: Steck 2019, equation 8.
     """
-    one = jnp.eye(len(pairs))
+    identity = jnp.eye(len(pairs))
     ridge = jnp.where(ridge > 0, ridge, 1.0)  # a round of nobody is thrown away, and still computed
-    inverse = solve_spd(pairs + ridge * one, one)
-    return jnp.where(one > 0, 0.0, -inverse / jnp.diagonal(inverse)[None, :])
+    inverse = solve_spd(pairs + ridge * identity, identity)
+    return jnp.where(identity > 0, 0.0, -inverse / jnp.diagonal(inverse)[None, :])

@@ -36,18 +36,21 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 
-from fedjax_rec.algorithms.losses import at_least, binary_cross_entropy, squares
-from fedjax_rec.algorithms.pooled import pool_history, pooled_training, with_history
-from fedjax_rec.batches import positives_per_batch
-from fedjax_rec.federate import Federation, federate, sample_usually
-from fedjax_rec.local import Loss
-from fedjax_rec.population import Population
-from fedjax_rec.samplers import at_most
+from fedjax_rec.algorithms.common.losses import at_least, binary_cross_entropy, squares
+from fedjax_rec.algorithms.common.pooled import pool_history, pooled_training, with_history
+from fedjax_rec.algorithms.registry import register
+from fedjax_rec.client.batches import positives_per_batch
+from fedjax_rec.client.local_training import Loss
+from fedjax_rec.client.population import Population
+from fedjax_rec.errors import check_arguments
+from fedjax_rec.federation.federate import FederationSettings, federate, set_default_sampler
+from fedjax_rec.samplers.data_independent import at_most
 from fedjax_rec.types import Aggregator, Algorithm, Batch, Key, Model, Params, PyTree, Server
 
 COHORT = 200  # twice as many diverge at the default rate on MovieLens 100K
 
 
+@register()
 def fedgnn(
     *,
     dim: int = 64,
@@ -61,7 +64,7 @@ def fedgnn(
     item_bias: bool = True,
     init_scale: float | jax.Array = 0.1,
     aggregator: Aggregator | str = "sum",
-    **federation: Unpack[Federation],
+    **federation: Unpack[FederationSettings],
 ) -> Algorithm:
     """LightGCN on each client's ego graph, with score s = ((1 - mix) p_u + mix h_u) . q_i + b_i.
 
@@ -98,13 +101,14 @@ def fedgnn(
         >>> int(info.clients)
         2
     """
+    check_arguments(fedgnn, locals())
     at_least(1, dim=dim, num_negatives=num_negatives, batch_size=batch_size)
     at_least(
         0, learning_rate=learning_rate, regularisation=regularisation, init_scale=init_scale, power=power
     )
     if not 0 <= mix <= 1:
         raise ValueError(f"mix must be between 0 and 1, not {mix}; 0.5 is one layer of LightGCN")
-    sample_usually(federation, at_most(COHORT))
+    set_default_sampler(federation, at_most(COHORT))
     batches = with_history(batch_size, num_negatives, power)
     loss = _regularised(mix, positives_per_batch(batch_size, num_negatives), regularisation)
     return federate(

@@ -22,10 +22,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_rec.batches import positives_per_batch, rated, with_negatives
-from fedjax_rec.federate import Federation, federate
-from fedjax_rec.local import Loss, local_training, proximal
-from fedjax_rec.population import Population
+from fedjax_rec.algorithms.registry import register
+from fedjax_rec.client.batches import positives_per_batch, rated, with_negatives
+from fedjax_rec.client.local_training import Loss, local_training, proximal
+from fedjax_rec.client.population import Population
+from fedjax_rec.errors import check_arguments, check_unused
+from fedjax_rec.federation.federate import FederationSettings, federate
 from fedjax_rec.types import (
     Aggregator,
     Algorithm,
@@ -40,6 +42,7 @@ from fedjax_rec.types import (
 LOSSES = ("bce", "bpr", "mse")
 
 
+@register()
 def fedmf(
     *,
     dim: int = 64,
@@ -51,10 +54,11 @@ def fedmf(
     regularisation: float = 0.0075,
     item_bias: bool = True,
     init_scale: float = 0.1,
+    intercept: float | None = None,
     prox: float = 0.0,
     local_optimizer: optax.GradientTransformation | None = None,
     aggregator: Aggregator | str | None = None,
-    **federation: Unpack[Federation],
+    **federation: Unpack[FederationSettings],
 ) -> Algorithm:
     """FedAvg on matrix factorisation, with score s = p_u . q_i + b_i.
 
@@ -75,8 +79,9 @@ def fedmf(
         regularisation: L2, on the private vector and the rows of each batch.
         item_bias: whether items have a bias b_i.
         init_scale: vectors start as normal(0, init_scale / sqrt(D)); biases start at 0.
+        intercept: m at the start, for "mse"; by default the mean rating of all clients, which is no secret then.
         prox: FedProx's mu; 0 is FedAvg.
-        local_optimizer: any optax transformation that treats item rows apart, instead of SGD.
+        local_optimizer: any optax transformation that treats item rows apart, instead of SGD and its rate.
         aggregator: a name of `aggregators.NAMES` or an `Aggregator`; by default "sum", and "touchers" for "mse",
             whose dense intercept every client moves.
         federation: who takes part, what travels, what the server does with it: as in `federate`.
@@ -97,9 +102,16 @@ def fedmf(
         >>> int(info.clients)
         2
     """
+    check_arguments(fedmf, locals())
+    if local_optimizer is not None:
+        check_unused(fedmf, locals(), ["learning_rate"], "local_optimizer", "which has a rate of its own")
+    if loss == "mse":
+        check_unused(fedmf, locals(), ["num_negatives"], "loss='mse'", "which draws none")
     if aggregator is None:
         aggregator = "touchers" if loss == "mse" else "sum"
     _check(loss, dim=dim, num_negatives=num_negatives, batch_size=batch_size)
+    if intercept is not None and loss != "mse":
+        raise ValueError(f"intercept={intercept} is of loss='mse', not of {loss!r}; leave it out")
     _check_rates(learning_rate=learning_rate, regularisation=regularisation, init_scale=init_scale)
     rule = optax.sgd(learning_rate) if local_optimizer is None else local_optimizer
     optimizer = optax.chain(proximal(prox), rule) if prox else rule
@@ -111,7 +123,9 @@ def fedmf(
         positives = positives_per_batch(batch_size, num_negatives)
         objective = _binary_cross_entropy(positives) if loss == "bce" else _pairwise(positives)
     return federate(
-        matrix_factorisation(dim, init_scale, item_bias=item_bias, ratings=loss == "mse"),
+        matrix_factorisation(
+            dim, init_scale, item_bias=item_bias, ratings=loss == "mse", intercept=intercept
+        ),
         local_training(_regularised(objective, regularisation), optimizer, batches, epochs=local_epochs),
         aggregator=aggregator,
         **federation,
@@ -132,7 +146,9 @@ def _check_rates(**rates: float | jax.Array) -> None:
             raise ValueError(f"{name} must be at least 0, not {value}")
 
 
-def matrix_factorisation(dim: int, init_scale: float, *, item_bias: bool, ratings: bool) -> Model:
+def matrix_factorisation(
+    dim: int, init_scale: float, *, item_bias: bool, ratings: bool, intercept: float | None = None
+) -> Model:
     """The model: a private vector per client, a vector (and a bias) per item, for ratings an intercept.
 
     Args:
@@ -140,6 +156,7 @@ def matrix_factorisation(dim: int, init_scale: float, *, item_bias: bool, rating
         init_scale: vectors start as normal(0, init_scale / sqrt(D)).
         item_bias: whether items have a bias.
         ratings: whether there are a shared intercept and private biases.
+        intercept: its start; None for the mean rating.
 
     Returns:
         private {"vector" [D], "bias" []}, shared {"intercept" []}, tables {"vector" [I, D], "bias" [I]}.
@@ -164,12 +181,14 @@ def matrix_factorisation(dim: int, init_scale: float, *, item_bias: bool, rating
         if "ratings" not in population.examples:
             raise ValueError("the loss 'mse' fits ratings, but this data has none; use 'bce' or 'bpr'")
         # one sum and one count per client would give this mean
-        return Server({"intercept": population.examples["ratings"].mean()}, tables)
+        mean = population.examples["ratings"].mean() if intercept is None else jnp.float32(intercept)
+        return Server({"intercept": mean}, tables)
 
     def score(private: PyTree, server: Server) -> jax.Array:
         return _score(Params(private, server.shared, server.tables))
 
-    return Model(init_private, init_server, score, rates=ratings)
+    starts_from = "the mean rating of all clients" if ratings and intercept is None else ""
+    return Model(init_private, init_server, score, predicts_ratings=ratings, starts_from=starts_from)
 
 
 def _score(params: Params) -> jax.Array:
@@ -183,7 +202,8 @@ def _score(params: Params) -> jax.Array:
 
 def _binary_cross_entropy(positives: int) -> Loss:
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        score, mask = _score(params), batch.data["mask"]
+        score = _score(params)
+        mask = batch.data["mask"]
         label = (jnp.arange(mask.shape[0]) < positives).astype(jnp.float32)
         return (mask * optax.sigmoid_binary_cross_entropy(score, label)).sum(), mask.sum()
 
@@ -192,8 +212,10 @@ def _binary_cross_entropy(positives: int) -> Loss:
 
 def _pairwise(positives: int) -> Loss:
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        score, mask = _score(params), batch.data["mask"]
-        above, below = score[:positives, None], score[positives:].reshape(positives, -1)
+        score = _score(params)
+        mask = batch.data["mask"]
+        above = score[:positives, None]
+        below = score[positives:].reshape(positives, -1)
         pairs = mask[:positives, None] * mask[positives:].reshape(positives, -1)
         return (pairs * jax.nn.softplus(below - above)).sum(), pairs.sum()
 

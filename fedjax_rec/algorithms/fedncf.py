@@ -23,17 +23,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_rec.algorithms.losses import at_least, binary_cross_entropy, scaled
-from fedjax_rec.algorithms.networks import affine, init_layers, rectified
-from fedjax_rec.batches import positives_per_batch, with_negatives
-from fedjax_rec.federate import Federation, federate
-from fedjax_rec.local import local_training, proximal
-from fedjax_rec.population import Population
+from fedjax_rec.algorithms.common.losses import at_least, binary_cross_entropy, scaled
+from fedjax_rec.algorithms.common.networks import affine, init_layers, rectified
+from fedjax_rec.algorithms.registry import register
+from fedjax_rec.client.batches import positives_per_batch, with_negatives
+from fedjax_rec.client.local_training import local_training, proximal
+from fedjax_rec.client.population import Population
+from fedjax_rec.errors import check_arguments, check_unused
+from fedjax_rec.federation.federate import FederationSettings, federate
 from fedjax_rec.types import Aggregator, Algorithm, Key, Model, Params, PyTree, Server
 
 TOWERS = {"gmf": ("gmf",), "mlp": ("mlp",), "neumf": ("gmf", "mlp")}
 
 
+@register()
 def fedncf(
     *,
     architecture: str = "neumf",
@@ -49,7 +52,7 @@ def fedncf(
     prox: float = 0.0,
     local_optimizer: optax.GradientTransformation | None = None,
     aggregator: Aggregator | str = "touchers",
-    **federation: Unpack[Federation],
+    **federation: Unpack[FederationSettings],
 ) -> Algorithm:
     """FedNCF, with score s = w . [p_g * q_g, phi(p_m, q_m)] + b, of which "gmf" and "mlp" have one half each.
 
@@ -68,7 +71,7 @@ def fedncf(
         regularisation: L2, on the private vectors and the rows of each batch; the network is free.
         init_scale: vectors start as normal(0, init_scale / sqrt(D)).
         prox: FedProx's mu; 0 is FedAvg.
-        local_optimizer: any optax transformation that treats item rows apart, instead of SGD.
+        local_optimizer: any optax transformation that treats item rows apart, instead of SGD and its rate.
         aggregator: "touchers" (MF-FedAvg), "mean", or any other of `aggregators.NAMES`, or an `Aggregator`.
         federation: who takes part, what travels, what the server does with it: as in `federate`.
 
@@ -85,6 +88,11 @@ def fedncf(
         >>> [layer["weights"].shape for layer in state.server.shared["tower"]]
         [(8, 4), (4, 2), (2, 1)]
     """
+    check_arguments(fedncf, locals())
+    if local_optimizer is not None:
+        check_unused(fedncf, locals(), ["learning_rate"], "local_optimizer", "which has a rate of its own")
+    if architecture == "gmf":
+        check_unused(fedncf, locals(), ["layers"], "architecture='gmf'", "which has no tower")
     if architecture not in TOWERS:
         raise ValueError(f"unknown architecture {architecture!r}; choose one of {', '.join(TOWERS)}")
     at_least(1, dim=dim, layers=layers, num_negatives=num_negatives, batch_size=batch_size)
@@ -134,23 +142,45 @@ def neural_factorisation(
         return vectors(key, (dim,))
 
     def init_server(key: Key, population: Population) -> Server:
-        rows, tower, last = jax.random.split(key, 3)
+        row_key, tower_key, output_key = jax.random.split(key, 3)
+        # the output's weights, one for each number of the halves
         output = {"gmf": jnp.ones((dim, 1)), "mlp": jnp.zeros((0, 1))}
         if "mlp" in halves:
-            output["mlp"] = init_layers(last, (widths[-1], 1))[0]["weights"]
+            output["mlp"] = init_layers(output_key, (widths[-1], 1))[0]["weights"]
         weights = jnp.concatenate([output[half] for half in halves])
-        shared = {"tower": init_layers(tower, widths), "output": {"weights": weights, "bias": jnp.zeros(1)}}
-        return Server(shared, vectors(rows, (population.num_items, dim)))
+        tower = init_layers(tower_key, widths)
+        shared = {"tower": tower, "output": {"weights": weights, "bias": jnp.zeros(1)}}
+        return Server(shared, vectors(row_key, (population.num_items, dim)))
 
-    def score(private: PyTree, server: Server) -> jax.Array:
-        return _score(Params(private, server.shared, server.tables))
+    return Model(init_private, init_server, _score_catalogue)
 
-    return Model(init_private, init_server, score)
+
+def _score_catalogue(private: PyTree, server: Server) -> jax.Array:
+    """Logits of all items, float32[I]: what does not depend on the user is the same product for all of them."""
+    tables = server.tables
+    tower = server.shared["tower"]
+    output = server.shared["output"]
+    weights = output["weights"][:, 0]
+    scores = output["bias"][0]
+    if "gmf" in tables:
+        dim = tables["gmf"].shape[1]
+        scores = scores + tables["gmf"] @ (weights[:dim] * private["gmf"])
+        weights = weights[dim:]
+    if "mlp" in tables:
+        # the first layer of a pair is a sum of the user's part and the item's
+        dim = tables["mlp"].shape[1]
+        first = tower[0]["weights"]
+        of_user = private["mlp"] @ first[:dim] + tower[0]["bias"]
+        hidden = jax.nn.relu(tables["mlp"] @ first[dim:] + of_user[None, :])
+        scores = scores + rectified(tower[1:], hidden) @ weights
+    return scores
 
 
 def _score(params: Params) -> jax.Array:
     """Logits of all rows at hand, float32[B]."""
-    user, item, features = params.private, params.tables, []
+    user = params.private
+    item = params.tables
+    features = []
     if "gmf" in item:
         features.append(item["gmf"] * user["gmf"][None, :])
     if "mlp" in item:

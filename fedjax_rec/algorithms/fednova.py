@@ -34,14 +34,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_rec.algorithms.common.losses import above_zero, at_least
 from fedjax_rec.algorithms.fedmf import fedmf
-from fedjax_rec.algorithms.losses import above_zero, at_least
-from fedjax_rec.batches import positives_per_batch
-from fedjax_rec.federate import Federation
-from fedjax_rec.tables import expand
-from fedjax_rec.types import Aggregator, Algorithm, PyTree, Server, Totals
+from fedjax_rec.algorithms.registry import register
+from fedjax_rec.client.batches import positives_per_batch
+from fedjax_rec.errors import check_arguments
+from fedjax_rec.federation.federate import FederationSettings
+from fedjax_rec.rows.tables import expand
+from fedjax_rec.types import Aggregator, Algorithm, PyTree, RowTreatment, Server, Totals
 
 
+@register()
 def fednova(
     *,
     dim: int = 64,
@@ -56,7 +59,7 @@ def fednova(
     init_scale: float = 0.1,
     prox: float = 0.0,
     per_row: bool = True,
-    **federation: Unpack[Federation],
+    **federation: Unpack[FederationSettings],
 ) -> Algorithm:
     """FedNova: M <- M + tau_eff sum_i p_i delta_i / |a_i|_1, with tau_eff = sum_i p_i |a_i|_1 and p_i = n_i / n.
 
@@ -92,6 +95,7 @@ def fednova(
         >>> int(info.clients)
         2
     """
+    check_arguments(fednova, locals())
     at_least(1, batch_size=batch_size, num_negatives=num_negatives, local_epochs=local_epochs)
     above_zero(learning_rate=learning_rate)
     width = batch_size if loss == "mse" else positives_per_batch(batch_size, num_negatives)
@@ -144,8 +148,8 @@ def normalised(
         >>> rule = normalised(lambda n: n / 2.0)
         >>> rule.weight(jnp.array([2, 8])).tolist()
         [2.0, 2.0]
-        >>> facts = jax.tree.map(jnp.sum, rule.facts(jnp.array([2, 8])))  # n = 10, sum n_i |a_i| = 34
-        >>> float(rule.finish(Totals(Server(jnp.array(5.0), ()), jnp.array(4.0), None, facts)).shared)
+        >>> stats = jax.tree.map(jnp.sum, rule.client_stats(jnp.array([2, 8])))  # n = 10, sum n_i |a_i| = 34
+        >>> float(rule.finish(Totals(Server(jnp.array(5.0), ()), jnp.array(4.0), None, stats)).shared)
         1.7000000476837158
 
     Source: Wang et al. 2020, eq. 5 and table 1.
@@ -159,29 +163,33 @@ def normalised(
         raise ValueError(
             f"learning_rate x prox = {share} must be below 1, or the pull overshoots; lower prox={prox}"
         )
-    reach = accumulated(learning_rate, momentum, prox)
+    norm = accumulation_norm(learning_rate, momentum, prox)
 
     def weight(num_examples: jax.Array) -> jax.Array:
-        return num_examples / jnp.maximum(reach(steps(num_examples)), 1e-9)
+        return num_examples / jnp.maximum(norm(steps(num_examples)), 1e-9)
 
-    def facts(num_examples: jax.Array) -> PyTree:
-        return {"examples": 1.0 * num_examples, "reach": num_examples * reach(steps(num_examples))}
+    def client_stats(num_examples: jax.Array) -> PyTree:
+        return {"examples": 1.0 * num_examples, "norm": num_examples * norm(steps(num_examples))}
 
     def finish(totals: Totals) -> Server:
-        n = jnp.maximum(totals.facts["examples"], 1.0)
-        by_letter = jax.tree.map(lambda x: totals.facts["reach"] / n * (x / n), totals.server)
+        # tau_eff times the normalised mean, on all leaves
+        n = jnp.maximum(totals.client_stats["examples"], 1.0)
+        by_letter = jax.tree.map(lambda x: totals.client_stats["norm"] / n * (x / n), totals.deltas)
         if totals.row_weight is None:
             return by_letter
+        # on rows the mean over those that trained them, by their weights n_i / |a_i|_1
         safe = jnp.where(totals.row_weight > 0, totals.row_weight, 1.0)
-        return by_letter._replace(tables=jax.tree.map(lambda x: x / expand(safe, x), totals.server.tables))
+        return by_letter._replace(tables=jax.tree.map(lambda x: x / expand(safe, x), totals.deltas.tables))
 
-    return Aggregator(weight, finish, per_row=per_row, facts=facts)
+    return Aggregator(
+        weight=weight, finish=finish, rows=RowTreatment(weights=per_row), client_stats=client_stats
+    )
 
 
-def accumulated(
+def accumulation_norm(
     learning_rate: float | jax.Array, momentum: float, prox: float
 ) -> Callable[[jax.Array], jax.Array]:
-    """How far tau steps of a local solver reach: |a|_1 as a function of tau.
+    """The norm |a|_1 of a local solver's accumulation vector, as a function of its steps tau.
 
     Args:
         learning_rate: eta.
@@ -192,7 +200,7 @@ def accumulated(
         tau float32[] -> |a|_1 float32[].
 
     Example:
-        >>> [float(accumulated(1.0, rho, mu)(jnp.array(2.0))) for rho, mu in ((0, 0), (0.5, 0), (0, 0.5))]
+        >>> [float(accumulation_norm(1.0, rho, mu)(jnp.array(2.0))) for rho, mu in ((0, 0), (0.5, 0), (0, 0.5))]
         [2.0, 2.5, 1.5]
 
     Source: Wang et al. 2020, section 4.

@@ -20,15 +20,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_rec.algorithms.losses import at_least, binary_cross_entropy, scaled
-from fedjax_rec.algorithms.networks import affine, init_layers, rectified
-from fedjax_rec.batches import positives_per_batch, with_negatives
-from fedjax_rec.federate import Federation, federate
-from fedjax_rec.local import local_training, proximal
-from fedjax_rec.population import Population
+from fedjax_rec.algorithms.common.losses import at_least, binary_cross_entropy, scaled
+from fedjax_rec.algorithms.common.networks import affine, init_layers, rectified
+from fedjax_rec.algorithms.registry import register
+from fedjax_rec.client.batches import positives_per_batch, with_negatives
+from fedjax_rec.client.local_training import local_training, proximal
+from fedjax_rec.client.population import Population
+from fedjax_rec.errors import check_arguments, check_unused
+from fedjax_rec.federation.federate import FederationSettings, federate
 from fedjax_rec.types import Aggregator, Algorithm, Key, Model, Params, PyTree, Server
 
 
+@register()
 def fedper(
     *,
     dim: int = 32,
@@ -45,7 +48,7 @@ def fedper(
     prox: float = 0.0,
     local_optimizer: optax.GradientTransformation | None = None,
     aggregator: Aggregator | str = "touchers",
-    **federation: Unpack[Federation],
+    **federation: Unpack[FederationSettings],
 ) -> Algorithm:
     """FedPer, with score s_u(i) = head_u(base(q_i)); q_i and the base are shared, head_u is private.
 
@@ -62,7 +65,7 @@ def fedper(
         regularisation: L2, on the head and the rows of each batch; the base layers are free.
         init_scale: rows and the head's last weights start as normal(0, init_scale / sqrt(D)).
         prox: FedProx's mu, on what is shared; 0 is FedAvg.
-        local_optimizer: any optax transformation that treats item rows apart, instead of SGD.
+        local_optimizer: any optax transformation that treats item rows apart, instead of SGD and its rate.
         aggregator: a name of `aggregators.NAMES` or an `Aggregator`.
         federation: who takes part, what travels, what the server does with it: as in `federate`.
 
@@ -79,6 +82,9 @@ def fedper(
         >>> [layer["weights"].shape for layer in state.private["head"]]
         [(24, 4, 4), (24, 4, 1)]
     """
+    check_arguments(fedper, locals())
+    if local_optimizer is not None:
+        check_unused(fedper, locals(), ["learning_rate"], "local_optimizer", "which has a rate of its own")
     at_least(1, dim=dim, head_layers=head_layers, num_negatives=num_negatives, batch_size=batch_size)
     at_least(0, base_layers=base_layers, init_scale=init_scale)
     at_least(0, learning_rate=learning_rate, regularisation=regularisation)
@@ -115,15 +121,15 @@ def layered(dim: int, base_layers: int, head_layers: int, init_scale: float | ja
     scale = init_scale / dim**0.5
 
     def init_private(key: Key) -> PyTree:
-        first, last = jax.random.split(key)
-        weights = scale * jax.random.normal(last, (dim, 1))
-        hidden = init_layers(first, (dim,) * head_layers)
+        hidden_key, last_key = jax.random.split(key)
+        weights = scale * jax.random.normal(last_key, (dim, 1))
+        hidden = init_layers(hidden_key, (dim,) * head_layers)
         return {"head": [*hidden, {"weights": weights, "bias": jnp.zeros(1)}]}
 
     def init_server(key: Key, population: Population) -> Server:
-        base, rows = jax.random.split(key)
-        vectors = scale * jax.random.normal(rows, (population.num_items, dim))
-        return Server({"base": init_layers(base, (dim,) * (base_layers + 1))}, {"vector": vectors})
+        base_key, row_key = jax.random.split(key)
+        vectors = scale * jax.random.normal(row_key, (population.num_items, dim))
+        return Server({"base": init_layers(base_key, (dim,) * (base_layers + 1))}, {"vector": vectors})
 
     def score(private: PyTree, server: Server) -> jax.Array:
         return _score(Params(private, server.shared, server.tables))

@@ -28,19 +28,23 @@ from typing import NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 
-from fedjax_rec.algorithms.additive import Objective, View, additive_gradient, additive_logits, descend
-from fedjax_rec.algorithms.losses import at_least
+from fedjax_rec.algorithms.common.additive import Objective, View, additive_gradient, additive_logits, descend
+from fedjax_rec.algorithms.common.losses import at_least
 from fedjax_rec.algorithms.pfedrec import linear_head
-from fedjax_rec.batches import catalogue, largest_of_lanes
-from fedjax_rec.federate import Cohorts, federate, sample_usually
-from fedjax_rec.population import Population
-from fedjax_rec.samplers import everyone
-from fedjax_rec.servers import by_round
+from fedjax_rec.algorithms.registry import register
+from fedjax_rec.client.batches import catalogue, largest_of_lanes
+from fedjax_rec.client.local_training import stateless_rows
+from fedjax_rec.client.population import Population
+from fedjax_rec.errors import check_arguments
+from fedjax_rec.federation.federate import RoundSettings, federate, set_default_sampler
+from fedjax_rec.samplers.data_independent import everyone
+from fedjax_rec.server.optimizers import scheduled_by_round
 from fedjax_rec.types import (
     Aggregator,
     Algorithm,
     Batch,
     ClientWork,
+    Context,
     Key,
     Model,
     PyTree,
@@ -59,8 +63,8 @@ class Pace(NamedTuple):
     step_decay: float  # of both rates, each local step
     tolerance: float  # relative change of the loss below which a client stops
 
-    def times(self, decay: jax.Array) -> "Pace":
-        """Both rates at another scale."""
+    def scaled(self, decay: jax.Array) -> "Pace":
+        """Both rates times a factor."""
         return self._replace(head=self.head * decay, tables=self.tables * decay)
 
 
@@ -74,6 +78,7 @@ class Course(NamedTuple):
     stopped: jax.Array  # bool[]
 
 
+@register(rounds=60, eval_every=2)
 def fedrap(
     *,
     dim: int = 32,
@@ -90,7 +95,7 @@ def fedrap(
     tolerance: float = 1e-4,
     curriculum: bool = False,
     aggregator: Aggregator | str = "mean",
-    **federation: Unpack[Cohorts],
+    **federation: Unpack[RoundSettings],
 ) -> Algorithm:
     """FedRAP, with score s_u(i) = w_u . (d_ui + c_i) + b_u; D_u, w_u and b_u are private, C is shared.
 
@@ -132,18 +137,19 @@ def fedrap(
 
     Source: Li et al. 2024, eq. 5 and algorithm 1.
     """
+    check_arguments(fedrap, locals())
     at_least(1, dim=dim, num_negatives=num_negatives, batch_size=batch_size, local_epochs=local_epochs)
     at_least(0, learning_rate=learning_rate, table_rate=table_rate, independence=independence)
     at_least(0, sparsity=sparsity, regularisation=regularisation, tolerance=tolerance)
     at_least(0, round_decay=round_decay, step_decay=step_decay)
-    sample_usually(federation, everyone())
+    set_default_sampler(federation, everyone())
     objective = Objective(independence, sparsity, regularisation, curriculum)
     pace = Pace(learning_rate, table_rate, round_decay, step_decay, tolerance)
     return federate(
         _additive(dim),
         _training(objective, pace, num_negatives, batch_size, local_epochs),
         aggregator=aggregator,
-        server_optimizer=by_round(lambda _, tables: jax.tree.map(jnp.negative, tables)),
+        server_optimizer=scheduled_by_round(lambda _, tables: jax.tree.map(jnp.negative, tables)),
         **federation,
     )
 
@@ -155,15 +161,15 @@ def _additive(dim: int) -> Model:
         table = jax.random.normal(key, (population.num_items, dim))
         return Server({"round": jnp.float32(0)}, {"vector": table})
 
-    def init_alike(key: Key, server: Server) -> dict[str, PyTree]:
-        one, two = jax.random.split(key)
-        own = jax.random.normal(one, server.tables["vector"].shape)
-        return {"vector": own, "head": linear_head(two, dim)}
+    def init_common(key: Key, server: Server) -> dict[str, PyTree]:
+        table_key, head_key = jax.random.split(key)
+        own = jax.random.normal(table_key, server.tables["vector"].shape)
+        return {"vector": own, "head": linear_head(head_key, dim)}
 
     def score(private: PyTree, server: Server) -> jax.Array:
         return additive_logits(View(private["vector"], server.tables["vector"], private["head"]))
 
-    return Model(lambda _: {}, init_server, score, init_alike=init_alike)
+    return Model(lambda _: {}, init_server, score, init_common=init_common)
 
 
 def _training(
@@ -171,45 +177,55 @@ def _training(
 ) -> ClientWork:
     """Several epochs over mini-batches of one client's examples, all within one visit of the catalogue."""
 
-    def start(key: Key, private: PyTree, shared: PyTree) -> PyTree:
-        del key
+    def start(key: Key, private: PyTree, shared: PyTree, context: Context) -> PyTree:
+        del key, context
         return private["vector"], private["head"], shared["round"]
 
-    def step(local: PyTree, rows: Rows, batch: Batch) -> tuple[PyTree, Rows, StepInfo]:
-        own, head, turn = local
-        growth, decay = objective.growth(turn), pace.round_decay**turn
-        weights, rates = objective.times(growth), pace.times(decay)
+    def step(local: PyTree, rows: Rows, batch: Batch, context: Context) -> tuple[PyTree, Rows, StepInfo]:
+        del context
+        # weights and rates of this round
+        own, head, round_ = local
+        growth = objective.growth(round_)
+        decay = pace.round_decay**round_
+        weights = objective.scaled(growth)
+        rates = pace.scaled(decay)
+        # the client's epochs, from its table and head and the common table [I, D]
         zero = jnp.float32(0)
         course = Course(View(own, rows.values["vector"], head), zero, zero, zero, jnp.array(False))
-        visit = partial(_epoch, weights, rates, batch, batch_size)
-        course = jax.lax.fori_loop(0, epochs, visit, course)
+        course = jax.lax.fori_loop(0, epochs, partial(_epoch, weights, rates, batch, batch_size), course)
         own, common, head = course.view
         info = StepInfo(course.loss, course.examples)
-        return (own, head, turn), rows._replace(values={"vector": common}), info
+        return (own, head, round_), rows._replace(values={"vector": common}), info
 
     def finish(local: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
         return {"vector": local[0], "head": local[1]}, jax.tree.map(jnp.zeros_like, shared)
 
-    return ClientWork(catalogue(num_negatives), 1, start, lambda values: Rows(values, ()), step, None, finish)
+    return ClientWork(catalogue(num_negatives), 1, start, stateless_rows, step, finish)
 
 
 def _epoch(
     objective: Objective, pace: Pace, batch: Batch, size: int, epoch: jax.Array, course: Course
 ) -> Course:
     """One local epoch; nothing moves once the client has stopped."""
-    place, mask = batch.data["order"] // size, batch.data["mask"]
+    mini_batch = batch.data["order"] // size  # int32[I], in which an item is
+    mask = batch.data["mask"]
 
-    def visit(number: jax.Array, course: Course) -> Course:
-        chosen = mask * (place == number)
+    def step(number: jax.Array, course: Course) -> Course:
+        # the loss and its gradient on the rows of this mini-batch
+        chosen = mask * (mini_batch == number)
         loss, grads = additive_gradient(objective, course.view, chosen, batch.data["label"])
+        # one step, but not of a client that has stopped, or has no such mini-batch
         live = ((chosen.sum() > 0) & ~course.stopped).astype(jnp.float32)
         decay = live * pace.step_decay**course.steps
         view = descend(course.view, grads, decay * pace.tables, decay * pace.head)
-        loss, examples = course.loss + live * loss, course.examples + live * chosen.sum()
+        loss = course.loss + live * loss
+        examples = course.examples + live * chosen.sum()
         return course._replace(view=view, steps=course.steps + live, loss=loss, examples=examples)
 
-    most = largest_of_lanes(jnp.ceil(mask.sum() / size).astype(jnp.int32))
-    after = jax.lax.fori_loop(0, most, visit, course)
-    before, now = (c.loss / jnp.maximum(c.examples, 1.0) for c in (course, after))
-    still = (epoch > 0) & (jnp.abs(now - before) < pace.tolerance * jnp.abs(before))
-    return after._replace(stopped=course.stopped | still)
+    # as many steps on every lane as the longest client takes
+    num_steps = largest_of_lanes(jnp.ceil(mask.sum() / size).astype(jnp.int32))
+    after = jax.lax.fori_loop(0, num_steps, step, course)
+    # a client stops when its mean loss so far has hardly changed
+    mean_before, mean_after = (c.loss / jnp.maximum(c.examples, 1.0) for c in (course, after))
+    converged = (epoch > 0) & (jnp.abs(mean_after - mean_before) < pace.tolerance * jnp.abs(mean_before))
+    return after._replace(stopped=course.stopped | converged)

@@ -24,28 +24,34 @@ Departures:
 """
 
 import math
+from functools import partial
 from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_rec.aggregators import mean_of_touchers
-from fedjax_rec.algorithms.losses import at_least
-from fedjax_rec.cutters import numbered, rated_with_negatives
-from fedjax_rec.federate import Cohorts, federate, sample_usually
-from fedjax_rec.population import Population
-from fedjax_rec.samplers import everyone
-from fedjax_rec.servers import by_round
+from fedjax_rec.algorithms.common.losses import at_least
+from fedjax_rec.algorithms.registry import register
+from fedjax_rec.client.batches import rated_with_negatives
+from fedjax_rec.client.population import Population
+from fedjax_rec.compatibility import Feature, check_together
+from fedjax_rec.errors import check_arguments
+from fedjax_rec.federation.federate import RoundSettings, federate, set_default_sampler
+from fedjax_rec.samplers.data_independent import everyone
+from fedjax_rec.server.aggregators import mean_of_touchers
+from fedjax_rec.server.optimizers import scheduled_by_round
 from fedjax_rec.types import (
     Aggregator,
     Algorithm,
     Batch,
     ClientWork,
+    Context,
     Key,
     LocalBatches,
     Model,
     PyTree,
     Rows,
+    RowUpload,
     Server,
     StepInfo,
     Totals,
@@ -61,7 +67,7 @@ class Local(NamedTuple):
     total: jax.Array  # float32[], sum of the ratings
     rated: jax.Array  # float32[], n_u
     used: jax.Array  # float32[], examples in the last pass
-    turn: jax.Array  # int32[], which pass
+    passes: jax.Array  # int32[], done in this round
     round: jax.Array  # float32[], t
 
 
@@ -69,22 +75,22 @@ class Rule(NamedTuple):
     """The constants of a run."""
 
     passes: int  # of a client over its items in a round
-    after: float  # the last round of user averaging
+    averaging_rounds: float  # the last round of user averaging
     denoise: bool
     learning_rate: float
     decay: float
     regularisation: float
 
-    def rate(self, turn: jax.Array) -> jax.Array:
+    def rate(self, round_: jax.Array) -> jax.Array:
         """Give gamma_t, float32[]."""
-        return self.learning_rate * self.decay**turn
+        return self.learning_rate * self.decay**round_
 
-    def descend(self, turn: jax.Array, grads: PyTree) -> PyTree:
+    def descend(self, round_: jax.Array, grads: PyTree) -> PyTree:
         """The server's step: gamma_t times each row's mean gradient."""
-        rate = self.rate(turn)
-        return jax.tree.map(lambda g: -rate * g, grads)
+        return jax.tree.map(lambda g: -self.rate(round_) * g, grads)
 
 
+@register(rounds=100, eval_every=10, needs_ratings=True)
 def fedrec(
     *,
     dim: int = 20,
@@ -98,7 +104,7 @@ def fedrec(
     regularisation: float = 0.001,
     init_range: float = 0.005,
     aggregator: Aggregator | str | None = None,
-    **federation: Unpack[Cohorts],
+    **federation: Unpack[RoundSettings],
 ) -> Algorithm:
     """FedRec on probabilistic matrix factorisation, or FedRec++.
 
@@ -132,27 +138,27 @@ def fedrec(
         >>> int(info.clients)
         23
     """
+    check_arguments(fedrec, locals())
     at_least(1, dim=dim, batch_size=batch_size)
     at_least(0, rho=rho, averaging_rounds=averaging_rounds, local_steps=local_steps)
-    at_least(
-        0, learning_rate=learning_rate, decay=decay, regularisation=regularisation, init_range=init_range
+    at_least(0, learning_rate=learning_rate, decay=decay)
+    at_least(0, regularisation=regularisation, init_range=init_range)
+    check_together(
+        {
+            Feature.DENOISING: denoise,
+            Feature.AGGREGATOR: aggregator,
+            Feature.TRANSFORM: federation.get("transform"),
+        }
     )
-    if denoise and aggregator is not None:
-        raise ValueError("denoise=True takes the virtual gradients out of a mean; leave out the aggregator")
-    if denoise and federation.get("transform") is not None:
-        raise ValueError(
-            "denoise=True takes out what the virtual ratings put in; a transform would change both parts: leave "
-            "it out"
-        )
-    sample_usually(federation, everyone())
+    set_default_sampler(federation, everyone())
     passes = max(local_steps, 1) + 1 if rho else 1
-    after = averaging_rounds if local_steps else math.inf
-    rule = Rule(passes, after, denoise, learning_rate, decay, regularisation)
+    last_averaging = averaging_rounds if local_steps else math.inf
+    rule = Rule(passes, last_averaging, denoise, learning_rate, decay, regularisation)
     return federate(
         _model(dim, init_range),
-        _work(numbered(rated_with_negatives(batch_size, rho)), rule),
+        _work(rated_with_negatives(batch_size, rho), rule),
         aggregator=_denoised() if denoise else aggregator or "touchers",
-        server_optimizer=by_round(rule.descend),
+        server_optimizer=scheduled_by_round(rule.descend),
         **federation,
     )
 
@@ -169,33 +175,36 @@ def _model(dim: int, init_range: float) -> Model:
     def score(private: PyTree, server: Server) -> jax.Array:
         return server.tables["vector"] @ private["vector"]
 
-    return Model(lambda key: {"vector": draw(key, (dim,))}, init_server, score, rates=True)
+    return Model(lambda key: {"vector": draw(key, (dim,))}, init_server, score, predicts_ratings=True)
 
 
 def _work(batches: LocalBatches, rule: Rule) -> ClientWork:
     """Passes 0 to T_local - 1 train the copy and learn the mean, the last one makes the gradients."""
 
-    def start(key: Key, private: PyTree, shared: PyTree) -> Local:
-        del key
-        user, zero = private["vector"], jnp.float32(0)
-        return Local(user, user, jnp.zeros_like(user), zero, zero, zero, jnp.int32(-1), shared["round"])
+    def start(key: Key, private: PyTree, shared: PyTree, context: Context) -> Local:
+        del key, context
+        user = private["vector"]
+        zero = jnp.float32(0)
+        return Local(user, user, jnp.zeros_like(user), zero, zero, zero, jnp.int32(0), shared["round"])
 
-    def touch(values: PyTree) -> Rows:
-        return Rows(
-            values, {"vector": values["vector"], "virtual": values["vector"][:, 0]}
-        )  # written in step
+    def init_rows(values: PyTree) -> Rows:
+        # the state is written in `step`
+        return Rows(values, {"vector": values["vector"], "virtual": values["vector"][:, 0]})
 
-    def step(local: Local, rows: Rows, batch: Batch) -> tuple[Local, Rows, StepInfo]:
-        own, v = batch.data["own"], rows.values["vector"]
-        local = _begin_pass(local, rule, batch.data["turn"][0] == 0)
-        last = local.turn == rule.passes - 1
+    def step(local: Local, rows: Rows, batch: Batch, context: Context) -> tuple[Local, Rows, StepInfo]:
+        del context
+        own = batch.data["own"]
+        v = rows.values["vector"]
+        last = local.passes == rule.passes - 1
+        # a sampled item's virtual rating, and every item's error [B] by the vector that this pass is about
         mean = local.total / jnp.maximum(local.rated, 1.0)
-        filled = jnp.where(local.round > rule.after, v @ local.filler, mean)
+        filled = jnp.where(local.round > rule.averaging_rounds, v @ local.filler, mean)
         vector = jnp.where(last, local.user, local.filler)
         error = jnp.where(own > 0, batch.data["rating"], filled) - v @ vector
+        # of the items that are used in this pass: the rows' gradients [B, D], and sums over all passes' batches
         used = jnp.where(last & (not rule.denoise), batch.data["mask"], own)
         grads = -jnp.outer(error, vector) + rule.regularisation * v
-        counted = own * (local.turn == 0)  # the mean is learnt in the first pass
+        counted = own * (local.passes == 0)  # the mean is learnt in the first pass
         local = local._replace(
             gradient=local.gradient - (used * error) @ v + rule.regularisation * used.sum() * vector,
             total=local.total + counted @ batch.data["rating"],
@@ -203,11 +212,12 @@ def _work(batches: LocalBatches, rule: Rule) -> ClientWork:
             used=local.used + jnp.where(last, used.sum(), 0.0),
         )
         info = StepInfo(jnp.where(last, own @ error**2, 0.0), jnp.where(last, own.sum(), 0.0))
-        return local, rows._replace(memory={"vector": grads, "virtual": batch.data["mask"] - own}), info
+        return local, rows._replace(opt_state={"vector": grads, "virtual": batch.data["mask"] - own}), info
 
     def send(local: Local, rows: Rows, batch: Batch, old: PyTree) -> PyTree:
         del local, batch, old
-        grads, virtual = rows.memory["vector"], rows.memory["virtual"]
+        grads = rows.opt_state["vector"]
+        virtual = rows.opt_state["virtual"]
         if not rule.denoise:
             return {"vector": -grads}
         return {"vector": -grads, "noise": -virtual[:, None] * grads, "virtual": virtual}
@@ -216,27 +226,30 @@ def _work(batches: LocalBatches, rule: Rule) -> ClientWork:
         step = rule.rate(shared["round"]) * local.gradient / jnp.maximum(local.used, 1.0)
         return {"vector": local.user - step}, jax.tree.map(jnp.zeros_like, shared)
 
-    return ClientWork(batches, rule.passes, start, touch, step, None, finish, send=send)
-
-
-def _begin_pass(local: Local, rule: Rule, first: jax.Array) -> Local:
-    """In the first batch of a pass, step the copy by what the pass before has summed."""
-    step = rule.rate(local.round) * local.gradient / jnp.maximum(local.rated, 1.0)
-    return local._replace(
-        filler=jnp.where(first, local.filler - step, local.filler),
-        gradient=jnp.where(first, 0.0, local.gradient),
-        turn=local.turn + first,
+    begin_pass = partial(_begin_pass, rule)
+    return ClientWork(
+        batches, rule.passes, start, init_rows, step, finish, end_epoch=begin_pass, upload=RowUpload(send)
     )
+
+
+def _begin_pass(rule: Rule, local: Local, context: Context) -> Local:
+    """Before another pass, step the copy by what the pass before has summed."""
+    del context
+    step = rule.rate(local.round) * local.gradient / jnp.maximum(local.rated, 1.0)
+    filler = local.filler - step
+    return local._replace(filler=filler, gradient=jnp.zeros_like(local.gradient), passes=local.passes + 1)
 
 
 def _denoised() -> Aggregator:
     """Each row's mean over the clients that rated it: the virtual gradients, and who sent them, taken out."""
 
     def finish(totals: Totals) -> Server:
-        sums, senders = totals.server.tables, totals.row_weight
-        assert senders is not None  # noqa: S101 - per_row promises it; this tells the type checker
+        sums = totals.deltas.tables
+        senders = totals.row_weight
+        assert senders is not None  # noqa: S101 - weights=True promises it; this tells the type checker
+        # the clients that rated each row [I], and the mean of what they sent
         raters = senders - sums["virtual"]
         mean = (sums["vector"] - sums["noise"]) / jnp.maximum(raters, 1.0)[:, None]
-        return Server(totals.server.shared, {"vector": jnp.where(raters[:, None] > 0, mean, 0.0)})
+        return Server(totals.deltas.shared, {"vector": jnp.where(raters[:, None] > 0, mean, 0.0)})
 
     return mean_of_touchers()._replace(finish=finish)

@@ -20,7 +20,7 @@ Departures:
   draws new halves in every round, and only the batches beyond 2 `max_steps` are left out;
 * a support row is sent with a change of 0, so that the traffic reported is about twice what is needed, and
   normalisers of single rows are refused, which would count its clients;
-* the authors zero an update that is not finite; here its client counts as absent (`fedjax_rec.guard`).
+* the authors zero an update that is not finite; here its client counts as absent (`fedjax_rec.engine.guard`).
 """
 
 from functools import partial
@@ -30,29 +30,41 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_rec.aggregators import by_examples, named
-from fedjax_rec.algorithms.losses import at_least
-from fedjax_rec.batches import positives_per_batch, rated, with_negatives
-from fedjax_rec.cutters import first_batches, in_order, numbered
-from fedjax_rec.federate import Federation, federate
-from fedjax_rec.population import Population
+from fedjax_rec.algorithms.common.losses import at_least
+from fedjax_rec.algorithms.registry import register
+from fedjax_rec.client.batches import (
+    first_batches,
+    in_order,
+    numbered,
+    positives_per_batch,
+    rated,
+    with_negatives,
+)
+from fedjax_rec.client.local_training import stateless_rows
+from fedjax_rec.client.population import Population
+from fedjax_rec.compatibility import Feature, check_together
+from fedjax_rec.errors import check_arguments, check_unused
+from fedjax_rec.federation.federate import FederationSettings, federate
+from fedjax_rec.server.aggregators import by_examples, named
+from fedjax_rec.server.soundness import features_of
 from fedjax_rec.types import (
     Aggregator,
     Algorithm,
     Batch,
     ClientWork,
+    Context,
     Key,
     LocalBatches,
     Model,
     PyTree,
     Rows,
+    RowUpload,
     Server,
     StepInfo,
 )
 
-LOSSES: dict[
-    str, tuple[float, int, float]
-] = {  # rate of p_u, most steps, rate of V; those of "mse" are the paper's
+# by loss, the defaults of recon_learning_rate, max_steps and learning_rate; those of "mse" are the paper's
+LOSSES: dict[str, tuple[float, int, float]] = {
     "mse": (0.1, 50, 0.5),
     "bce": (0.5, 200, 5.0),  # chosen on the validation items of MovieLens 100K
 }
@@ -77,6 +89,7 @@ class Local(NamedTuple):
     epoch: jax.Array  # int32[]
 
 
+@register(rounds=500)
 def fedrecon(
     *,
     dim: int = 50,
@@ -91,7 +104,7 @@ def fedrecon(
     init_range: float = 0.05,
     shuffle: bool = False,
     aggregator: Aggregator | str | None = None,
-    **federation: Unpack[Federation],
+    **federation: Unpack[FederationSettings],
 ) -> Algorithm:
     """FedRecon on matrix factorisation, r_ui = p_u . q_i.
 
@@ -124,35 +137,37 @@ def fedrecon(
         >>> int(info.clients)
         23
     """
+    check_arguments(fedrecon, locals())
     if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}; choose one of {', '.join(LOSSES)}")
-    usual = LOSSES[loss]
-    recon_learning_rate = usual[0] if recon_learning_rate is None else recon_learning_rate
-    max_steps = usual[1] if max_steps is None else max_steps
-    learning_rate = usual[2] if learning_rate is None else learning_rate
+    if loss == "mse":
+        check_unused(fedrecon, locals(), ["num_negatives"], "loss='mse'", "which draws none")
+    else:
+        check_unused(fedrecon, locals(), ["shuffle"], f"loss={loss!r}", "whose halves are always drawn anew")
+    defaults = LOSSES[loss]
+    recon_learning_rate = defaults[0] if recon_learning_rate is None else recon_learning_rate
+    max_steps = defaults[1] if max_steps is None else max_steps
+    learning_rate = defaults[2] if learning_rate is None else learning_rate
     at_least(1, dim=dim, num_negatives=num_negatives, batch_size=batch_size, recon_epochs=recon_epochs)
     at_least(1, max_steps=max_steps, local_epochs=local_epochs)
     at_least(0, learning_rate=learning_rate, recon_learning_rate=recon_learning_rate, init_range=init_range)
     positives = batch_size
-    cut = (rated if shuffle else in_order)(batch_size)
+    batches = (rated if shuffle else in_order)(batch_size)
     if loss == "bce":
         positives = positives_per_batch(batch_size, num_negatives)
-        cut = with_negatives(batch_size, num_negatives)
+        batches = with_negatives(batch_size, num_negatives)
     chosen = named(aggregator) if isinstance(aggregator, str) else aggregator
-    if chosen is not None and chosen.by_row:
-        raise ValueError(
-            "fedrecon also sends rows of the support half, unchanged, which a normaliser of single rows would "
-            "count; use --aggregator sum, mean or examples"
-        )
+    if chosen is not None:
+        check_together({Feature.FEDRECON: True, **features_of(chosen)})
     rule = Rule(positives, loss, recon_epochs, recon_learning_rate, max_steps, learning_rate)
     start = partial(_draw, dim, init_range)
-    represent = _work(numbered(cut), rule, start, everything=True)._replace(
+    represent = _work(numbered(batches), rule, start, everything=True)._replace(
         epochs=recon_epochs,
-        send=lambda local, rows, batch, old: {},  # noqa: ARG005
+        upload=RowUpload(lambda local, rows, batch, old: {}),  # noqa: ARG005
     )
     return federate(
         _model(start, loss)._replace(represent=represent),
-        _work(numbered(first_batches(cut, 2 * max_steps)), rule, start)._replace(
+        _work(numbered(first_batches(batches, 2 * max_steps)), rule, start)._replace(
             epochs=recon_epochs + local_epochs
         ),
         aggregator=_by_query(positives, max_steps) if chosen is None else chosen,
@@ -173,19 +188,20 @@ def _model(start: partial, loss: str) -> Model:
     def score(private: PyTree, server: Server) -> jax.Array:
         return server.tables["vector"] @ private["vector"]
 
-    return Model(lambda key: {"vector": start(key)}, init_server, score, rates=loss == "mse")
+    return Model(lambda key: {"vector": start(key)}, init_server, score, predicts_ratings=loss == "mse")
 
 
 def _work(batches: LocalBatches, rule: Rule, draw: partial, *, everything: bool = False) -> ClientWork:
     """Reconstruction, then the update; `everything`: all batches are support."""
 
-    def start(key: Key, private: PyTree, shared: PyTree) -> Local:
-        del private, shared  # a client remembers nothing
+    def start(key: Key, private: PyTree, shared: PyTree, context: Context) -> Local:
+        del private, shared, context  # a client remembers nothing
         return Local(draw(key), jnp.int32(0), jnp.int32(-1))
 
     def objective(vector: jax.Array, rows: jax.Array, batch: Batch) -> jax.Array:
         """Mean loss of the batch."""
-        score, mask = rows @ vector, batch.data["mask"]
+        score = rows @ vector
+        mask = batch.data["mask"]
         if rule.loss == "mse":
             each = (batch.data["rating"] - score) ** 2
         else:
@@ -193,26 +209,32 @@ def _work(batches: LocalBatches, rule: Rule, draw: partial, *, everything: bool 
             each = optax.sigmoid_binary_cross_entropy(score, label)
         return (mask * each).sum() / jnp.maximum(mask.sum(), 1.0)
 
-    def step(local: Local, rows: Rows, batch: Batch) -> tuple[Local, Rows, StepInfo]:
-        turn, v = batch.data["turn"][0], rows.values["vector"]
-        epoch = local.epoch + (turn == 0)
-        support = (turn % 2 == 0) | everything
-        value, (own, items) = jax.value_and_grad(objective, (0, 1))(local.vector, v, batch)
-        learn = support & (epoch < rule.recon_epochs) & (local.steps < rule.max_steps)
-        update = ~support & (epoch >= rule.recon_epochs)
-        vector = local.vector - jnp.where(learn, rule.recon_learning_rate, 0.0) * own
-        v = v - jnp.where(update, rule.learning_rate, 0.0) * items
-        count = jnp.where(update, batch.data["mask"].sum(), 0.0)
+    def step(local: Local, rows: Rows, batch: Batch, context: Context) -> tuple[Local, Rows, StepInfo]:
+        del context
+        # where the client is: even batches are support, and an epoch begins with batch 0
+        t = batch.data["t"][0]
+        v = rows.values["vector"]
+        epoch = local.epoch + (t == 0)
+        support = (t % 2 == 0) | everything
+        # one gradient, of which p_u's serves reconstruction and V's the update [B, D]
+        value, (user_grad, row_grads) = jax.value_and_grad(objective, (0, 1))(local.vector, v, batch)
+        reconstructs = support & (epoch < rule.recon_epochs) & (local.steps < rule.max_steps)
+        updates = ~support & (epoch >= rule.recon_epochs)
+        vector = local.vector - jnp.where(reconstructs, rule.recon_learning_rate, 0.0) * user_grad
+        v = v - jnp.where(updates, rule.learning_rate, 0.0) * row_grads
+        count = jnp.where(updates, batch.data["mask"].sum(), 0.0)
         return (
-            Local(vector, local.steps + learn, epoch),
+            Local(vector, local.steps + reconstructs, epoch),
             Rows({"vector": v}, ()),
             StepInfo(value * count, count),
         )
 
     def finish(local: Local, shared: PyTree) -> tuple[PyTree, PyTree]:
-        return {"vector": local.vector}, shared  # kept to be looked at: no round reads it; `shared` is empty
+        return {
+            "vector": local.vector
+        }, shared  # for who looks at the state: no round reads it; `shared` is empty
 
-    return ClientWork(batches, 1, start, lambda values: Rows(values, ()), step, None, finish)
+    return ClientWork(batches, 1, start, stateless_rows, step, finish)
 
 
 def _by_query(positives: int, max_steps: int) -> Aggregator:
@@ -220,7 +242,8 @@ def _by_query(positives: int, max_steps: int) -> Aggregator:
 
     def weight(num_examples: jax.Array) -> jax.Array:
         n = jnp.minimum(num_examples, 2 * max_steps * positives)
-        pairs, rest = n // (2 * positives), n % (2 * positives)
-        return (pairs * positives + jnp.maximum(rest - positives, 0)).astype(jnp.float32)
+        pairs = n // (2 * positives)
+        remainder = n % (2 * positives)
+        return (pairs * positives + jnp.maximum(remainder - positives, 0)).astype(jnp.float32)
 
     return by_examples()._replace(weight=weight)

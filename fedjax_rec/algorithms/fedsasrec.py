@@ -23,27 +23,32 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_rec.algorithms.attention import encode, init_encoder
-from fedjax_rec.algorithms.losses import at_least
-from fedjax_rec.algorithms.sequences import sequences
-from fedjax_rec.federate import Federation, federate
-from fedjax_rec.local import Loss, local_training
-from fedjax_rec.population import Population
+from fedjax_rec.algorithms.common.attention import encode, init_encoder
+from fedjax_rec.algorithms.common.losses import at_least
+from fedjax_rec.algorithms.common.sequences import sequences
+from fedjax_rec.algorithms.registry import register
+from fedjax_rec.client.local_training import Loss, local_training, stateless_rows
+from fedjax_rec.client.population import Population
+from fedjax_rec.errors import check_arguments, check_unused
+from fedjax_rec.federation.federate import FederationSettings, federate
 from fedjax_rec.types import (
     Aggregator,
     Algorithm,
     Batch,
     ClientWork,
+    Context,
     Key,
     Model,
     Params,
     PyTree,
     Rows,
+    RowUpload,
     Server,
     StepInfo,
 )
 
 
+@register(rounds=200, eval_every=10, needs_order=True)
 def fedsasrec(
     *,
     dim: int = 64,
@@ -56,7 +61,7 @@ def fedsasrec(
     init_scale: float | jax.Array = 0.1,
     local_optimizer: optax.GradientTransformation | None = None,
     aggregator: Aggregator | str = "rows",
-    **federation: Unpack[Federation],
+    **federation: Unpack[FederationSettings],
 ) -> Algorithm:
     """SASRec on each client's latest items, one local batch a client.
 
@@ -72,7 +77,7 @@ def fedsasrec(
         learning_rate: of the default local optimizer, SGD.
         regularisation: lambda.
         init_scale: vectors and positions start as normal(0, init_scale / sqrt(D)).
-        local_optimizer: any optax transformation that treats item rows apart, instead of SGD.
+        local_optimizer: any optax transformation that treats item rows apart, instead of SGD and its rate.
         aggregator: a name of `aggregators.NAMES` or an `Aggregator`.
         federation: who takes part, what travels, what the server does with it: as in `federate`.
 
@@ -90,6 +95,9 @@ def fedsasrec(
         >>> int(info.batches)
         2
     """
+    check_arguments(fedsasrec, locals())
+    if local_optimizer is not None:
+        check_unused(fedsasrec, locals(), ["learning_rate"], "local_optimizer", "which has a rate of its own")
     at_least(1, dim=dim, max_length=max_length, blocks=blocks, num_negatives=num_negatives)
     at_least(0, learning_rate=learning_rate, regularisation=regularisation, init_scale=init_scale)
     rule = optax.sgd(learning_rate) if local_optimizer is None else local_optimizer
@@ -122,9 +130,9 @@ def self_attention(dim: int, max_length: int, blocks: int, init_scale: float | j
     scale = init_scale / dim**0.5
 
     def init_server(key: Key, population: Population) -> Server:
-        rows, rest = jax.random.split(key)
-        tables = {"vector": scale * jax.random.normal(rows, (population.num_items, dim))}
-        return Server(init_encoder(rest, dim, max_length, blocks, scale), tables)
+        row_key, encoder_key = jax.random.split(key)
+        tables = {"vector": scale * jax.random.normal(row_key, (population.num_items, dim))}
+        return Server(init_encoder(encoder_key, dim, max_length, blocks, scale), tables)
 
     return Model(
         lambda key: {"vector": jnp.zeros(dim)},  # noqa: ARG005 - nothing private is random
@@ -137,23 +145,23 @@ def self_attention(dim: int, max_length: int, blocks: int, init_scale: float | j
 def _represent(max_length: int) -> ClientWork:
     """Encode the latest items by the server's model, and keep what it says at the last position."""
 
-    def start(key: Key, private: PyTree, shared: PyTree) -> PyTree:
-        del key
+    def start(key: Key, private: PyTree, shared: PyTree, context: Context) -> PyTree:
+        del key, context
         return private, shared
 
-    def step(local: PyTree, rows: Rows, batch: Batch) -> tuple[PyTree, Rows, StepInfo]:
+    def step(local: PyTree, rows: Rows, batch: Batch, context: Context) -> tuple[PyTree, Rows, StepInfo]:
+        del context
         encoded = encode(local[1], rows.values["vector"], batch.data["mask"])
         return ({"vector": encoded[-1]}, local[1]), rows, StepInfo(jnp.float32(0), jnp.float32(0))
 
     return ClientWork(
-        sequences(max_length, 0),
-        1,
-        start,
-        lambda values: Rows(values, ()),
-        step,
-        None,
-        lambda local, shared: (local[0], {}),  # noqa: ARG005 - a work's signatures
-        send=lambda local, rows, batch, old: {},  # noqa: ARG005
+        batches=sequences(max_length, 0),
+        epochs=1,
+        start=start,
+        init_rows=stateless_rows,
+        step=step,
+        finish=lambda local, shared: (local[0], {}),  # noqa: ARG005 - a work's signatures
+        upload=RowUpload(lambda local, rows, batch, old: {}),  # noqa: ARG005
     )
 
 
@@ -161,12 +169,15 @@ def _next_items(max_length: int, strength: float | jax.Array) -> Loss:
     """Of each position but the last, the next item against its negatives."""
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        vectors, mask = params.tables["vector"], batch.data["mask"]
+        vectors = params.tables["vector"]
+        mask = batch.data["mask"]
+        # f_t [L, D]; and [1 + K, L, D], the next items and then their negatives
         encoded = encode(params.shared, vectors[:max_length], mask[:max_length])
-        answers = vectors[1:].reshape(-1, max_length, vectors.shape[1])  # the next items, then negatives
-        label = jnp.zeros(answers.shape[:2]).at[0].set(1.0)
-        asked = mask[1:].reshape(label.shape) * mask[None, :max_length]
-        losses = optax.sigmoid_binary_cross_entropy((answers * encoded[None]).sum(2), label)
-        return (asked * losses).sum() + 0.5 * strength * (vectors**2).sum(), asked.sum()
+        candidates = vectors[1:].reshape(-1, max_length, vectors.shape[1])
+        label = jnp.zeros(candidates.shape[:2]).at[0].set(1.0)
+        # where both a position and its candidate are there
+        counted = mask[1:].reshape(label.shape) * mask[None, :max_length]
+        losses = optax.sigmoid_binary_cross_entropy((candidates * encoded[None]).sum(2), label)
+        return (counted * losses).sum() + 0.5 * strength * (vectors**2).sum(), counted.sum()
 
     return loss

@@ -17,7 +17,7 @@ Departures:
   all other items, with the same result;
 * the code starts all vectors at 0.01, which leaves a model of rank 1 in D equal columns. Here they start at random
   unless `constant` says otherwise;
-* the paper trains all users in each round; here a cohort, unless told otherwise.
+* the paper trains all users in each round; here a cohort, unless `sampler` says otherwise.
 """
 
 from typing import Unpack
@@ -25,24 +25,29 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 
-from fedjax_rec.algorithms.losses import at_least
-from fedjax_rec.cutters import in_order
-from fedjax_rec.federate import Federation, federate
-from fedjax_rec.population import Population
+from fedjax_rec.algorithms.common.losses import at_least
+from fedjax_rec.algorithms.registry import register
+from fedjax_rec.client.batches import in_order
+from fedjax_rec.client.population import Population
+from fedjax_rec.errors import check_arguments
+from fedjax_rec.federation.federate import FederationSettings, federate
 from fedjax_rec.types import (
     Aggregator,
     Algorithm,
     Batch,
     ClientWork,
+    Context,
     Key,
     Model,
     PyTree,
     Rows,
+    RowUpload,
     Server,
     StepInfo,
 )
 
 
+@register(rounds=100, needs_ratings=True)
 def fedsgd_mf(
     *,
     dim: int = 100,
@@ -53,7 +58,7 @@ def fedsgd_mf(
     constant: float | None = None,
     quantum: float = 0.0,
     aggregator: Aggregator | str = "sum",
-    **federation: Unpack[Federation],
+    **federation: Unpack[FederationSettings],
 ) -> Algorithm:
     """Sequential SGD on the user vector, gradients of the item vectors to the server.
 
@@ -82,13 +87,13 @@ def fedsgd_mf(
         >>> int(info.clients)
         23
     """
+    check_arguments(fedsgd_mf, locals())
     at_least(1, dim=dim, batch_size=batch_size)
     at_least(
         0, learning_rate=learning_rate, regularisation=regularisation, init_scale=init_scale, quantum=quantum
     )
-    start = dim, init_scale, constant
     return federate(
-        _model(*start, quantum),
+        _model(dim, init_scale, constant, quantum),
         _work(batch_size, learning_rate, regularisation, quantum),
         aggregator=aggregator,
         **federation,
@@ -109,7 +114,7 @@ def _model(dim: int, init_scale: float, constant: float | None, quantum: float) 
     def score(private: PyTree, server: Server) -> jax.Array:
         return server.tables["vector"] @ private["vector"]
 
-    return Model(lambda key: {"vector": draw(key, (dim,))}, init_server, score, rates=True)
+    return Model(lambda key: {"vector": draw(key, (dim,))}, init_server, score, predicts_ratings=True)
 
 
 def _round(x: jax.Array, quantum: float) -> jax.Array:
@@ -117,11 +122,11 @@ def _round(x: jax.Array, quantum: float) -> jax.Array:
 
 
 def _work(batch_size: int, lr: float | jax.Array, regularisation: float, quantum: float) -> ClientWork:
-    def start(key: Key, private: PyTree, shared: PyTree) -> PyTree:
-        del key, shared
+    def start(key: Key, private: PyTree, shared: PyTree, context: Context) -> PyTree:
+        del key, shared, context
         return private
 
-    def touch(values: PyTree) -> Rows:
+    def init_rows(values: PyTree) -> Rows:
         return Rows(values, jax.tree.map(jnp.zeros_like, values))  # the vectors, and their gradients
 
     def visit(u: jax.Array, example: tuple) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -131,17 +136,19 @@ def _work(batch_size: int, lr: float | jax.Array, regularisation: float, quantum
         u = u - mask * lr * (-2 * error * v + 2 * regularisation * u)
         return u, (lr * (-2 * error * u + 2 * regularisation * v), mask * error**2)
 
-    def step(local: PyTree, rows: Rows, batch: Batch) -> tuple[PyTree, Rows, StepInfo]:
+    def step(local: PyTree, rows: Rows, batch: Batch, context: Context) -> tuple[PyTree, Rows, StepInfo]:
+        del context
+        # one rating after the other; the item vectors rest, and their gradients [B, D] wait with them
         examples = rows.values["vector"], batch.data["rating"], batch.data["mask"]
         u, (grads, squares) = jax.lax.scan(visit, local["vector"], examples)
-        rows = rows._replace(memory={"vector": _round(grads, quantum)})
+        rows = rows._replace(opt_state={"vector": _round(grads, quantum)})
         return {"vector": u}, rows, StepInfo(squares.sum(), batch.data["mask"].sum())
 
     def send(local: PyTree, rows: Rows, batch: Batch, old: PyTree) -> PyTree:
         del local, batch, old
-        return jax.tree.map(jnp.negative, rows.memory)
+        return jax.tree.map(jnp.negative, rows.opt_state)
 
     def finish(local: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
         return local, jax.tree.map(jnp.zeros_like, shared)
 
-    return ClientWork(in_order(batch_size), 1, start, touch, step, None, finish, send=send)
+    return ClientWork(in_order(batch_size), 1, start, init_rows, step, finish, upload=RowUpload(send))

@@ -28,16 +28,19 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 
-from fedjax_rec.algorithms.losses import at_least, binary_cross_entropy, squares
-from fedjax_rec.algorithms.networks import affine, init_layers
-from fedjax_rec.algorithms.pooled import pool_history, pooled_training, with_history
-from fedjax_rec.batches import positives_per_batch
-from fedjax_rec.federate import Federation, federate
-from fedjax_rec.local import Loss
-from fedjax_rec.population import Population
+from fedjax_rec.algorithms.common.losses import at_least, binary_cross_entropy, squares
+from fedjax_rec.algorithms.common.networks import affine, init_layers
+from fedjax_rec.algorithms.common.pooled import pool_history, pooled_training, with_history
+from fedjax_rec.algorithms.registry import register
+from fedjax_rec.client.batches import positives_per_batch
+from fedjax_rec.client.local_training import Loss
+from fedjax_rec.client.population import Population
+from fedjax_rec.errors import check_arguments
+from fedjax_rec.federation.federate import FederationSettings, federate
 from fedjax_rec.types import Aggregator, Algorithm, Batch, Key, Model, Params, PyTree, Server
 
 
+@register()
 def fedtwotower(
     *,
     dim: int = 64,
@@ -51,7 +54,7 @@ def fedtwotower(
     item_bias: bool = True,
     init_scale: float | jax.Array = 1.0,
     aggregator: Aggregator | str = "rows",
-    **federation: Unpack[Federation],
+    **federation: Unpack[FederationSettings],
 ) -> Algorithm:
     """Two towers, one of them on the client's pooled history; see the module for the score.
 
@@ -88,6 +91,7 @@ def fedtwotower(
         >>> int(info.clients)
         2
     """
+    check_arguments(fedtwotower, locals())
     at_least(1, dim=dim, hidden=hidden, num_negatives=num_negatives, batch_size=batch_size)
     at_least(0, learning_rate=learning_rate, regularisation=regularisation, spreadout=spreadout)
     at_least(0, init_scale=init_scale)
@@ -120,10 +124,10 @@ def two_towers(dim: int, hidden: int, init_scale: float | jax.Array, *, item_bia
     """
 
     def init_server(key: Key, population: Population) -> Server:
-        rows, network = jax.random.split(key)
-        tables = {"vector": init_scale / dim**0.5 * jax.random.normal(rows, (population.num_items, dim))}
+        row_key, tower_key = jax.random.split(key)
+        tables = {"vector": init_scale / dim**0.5 * jax.random.normal(row_key, (population.num_items, dim))}
         tables |= {"bias": jnp.zeros(population.num_items)} if item_bias else {}
-        inner, outer = init_layers(network, (dim, hidden, dim))
+        inner, outer = init_layers(tower_key, (dim, hidden, dim))
         return Server({"inner": inner, "outer": outer}, tables)
 
     return Model(
@@ -165,7 +169,7 @@ def _regularised(positives: int, strength: float | jax.Array, spreadout: float |
         value, examples = plain(params, batch)
         rows = params._replace(private=())  # h is made of rows, which are counted already
         products = params.tables["vector"] @ params.tables["vector"].T
-        apart = (jnp.triu(products, 1) ** 2).sum()  # a row of an empty slot is 0
-        return value + 0.5 * strength * squares(rows, batch.data["mask"]) + spreadout * apart, examples
+        closeness = (jnp.triu(products, 1) ** 2).sum()  # a row of an empty slot is 0
+        return value + 0.5 * strength * squares(rows, batch.data["mask"]) + spreadout * closeness, examples
 
     return loss

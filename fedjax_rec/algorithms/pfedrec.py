@@ -7,7 +7,7 @@ Each local batch is descended twice, first by the head and then, through the new
 at a rate of `learning_rate * item_factor * I`: 13,456 on ML-100K. Logits grow with it, and the code's
 cross-entropy of a 32-bit sigmoid has no gradient where that is exactly 0 or 1; this is kept, for it bounds them.
 
-The paper ranks with the table that the client has just trained (`points.after_local_training`), not with the
+The paper ranks with the table that the client has just trained (`evaluation.after_local_training`), not with the
 server's, and its code never draws a held-out item as a negative (`--negatives paper-leaky`). Both are settings of
 the evaluation here, and both change the result much more than the algorithm's own do: see `experiments/pfedrec`.
 
@@ -25,17 +25,20 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 
-from fedjax_rec.algorithms.losses import at_least
-from fedjax_rec.batches import positives_per_batch, with_negatives
-from fedjax_rec.federate import Federation, federate, sample_usually
-from fedjax_rec.population import Population
-from fedjax_rec.samplers import everyone
+from fedjax_rec.algorithms.common.losses import at_least
+from fedjax_rec.algorithms.registry import register
+from fedjax_rec.client.batches import with_negatives
+from fedjax_rec.client.local_training import stateless_rows
+from fedjax_rec.client.population import Population
+from fedjax_rec.errors import check_arguments
+from fedjax_rec.federation.federate import FederationSettings, federate, set_default_sampler
+from fedjax_rec.samplers.data_independent import everyone
 from fedjax_rec.types import (
     Aggregator,
     Algorithm,
     Batch,
-    Client,
     ClientWork,
+    Context,
     Key,
     LocalBatches,
     Model,
@@ -46,6 +49,7 @@ from fedjax_rec.types import (
 )
 
 
+@register(rounds=100, eval_every=5)
 def pfedrec(
     *,
     dim: int = 32,
@@ -56,7 +60,7 @@ def pfedrec(
     item_factor: float | jax.Array = 80.0,
     init_scale: float | jax.Array = 1.0,
     aggregator: Aggregator | str = "mean",
-    **federation: Unpack[Federation],
+    **federation: Unpack[FederationSettings],
 ) -> Algorithm:
     """PFedRec, with score s_u(i) = w_u . q_i + b_u; the head (w_u, b_u) is private, Q is shared.
 
@@ -72,7 +76,7 @@ def pfedrec(
         local_epochs: E.
         learning_rate: eta, of the head.
         item_factor: f; an item row's rate is eta f I.
-        init_scale: rows start as normal(0, init_scale); heads start alike, as uniform(-1, 1) / sqrt(D).
+        init_scale: rows start as normal(0, init_scale); heads all start as one, uniform(-1, 1) / sqrt(D).
         aggregator: a name of `aggregators.NAMES` or an `Aggregator`.
         federation: who takes part (by default everyone), what travels, what the server does: as in `federate`.
 
@@ -92,38 +96,13 @@ def pfedrec(
 
     Source: Zhang et al. 2023, algorithm 1.
     """
+    check_arguments(pfedrec, locals())
     at_least(1, dim=dim, num_negatives=num_negatives, batch_size=batch_size, local_epochs=local_epochs)
     at_least(0, learning_rate=learning_rate, item_factor=item_factor, init_scale=init_scale)
-    sample_usually(federation, everyone())
-    batches = labelled(
-        with_negatives(batch_size, num_negatives), positives_per_batch(batch_size, num_negatives)
-    )
+    set_default_sampler(federation, everyone())
+    batches = with_negatives(batch_size, num_negatives, labels=True)
     work = _dual_training(batches, local_epochs, learning_rate, item_factor)
     return federate(personal_heads(dim, init_scale), work, aggregator=aggregator, **federation)
-
-
-def labelled(batches: LocalBatches, positives: int) -> LocalBatches:
-    """Add to each batch the labels of its slots and the size of the catalogue, on which rates depend.
-
-    Args:
-        batches: of `with_negatives`.
-        positives: P, the slots at the front whose label is 1.
-
-    Returns:
-        batches with further data "label" and "items", float32[B].
-
-    Example:
-        >>> labelled(with_negatives(10), 2).num_batches(5)
-        3
-    """
-
-    def batch(client: Client, population: Population, t: jax.Array) -> Batch:
-        found = batches.batch(client, population, t)
-        label = (jnp.arange(found.ids.shape[0]) < positives).astype(jnp.float32)
-        items = jnp.full(found.ids.shape, population.num_items, jnp.float32)
-        return found._replace(data={**found.data, "label": label, "items": items})
-
-    return LocalBatches(batches.num_batches, batch)
 
 
 def personal_heads(dim: int, init_scale: float | jax.Array) -> Model:
@@ -134,10 +113,10 @@ def personal_heads(dim: int, init_scale: float | jax.Array) -> Model:
         init_scale: rows start as normal(0, init_scale).
 
     Returns:
-        private {"weights" [D], "bias" []}, with which all clients start alike; tables {"vector" [I, D]}.
+        private {"weights" [D], "bias" []}, the same for all clients at the start; tables {"vector" [I, D]}.
 
     Example:
-        >>> personal_heads(4, 1.0).init_alike(jax.random.key(0), Server({}, {}))["weights"].shape
+        >>> personal_heads(4, 1.0).init_common(jax.random.key(0), Server({}, {}))["weights"].shape
         (4,)
     """
 
@@ -147,7 +126,7 @@ def personal_heads(dim: int, init_scale: float | jax.Array) -> Model:
     def score(private: PyTree, server: Server) -> jax.Array:
         return _logits(private, server.tables["vector"])
 
-    return Model(lambda _: {}, init_server, score, init_alike=lambda key, _: linear_head(key, dim))
+    return Model(lambda _: {}, init_server, score, init_common=lambda key, _: linear_head(key, dim))
 
 
 def linear_head(key: Key, dim: int) -> dict[str, jax.Array]:
@@ -164,9 +143,10 @@ def linear_head(key: Key, dim: int) -> dict[str, jax.Array]:
         >>> float(jnp.abs(linear_head(jax.random.key(0), 4)["weights"]).max()) <= 0.5
         True
     """
-    one, two, bound = *jax.random.split(key), dim**-0.5
-    weights = jax.random.uniform(one, (dim,), minval=-bound, maxval=bound)
-    return {"weights": weights, "bias": jax.random.uniform(two, (), minval=-bound, maxval=bound)}
+    weight_key, bias_key = jax.random.split(key)
+    bound = dim**-0.5
+    weights = jax.random.uniform(weight_key, (dim,), minval=-bound, maxval=bound)
+    return {"weights": weights, "bias": jax.random.uniform(bias_key, (), minval=-bound, maxval=bound)}
 
 
 def _logits(head: PyTree, vectors: jax.Array) -> jax.Array:
@@ -190,11 +170,11 @@ def cross_entropy_of_sigmoid(logit: jax.Array, label: jax.Array) -> tuple[jax.Ar
         >>> cross_entropy_of_sigmoid(jnp.array([0.0, 30.0]), jnp.zeros(2))[1].tolist()
         [0.5, 0.0]
     """
-    chance = 1.0 / (1.0 + jnp.exp(-logit))
-    spread = chance * (1.0 - chance)
-    loss = -label * jnp.maximum(jnp.log(chance), -100.0)
-    loss = loss - (1.0 - label) * jnp.maximum(jnp.log(1.0 - chance), -100.0)
-    return loss, (chance - label) / jnp.maximum(spread, 1e-12) * spread
+    probability = 1.0 / (1.0 + jnp.exp(-logit))
+    variance = probability * (1.0 - probability)
+    loss = -label * jnp.maximum(jnp.log(probability), -100.0)
+    loss = loss - (1.0 - label) * jnp.maximum(jnp.log(1.0 - probability), -100.0)
+    return loss, (probability - label) / jnp.maximum(variance, 1e-12) * variance
 
 
 def _dual_training(
@@ -202,26 +182,29 @@ def _dual_training(
 ) -> ClientWork:
     """On each batch a step of the head, and then one of the rows."""
 
-    def start(key: Key, private: PyTree, shared: PyTree) -> PyTree:
-        del key, shared
+    def start(key: Key, private: PyTree, shared: PyTree, context: Context) -> PyTree:
+        del key, shared, context
         return private
 
     def slopes(head: PyTree, vectors: jax.Array, data: PyTree) -> tuple[jax.Array, jax.Array]:
+        """The summed loss float32[], and how the mean loss changes with each logit, float32[B]."""
         loss, slope = cross_entropy_of_sigmoid(_logits(head, vectors), data["label"])
         mask = data["mask"]
         return (mask * loss).sum(), mask * slope / jnp.maximum(mask.sum(), 1.0)
 
-    def step(head: PyTree, rows: Rows, batch: Batch) -> tuple[PyTree, Rows, StepInfo]:
+    def step(head: PyTree, rows: Rows, batch: Batch, context: Context) -> tuple[PyTree, Rows, StepInfo]:
+        # first the head, by the slopes [B] of the batch's mean loss in the logits
         vectors = rows.values["vector"]
         loss, slope = slopes(head, vectors, batch.data)
         grads = {"weights": slope @ vectors, "bias": slope.sum()}
         head = jax.tree.map(lambda p, g: p - rate * g, head, grads)
+        # then the rows [B, D], through the new head
         _, slope = slopes(head, vectors, batch.data)
-        item_rate = rate * item_factor * batch.data["items"]
+        item_rate = rate * item_factor * jnp.float32(context.num_items)
         vectors = vectors - jnp.outer(item_rate * slope, head["weights"])
         return head, rows._replace(values={"vector": vectors}), StepInfo(loss, batch.data["mask"].sum())
 
     def finish(head: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
         return head, jax.tree.map(jnp.zeros_like, shared)
 
-    return ClientWork(batches, epochs, start, lambda values: Rows(values, ()), step, None, finish)
+    return ClientWork(batches, epochs, start, stateless_rows, step, finish)

@@ -31,30 +31,37 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 
-from fedjax_rec.aggregators import alike
+from fedjax_rec.algorithms.common.losses import above_zero, at_least, binary_cross_entropy
 from fedjax_rec.algorithms.fedmf import matrix_factorisation
-from fedjax_rec.algorithms.losses import above_zero, at_least, binary_cross_entropy
-from fedjax_rec.batches import catalogue, mini_batches
-from fedjax_rec.federate import Cohorts, federate
-from fedjax_rec.local import Loss
-from fedjax_rec.population import Population
-from fedjax_rec.tables import add_rows, read_rows
+from fedjax_rec.algorithms.registry import register
+from fedjax_rec.client.batches import catalogue, mini_batches
+from fedjax_rec.client.local_training import Loss, stateless_rows
+from fedjax_rec.client.population import Population
+from fedjax_rec.compatibility import Feature, check_together
+from fedjax_rec.errors import check_arguments
+from fedjax_rec.federation.federate import RoundSettings, federate
+from fedjax_rec.rows.tables import add_rows, read_rows
+from fedjax_rec.server.aggregators import uniform_weight
 from fedjax_rec.types import (
     Aggregator,
     Algorithm,
     Batch,
     ClientWork,
+    Context,
     Key,
     Model,
     Params,
     PyTree,
     Rows,
+    RowTreatment,
+    RowUpload,
     Server,
     StepInfo,
     Totals,
 )
 
 
+@register()
 def scaffold(
     *,
     dim: int = 16,
@@ -66,7 +73,7 @@ def scaffold(
     regularisation: float | jax.Array = 0.0075,
     item_bias: bool = True,
     init_scale: float = 0.1,
-    **federation: Unpack[Cohorts],
+    **federation: Unpack[RoundSettings],
 ) -> Algorithm:
     """SCAFFOLD with score s = p_u . q_i + b_i and binary cross-entropy.
 
@@ -96,14 +103,11 @@ def scaffold(
         >>> state.private["control"]["vector"].shape
         (24, 40, 4)
     """
+    check_arguments(scaffold, locals())
     at_least(1, dim=dim, num_negatives=num_negatives, batch_size=batch_size, local_epochs=local_epochs)
     above_zero(learning_rate=learning_rate)
     at_least(0, global_rate=global_rate, regularisation=regularisation, init_scale=init_scale)
-    if federation.get("transform") is not None:
-        raise ValueError(
-            "scaffold's server adds up the very changes that clients keep; a transform would part them for good: "
-            "leave it out"
-        )
+    check_together({Feature.SCAFFOLD: True, Feature.TRANSFORM: federation.get("transform")})
     mf = matrix_factorisation(dim, init_scale, item_bias=item_bias, ratings=False)
     loss = binary_cross_entropy(_score, None, regularisation)
     work = controlled(loss, batch_size, num_negatives, learning_rate, epochs=local_epochs)
@@ -131,11 +135,11 @@ def with_control(model: Model) -> Model:
         control = jax.tree.map(jnp.zeros_like, server.tables)
         return server._replace(tables={**server.tables, "control": control})
 
-    def init_alike(key: Key, server: Server) -> dict[str, PyTree]:
+    def init_common(key: Key, server: Server) -> dict[str, PyTree]:
         del key
         return {"control": jax.tree.map(jnp.zeros_like, server.tables["control"])}
 
-    return model._replace(init_server=init_server, init_alike=init_alike)
+    return model._replace(init_server=init_server, init_common=init_common)
 
 
 def controlled(
@@ -158,22 +162,28 @@ def controlled(
         1
     """
 
-    def start(key: Key, private: PyTree, shared: PyTree) -> PyTree:
-        del key, shared
+    def start(key: Key, private: PyTree, shared: PyTree, context: Context) -> PyTree:
+        del key, shared, context
         return private
 
-    def step(local: PyTree, rows: Rows, batch: Batch) -> tuple[PyTree, Rows, StepInfo]:
+    def step(local: PyTree, rows: Rows, batch: Batch, context: Context) -> tuple[PyTree, Rows, StepInfo]:
+        del context
+        # x and c, all leaves [I, ...]; the private leaves and c_i
         x = {name: table for name, table in rows.values.items() if name != "control"}
         own = {name: leaf for name, leaf in local.items() if name != "control"}
-        old, server = local["control"], rows.values["control"]
-        drift = jax.tree.map(lambda mine, all_: learning_rate * (mine - all_), old, server)
+        client_control = local["control"]
+        server_control = rows.values["control"]
+        # the correction that each of the K local steps adds
+        drift = jax.tree.map(lambda c_i, c: learning_rate * (c_i - c), client_control, server_control)
         examples = batch.data["mask"].sum()
-        turns = epochs * _batches(examples, batch_size)
-        own, moved, value = _descend(loss, batch, batch_size, turns, learning_rate, drift, own, x)
-        control = jax.tree.map(lambda m: -m / (turns * learning_rate), moved)
-        sent = jax.tree.map(lambda m, d: m + turns * d, moved, drift)
-        sent["control"] = jax.tree.map(jnp.subtract, control, old)
-        return {**own, "control": control}, Rows(sent, ()), StepInfo(value, epochs * examples)
+        num_steps = epochs * _num_batches(examples, batch_size)
+        # `moved`: what the gradient steps add up to, without corrections
+        own, moved, value = _descend(loss, batch, batch_size, num_steps, learning_rate, drift, own, x)
+        # c_i+; and what is sent, y_i - x with all corrections, and c_i+ - c_i
+        control = jax.tree.map(lambda m: -m / (num_steps * learning_rate), moved)
+        changes = jax.tree.map(lambda m, d: m + num_steps * d, moved, drift)
+        changes["control"] = jax.tree.map(jnp.subtract, control, client_control)
+        return {**own, "control": control}, Rows(changes, ()), StepInfo(value, epochs * examples)
 
     def finish(local: PyTree, shared: PyTree) -> tuple[PyTree, PyTree]:
         return local, jax.tree.map(jnp.zeros_like, shared)
@@ -183,11 +193,12 @@ def controlled(
         return rows.values
 
     return ClientWork(
-        catalogue(num_negatives), 1, start, lambda values: Rows(values, ()), step, None, finish, send=send
+        catalogue(num_negatives), 1, start, stateless_rows, step, finish, upload=RowUpload(send)
     )
 
 
-def _batches(examples: jax.Array, batch_size: int) -> jax.Array:
+def _num_batches(examples: jax.Array, batch_size: int) -> jax.Array:
+    """Mini-batches of an epoch, at least 1, int32[]."""
     return jnp.maximum(jnp.ceil(examples / batch_size), 1.0).astype(jnp.int32)
 
 
@@ -195,25 +206,28 @@ def _descend(
     loss: Loss,
     batch: Batch,
     batch_size: int,
-    turns: jax.Array,
+    num_steps: jax.Array,
     rate: float | jax.Array,
     drift: PyTree,
     own: PyTree,
     x: PyTree,
 ) -> tuple[PyTree, PyTree, jax.Array]:
     """The local steps: private leaves, the sum of x's gradient steps without their corrections, and the loss."""
-    slots, examples = mini_batches(batch, batch_size), batch.data["mask"].sum().astype(jnp.int32)
+    slots_of = mini_batches(batch, batch_size)
+    examples = batch.data["mask"].sum().astype(jnp.int32)
 
-    def turn(k: jax.Array, carry: tuple[PyTree, PyTree, jax.Array]) -> tuple[PyTree, PyTree, jax.Array]:
+    def step(k: jax.Array, carry: tuple[PyTree, PyTree, jax.Array]) -> tuple[PyTree, PyTree, jax.Array]:
         own, moved, total = carry
-        ids = slots(k % _batches(examples, batch_size))
+        # y_i in the rows of this mini-batch [B, ...], with the corrections of k steps
+        ids = slots_of(k % _num_batches(examples, batch_size))
         rows = jax.tree.map(lambda a, m, d: a + m + k * d, *read_rows((x, moved, drift), ids))
-        part = Batch(ids, read_rows({name: batch.data[name] for name in ("label", "mask")}, ids))
-        (value, _), grads = jax.value_and_grad(loss, has_aux=True)(Params(own, (), rows), part)
+        mini_batch = Batch(ids, read_rows({name: batch.data[name] for name in ("label", "mask")}, ids))
+        # one step of gradient descent
+        (value, _), grads = jax.value_and_grad(loss, has_aux=True)(Params(own, (), rows), mini_batch)
         steps = jax.tree.map(lambda g: -rate * g, grads)
         return jax.tree.map(jnp.add, own, steps.private), add_rows(moved, ids, steps.tables), total + value
 
-    return jax.lax.fori_loop(0, turns, turn, (own, jax.tree.map(jnp.zeros_like, x), jnp.float32(0)))
+    return jax.lax.fori_loop(0, num_steps, step, (own, jax.tree.map(jnp.zeros_like, x), jnp.float32(0)))
 
 
 def controlled_mean(global_rate: float | jax.Array = 1.0) -> Aggregator:
@@ -227,20 +241,20 @@ def controlled_mean(global_rate: float | jax.Array = 1.0) -> Aggregator:
 
     Example:
         >>> tables = {"vector": jnp.array([6.0]), "control": {"vector": jnp.array([6.0])}}
-        >>> totals = Totals(Server({}, tables), jnp.array(3.0), None, clients=jnp.array(12.0))
+        >>> totals = Totals(Server({}, tables), jnp.array(3.0), None, num_clients=jnp.array(12.0))
         >>> moved = controlled_mean(2.0).finish(totals).tables
         >>> moved["vector"].tolist(), moved["control"]["vector"].tolist()
         ([4.0], [0.5])
     """
 
     def finish(totals: Totals) -> Server:
-        sums = dict(totals.server.tables)
-        control = jax.tree.map(lambda d: d / totals.clients, sums.pop("control"))
+        sums = dict(totals.deltas.tables)
+        control = jax.tree.map(lambda d: d / totals.num_clients, sums.pop("control"))
         share = global_rate / jnp.maximum(totals.weight, 1.0)
         moved = jax.tree.map(lambda d: share * d, sums)
-        return Server(totals.server.shared, {**moved, "control": control})
+        return Server(totals.deltas.shared, {**moved, "control": control})
 
-    return Aggregator(alike, finish, heated=True)
+    return Aggregator(weight=uniform_weight, finish=finish, rows=RowTreatment(heat=True))
 
 
 def _score(params: Params) -> jax.Array:

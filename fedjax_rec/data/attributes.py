@@ -21,8 +21,12 @@ _COLUMNS = {
     "users.dat": ("::", ("user", "gender", "age", "occupation", "zip")),
     "u.user": ("|", ("user", "age", "gender", "occupation", "zip")),
 }
-_OF = {"ml-100k": ("u.user", "ml-100k.user"), "ml-1m": ("users.dat",), "ml-1m-loo": ("users.dat",)}
-_BESIDE = {"ratings.dat": "users.dat", "u.data": "u.user"}
+_FILES_OF_DATASET = {
+    "ml-100k": ("u.user", "ml-100k.user"),
+    "ml-1m": ("users.dat",),
+    "ml-1m-loo": ("users.dat",),
+}
+_FILE_BESIDE = {"ratings.dat": "users.dat", "u.data": "u.user"}
 
 
 def read_user_attributes(path: str | Path, user_ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -59,9 +63,9 @@ def read_user_attributes(path: str | Path, user_ids: np.ndarray) -> dict[str, np
     if repeated.any():
         row = int(repeated.argmax())
         raise DataError(f"{table.where(row)}: user {frame['user'].iloc[row]} has a line already")
-    found = pd.Index(frame["user"]).get_indexer(pd.Index(user_ids.astype(str)))
+    rows = pd.Index(frame["user"]).get_indexer(pd.Index(user_ids.astype(str)))  # [N], -1 without a line
     values = {name: frame[name].to_numpy(str) for name in names if name != "user"}
-    return {name: np.where(found >= 0, column[found], "") for name, column in values.items()}
+    return {name: np.where(rows >= 0, column[rows], "") for name, column in values.items()}
 
 
 def find_user_attributes(dataset: str, data_dir: str | Path | None = None) -> Path | None:
@@ -79,18 +83,17 @@ def find_user_attributes(dataset: str, data_dir: str | Path | None = None) -> Pa
         True
     """
     path = Path(dataset).expanduser()
-    places: list[Path] = []
-    if dataset in _OF:
-        folder = Path(data_dir).expanduser() if data_dir is not None else None
-        places = (
-            [place / name for place in (folder / dataset, folder) for name in _OF[dataset]] if folder else []
-        )
+    paths: list[Path] = []
+    if dataset in _FILES_OF_DATASET:
+        folder = None if data_dir is None else Path(data_dir).expanduser()
+        parents = [] if folder is None else [folder / dataset, folder]
+        paths = [parent / name for parent in parents for name in _FILES_OF_DATASET[dataset]]
     elif path.is_dir():
-        places = [*(path / name for name in _COLUMNS), *sorted(path.glob("*.user"))]
+        paths = [*(path / name for name in _COLUMNS), *sorted(path.glob("*.user"))]
     elif path.is_file():
         plain = path.with_name(path.name.removesuffix(".gz"))
-        places = [plain.with_name(_BESIDE.get(plain.name, f"{plain.stem}.user"))]
-    return next((place for place in places if place.is_file()), None)
+        paths = [plain.with_name(_FILE_BESIDE.get(plain.name, f"{plain.stem}.user"))]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _untyped(names: list[str]) -> list[str]:

@@ -4,7 +4,11 @@ A user's draw depends on the protocol's seed, the user's code, the size of the c
 user has met, and on nothing else.
 """
 
+from itertools import pairwise
+
 import numpy as np
+
+_BLOCK = 2**12  # users drawn for at once
 
 
 def draw_candidates(
@@ -29,16 +33,33 @@ def draw_candidates(
         >>> draw_candidates(np.array([0, 2]), (1, 3), 4, seed=0, stream=1)
         array([[ 1,  3, -1]], dtype=int32)
     """
+    # some users at a time: what is computed for them stays in a cache
     num_users, num_candidates = shape
-    users = np.arange(num_users)
-    free = num_items - np.bincount(seen // num_items, minlength=num_users)
-    size = np.minimum(free, num_candidates)
-    ranks = np.full((num_candidates, num_users), -1, np.int64)
-    for slot in range(min(num_candidates, int(size.max(initial=0)))):  # later slots stay empty
-        last = free - size + slot
-        rank = (random_bits(seed, stream, users, slot) % (last + 1).astype(np.uint64)).astype(np.int64)
+    starts = np.append(np.arange(0, num_users, _BLOCK), num_users)
+    bounds = np.searchsorted(seen, starts * num_items)
+    candidates = np.empty(shape, np.int32)
+    for (first, stop), own in zip(pairwise(starts.tolist()), pairwise(bounds.tolist()), strict=True):
+        users = np.arange(first, stop)
+        seen_by_these = seen[slice(*own)] - first * num_items
+        candidates[first:stop] = _draw(seen_by_these, users, num_candidates, num_items, seed, stream)
+    return candidates
+
+
+def _draw(
+    seen: np.ndarray, users: np.ndarray, num_candidates: int, num_items: int, seed: int, stream: int
+) -> np.ndarray:
+    """int32[U, n], for consecutive users, from whose first the codes `seen` count."""
+    # how many unseen items each user has, and how many of them are drawn, int64[U]
+    num_users = len(users)
+    num_unseen = num_items - np.bincount(seen // num_items, minlength=num_users)
+    num_drawn = np.minimum(num_unseen, num_candidates)
+    # Floyd: slot j draws a rank from 0 to `last`, and takes `last` itself where an earlier slot has that rank
+    ranks = np.full((num_candidates, num_users), -1, np.int32)
+    for slot in range(min(num_candidates, int(num_drawn.max(initial=0)))):  # the slots behind stay empty
+        last = (num_unseen - num_drawn + slot).astype(np.int32)
+        rank = (random_bits(seed, stream, users, slot) % (last + 1).astype(np.uint64)).astype(np.int32)
         rank = np.where((ranks[:slot] == rank).any(0), last, rank)
-        ranks[slot] = np.where(slot < size, rank, -1)
+        ranks[slot] = np.where(slot < num_drawn, rank, -1)
     return _unseen(seen, ranks.T, num_items)
 
 
@@ -48,13 +69,16 @@ def _unseen(seen: np.ndarray, ranks: np.ndarray, num_items: int) -> np.ndarray:
     A user's k-th seen item s_k (from 0) has s_k - k unseen ones before it, so that the unseen item of rank r
     is r plus the number of k with s_k - k <= r.
     """
+    # `unseen_before` [S]: s_k - k of each seen item
     users = np.arange(len(ranks))[:, None]
     seen_users, seen_items = np.divmod(seen, num_items)
     starts = np.searchsorted(seen_users, users)
-    before = seen_items - (np.arange(len(seen)) - starts[seen_users, 0])
+    unseen_before = seen_items - (np.arange(len(seen)) - starts[seen_users, 0])
+    # it rises within a user, so that one search over all users counts the seen items to skip, [N, n]
     stride = num_items + 1
-    passed = np.searchsorted(seen_users * stride + before, users * stride + ranks, side="right") - starts
-    return np.where(ranks >= 0, ranks + passed, -1).astype(np.int32)
+    keys = seen_users * stride + unseen_before
+    skipped = np.searchsorted(keys, users * stride + ranks, side="right") - starts
+    return np.where(ranks >= 0, ranks + skipped, -1).astype(np.int32)
 
 
 def dedupe(candidates: np.ndarray, positives: np.ndarray) -> np.ndarray:

@@ -3,13 +3,15 @@
 import difflib
 from collections.abc import Sequence
 
+from fedjax_rec.errors import printable
+
 
 class DataError(ValueError):
     """Bad or missing data; the message is one line that names the file, the line and what to try."""
 
     def __init__(self, message: str) -> None:
-        """The message; what it quotes of the data cannot break the line."""
-        super().__init__(" ".join(message.splitlines()))
+        """The message; what it quotes of the data cannot break the line, nor reach a terminal as a command."""
+        super().__init__(printable(" ".join(message.splitlines())))
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -28,6 +30,25 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """
     folded = {option.casefold(): option for option in known}
     return folded[difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.0)[0]]
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """A question about the name that was meant, where one comes close.
+
+    Args:
+        name: what was asked for.
+        known: the names that exist; there may be none.
+
+    Returns:
+        the question with a blank behind it, or nothing.
+
+    Example:
+        >>> did_you_mean("fedfm", ["fcf", "fedmf"]), did_you_mean("xyz", ["fcf", "fedmf"])
+        ("did you mean 'fedmf'? ", '')
+    """
+    folded = {option.casefold(): option for option in known}
+    close = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.5)
+    return f"did you mean {folded[close[0]]!r}? " if close else ""
 
 
 def unknown_column(where: str, name: str, known: Sequence[str]) -> DataError:

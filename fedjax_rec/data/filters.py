@@ -1,7 +1,7 @@
 """Filters: which events and users remain before anything is held out, with the counts before and after.
 
 They act in one order: ratings, then users by their number of events, then the k-core (Batagelj and Zaversnik 2003,
-arXiv:cs/0310049), so that each of these conditions holds in what is left.
+arXiv:cs/0310049), so that each of these conditions holds in what remains.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ def filter_events(
         core: k; 0 drops none.
 
     Returns:
-        the table, whose items all have an event or never had one, the official test items, and a line for each
-        filter with the counts before and after.
+        the table, whose items all have an event or never had one, the official test items, and the log: notes of
+        the data, a line for each filter with the counts before and after, and one of ratings that are not above 0.
 
     Raises:
         ValueError: if no user is left, ratings are absent, or a core is asked of official test items.
@@ -38,32 +38,46 @@ def filter_events(
         >>> filter_events(Dataset("tiny", table), core=2)[2]
         ('core=2: users 3 -> 2, items 3 -> 2, events 5 -> 4',)
     """
-    table, heldout, log = dataset.interactions, dataset.test, []
+    table = dataset.interactions
+    heldout = dataset.test
+    log = list(dataset.notes)
     if min_rating is not None:
         if table.ratings is None:
             raise ValueError(f"min_rating={min_rating} needs ratings, and {dataset.name!r} has none")
-        before, everyone = table, np.ones(table.num_users, bool)
+        before = table
+        everyone = np.ones(table.num_users, bool)
         table, heldout = restrict(table, heldout, table.ratings >= min_rating, everyone)
         log.append(log_line(f"min_rating={min_rating}", before, table))
     if min_user_events > 0:
-        before, users = table, num_events(table, heldout) >= min_user_events
+        before = table
+        users = num_events(table, heldout) >= min_user_events
         table, heldout = restrict(table, heldout, users[table.users], users)
         log.append(log_line(f"min_user_events={min_user_events}", before, table))
     if core > 0:
         if heldout is not None:
             raise ValueError(f"core={core} would change the official test of {dataset.name!r}; leave it out")
-        before, table = table, _core(table, core)
+        before = table
+        table = _core(table, core)
         log.append(log_line(f"core={core}", before, table))
+    if table.ratings is not None and (low := int((table.ratings <= 0).sum())):
+        log.append(
+            f"{low:,} of {len(table.ratings):,} events are rated 0 or below and count as positives; min_rating "
+            "(--min-rating) drops them"
+        )
     if not table.num_users:
         raise ValueError(f"no user of {dataset.name!r} is left; {'; '.join(log) or 'the data set is empty'}")
     return table, heldout, tuple(log)
 
 
 def _core(table: Interactions, k: int) -> Interactions:
-    users, items = table.users, table.items
-    alive, left = np.ones(len(users), bool), -1
-    while left != alive.sum():
-        left = int(alive.sum())
+    """The k-core, recoded."""
+    users = table.users
+    items = table.items
+    # drop the events of users and items that have fewer than k left, until none is dropped
+    alive = np.ones(len(users), bool)
+    num_alive = -1
+    while num_alive != alive.sum():
+        num_alive = int(alive.sum())
         for codes in (users, items):
             alive &= np.bincount(codes[alive], minlength=int(codes.max(initial=0)) + 1)[codes] >= k
     kept_items = np.bincount(items[alive], minlength=table.num_items) > 0
@@ -98,7 +112,7 @@ def restrict(
     heldout: Heldout | None,
     events: np.ndarray,
     users: np.ndarray,
-    kept: np.ndarray | None = None,
+    items: np.ndarray | None = None,
 ) -> tuple[Interactions, Heldout | None]:
     """Keep some events and users, and every item but those that thereby lose their last event.
 
@@ -107,7 +121,7 @@ def restrict(
         heldout: official test items, if any; they and their candidates keep their items in the catalogue.
         events: bool[M], the events to keep, all of them of kept users.
         users: bool[N], the users to keep.
-        kept: bool[I], the items to keep, instead of the rule above.
+        items: bool[I], the items to keep, instead of the rule above.
 
     Returns:
         the table and the test items, recoded.
@@ -118,15 +132,17 @@ def restrict(
         >>> restrict(table, None, users == 1, np.array([False, True]))[0].item_ids
         array([0])
     """
-    had, has = (
+    # which items stay: those that have an event, or never had one, or are held out
+    had_event, has_event = (
         np.bincount(column, minlength=table.num_items) > 0 for column in (table.items, table.items[events])
     )
-    kept = has | ~had if kept is None else kept
+    items = has_event | ~had_event if items is None else items
     if heldout is not None:
         heldout = _map_heldout(lambda codes: codes[users], heldout)
         for codes in heldout:
-            kept[[] if codes is None else codes[codes >= 0]] = True
-    user_codes, item_codes = (np.cumsum(mask, dtype=np.int32) - np.int32(1) for mask in (users, kept))
+            items[[] if codes is None else codes[codes >= 0]] = True
+    # new codes for old ones, of what stays
+    user_codes, item_codes = (np.cumsum(mask, dtype=np.int32) - np.int32(1) for mask in (users, items))
     if heldout is not None:
         heldout = _map_heldout(lambda codes: _recode(item_codes, codes), heldout)
     return Interactions(
@@ -135,7 +151,7 @@ def restrict(
         ratings=take(table.ratings, events),
         timestamps=take(table.timestamps, events),
         user_ids=table.user_ids[users],
-        item_ids=table.item_ids[kept],
+        item_ids=table.item_ids[items],
     ), heldout
 
 
@@ -165,16 +181,16 @@ def num_events(table: Interactions, heldout: Heldout | None) -> np.ndarray:
         >>> num_events(table, None)
         array([3, 0])
     """
-    held = 0 if heldout is None else heldout.items >= 0
-    return np.bincount(table.users, minlength=table.num_users) + held
+    num_heldout = 0 if heldout is None else heldout.items >= 0
+    return np.bincount(table.users, minlength=table.num_users) + num_heldout
 
 
-def take(column: np.ndarray | None, at: np.ndarray) -> np.ndarray | None:
+def take(column: np.ndarray | None, index: np.ndarray) -> np.ndarray | None:
     """Index a column that may be absent.
 
     Args:
         column: [M], or None.
-        at: indices or a mask.
+        index: indices or a mask.
 
     Returns:
         the elements, or None.
@@ -183,4 +199,4 @@ def take(column: np.ndarray | None, at: np.ndarray) -> np.ndarray | None:
         >>> take(np.array([3, 4]), np.array([1])), take(None, np.array([1]))
         (array([4]), None)
     """
-    return None if column is None else column[at]
+    return None if column is None else column[index]

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+SPLIT_PARTS = ("train", "validation", "test")
+
 
 class Interactions(NamedTuple):
     """A table of events in *file order*, with the vocabulary that maps codes back to external ids."""
@@ -70,3 +72,8 @@ class Dataset(NamedTuple):
     test: Heldout | None = None  # the official test set, where the data set comes split
     truth: Truth | None = None  # the true preferences, where the data set is synthetic
     citation: str = ""
+    notes: tuple[str, ...] = ()  # how its file was understood, where that is not plain
+    parts: np.ndarray | None = (
+        None  # int8[M], which of `SPLIT_PARTS` each event is in, where somebody split them
+    )
+    reading: str | None = None  # the flags that read it so; None where it comes from no file of events

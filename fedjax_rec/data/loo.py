@@ -52,7 +52,8 @@ def read_loo_directory(path: str | Path, *, duplicates: str = "error") -> Datase
         (array([1], dtype=int32), array([[ 2, -1]], dtype=int32), array([1, 2, 3]))
     """
     path = Path(path)
-    train, test = _read(path, "train.tsv", "item"), _read(path, "test.tsv", "item")
+    train = _read(path, "train.tsv", "item")
+    test = _read(path, "test.tsv", "item")
     lists = _read_lists(path) if _locate(path, "negatives.tsv") else None
     events = to_interactions(train.frame, Columns("user", "item"), train.where, duplicates)
     events = events._replace(
@@ -102,9 +103,9 @@ def _texts(ids: Iterable) -> pd.Index:
     return pd.Index([str(name).strip() for name in ids], dtype=object)
 
 
-def _extend(ids: np.ndarray, *more: Iterable) -> np.ndarray:
-    """The ids and then the new ones among `more`, by first appearance."""
-    texts = [_texts(ids), *map(_texts, more)]
+def _extend(ids: np.ndarray, *others: Iterable) -> np.ndarray:
+    """The ids and then the new ones among `others`, by first appearance."""
+    texts = [_texts(ids), *map(_texts, others)]
     return encode(pd.Series(np.concatenate(texts), dtype=object), "id", str)[1]
 
 
@@ -123,10 +124,11 @@ def _refuse_repeated(owners: np.ndarray, table: Table) -> None:
 def _refuse_trained(pairs: tuple[np.ndarray, np.ndarray], events: Interactions, where: Where) -> None:
     users, items = pairs
     width = np.int64(events.num_items)
-    met = pd.Series(users * width + items).isin(events.users * width + events.items).to_numpy()
-    if met.any():
-        row = int(met.argmax())
-        user, item = events.user_ids[users[row]], events.item_ids[items[row]]
+    is_trained = pd.Series(users * width + items).isin(events.users * width + events.items).to_numpy()
+    if is_trained.any():
+        row = int(is_trained.argmax())
+        user = events.user_ids[users[row]]
+        item = events.item_ids[items[row]]
         raise DataError(f"{where(row)}: item {item} is among the training items of user {user}")
 
 
@@ -142,18 +144,23 @@ def _positives(test: Table, events: Interactions) -> np.ndarray:
 
 def _candidates(lists: _Lists, positives: np.ndarray, events: Interactions) -> np.ndarray:
     """The lists in the order of the users, without the positive; the empty slots come last."""
-    table, rows = lists.table, lists.rows
+    # whose lists they are, int64[lists]
+    table = lists.table
+    rows = lists.rows
     listed = _codes(events.user_ids, table.frame["user"])
     _refuse_repeated(listed, table)
     stray = (listed < 0) | (positives[listed] < 0)
     if stray.any():
         row = int(stray.argmax())
         raise DataError(f"{table.where(row)}: user {table.frame['user'].iloc[row]} has no test item")
+    # the items of all lists, one list after the other; the positives go
     codes = _codes(events.item_ids, lists.words)
     _refuse_trained((listed[rows], codes), events, lambda word: table.where(int(rows[word])))
-    kept = codes != positives[listed[rows]]
+    is_negative = codes != positives[listed[rows]]
     width = int(np.bincount(rows).max())
-    codes, rows = codes[kept], rows[kept]
+    codes = codes[is_negative]
+    rows = rows[is_negative]
+    # each in the row of its user [N, n], from the left
     first = np.searchsorted(rows, np.arange(len(listed)))
     candidates = np.full((events.num_users, width), -1, np.int32)
     candidates[listed[rows], np.arange(len(rows)) - first[rows]] = codes

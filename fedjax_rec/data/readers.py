@@ -7,14 +7,15 @@
 | `read_movielens_csv` | `ratings.csv` of 20M, 25M, 32M, latest: `userId,movieId,rating,timestamp` |
 | `read_recbole` | `.inter`: tabs and a typed header, `user_id:token item_id:token rating:float ...` |
 | `read_table` | any csv, tsv or parquet with named columns |
-| `from_frame` | a pandas frame |
-| `read_any` | a path: chooses one of the above by the name |
+| `from_frame` | a frame in memory: pandas, polars, pyarrow, a dict of columns |
+
+A file of whichever format: `formats.read_any`.
 
 What is read, and what is refused in a one-line `DataError` that names the file, the line and the way out:
 
 | | rule |
 |---|---|
-| text | gzip or plain; utf-8, else latin-1; a byte-order mark; any line ends; no NUL bytes, no line over 128 KiB |
+| text | plain or packed; utf-8, else latin-1; a byte-order mark; any line ends; no NULs, no line over 128 KiB |
 | lines | blank ones are skipped; all others have the same number of fields, with nothing behind them |
 | quotes | around fields of csv only, closed, with nothing behind them; plain characters between tabs and `::` |
 | header | where the table above has one, and nowhere else; the columns asked for, each once |
@@ -30,27 +31,41 @@ A user without an event has no line, and so does not exist; users that a filter 
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from fedjax_rec.data.columns import Columns, check_rule, gather, to_interactions
+from fedjax_rec.data.columns import Columns, check_rule, gather
 from fedjax_rec.data.duplicates import keep_one
-from fedjax_rec.data.errors import DataError, unknown_column
+from fedjax_rec.data.errors import DataError
+from fedjax_rec.data.frames import Frame, open_frame
 from fedjax_rec.data.interactions import Interactions
+from fedjax_rec.data.naming import guess, resolve
 from fedjax_rec.data.text import Text, check_fields, open_text, parse_chunks, read_header
+from fedjax_rec.data.vocabulary import Where
+from fedjax_rec.errors import check_arguments, wrong_type
 
 _MOVIELENS = Columns("user", "item", "rating", "timestamp")
-_ALIASES = {
-    "user": ("user", "user_id", "userid", "uid"),
-    "item": ("item", "item_id", "itemid", "iid", "movie_id", "movieid"),
-    "rating": ("rating",),
-    "timestamp": ("timestamp",),
-}
 _NUMBER = re.compile(r"[+-]?[0-9.]+")
-_PICKLED = (".pkl", ".pickle", ".pt", ".pth", ".npy", ".npz", ".joblib")
 _PARQUET = (".parquet", ".pq")
-_TABLES = (".csv", ".tsv", ".txt", ".tab")
-SUFFIXES = (".data", ".dat", ".inter", *_PARQUET, *_TABLES)  # what `read_any` knows, before any .gz
+# that names of files of events end in, before any .gz; others are read as well
+SUFFIXES = (
+    *(
+        ".data",
+        ".dat",
+        ".inter",
+        ".csv",
+        ".tsv",
+        ".txt",
+        ".tab",
+        ".base",
+        ".rating",
+        ".json",
+        ".jsonl",
+        ".arff",
+    ),
+    *_PARQUET,
+)
 
 
 def read_movielens_100k(path: str | Path, *, duplicates: str = "error") -> Interactions:
@@ -120,7 +135,7 @@ def read_movielens_csv(path: str | Path, *, duplicates: str = "error") -> Intera
         array([1260759144])
     """
     columns = Columns("userId", "movieId", "rating", "timestamp")
-    return _read_named(Path(path), lambda where, names: _resolve(where, names, columns), duplicates)
+    return _read_named(Path(path), lambda where, names: resolve(where, names, columns), duplicates)
 
 
 def read_recbole(
@@ -161,9 +176,9 @@ def read_recbole(
         if untyped:
             raise DataError(f"{where}: header field {untyped[0]!r} is not of the form name:type")
         plain = [name.rsplit(":", 1)[0] for name in header]
-        found = _resolve(where, plain, Columns(user, item, rating, timestamp), optional=True)
+        names = resolve(where, plain, Columns(user, item, rating, timestamp), optional=True)
         typed = dict(zip(plain, header, strict=True))
-        return Columns(*(None if name is None else typed[name] for name in found))  # type: ignore[arg-type]
+        return Columns(*(None if name is None else typed[name] for name in names))  # type: ignore[arg-type]
 
     return _read_named(Path(path), choose, duplicates, "\t")
 
@@ -203,93 +218,57 @@ def read_table(
     path = Path(path)
     columns = Columns(user, item, rating, timestamp)
     if path.suffix.lower() in _PARQUET:
-        return _from_frame(_read_parquet(path), columns, str(path), duplicates)
-    return _read_named(path, lambda where, names: _resolve(where, names, columns), duplicates)
+        return _from_frame(open_parquet(path), columns, str(path), duplicates)
+    return _read_named(path, lambda where, names: resolve(where, names, columns), duplicates)
 
 
 def from_frame(
-    df: pd.DataFrame,
+    df: Frame,
     *,
-    user: str = "user",
-    item: str = "item",
-    rating: str | None = "rating",
-    timestamp: str | None = "timestamp",
+    user: str | int = "user",
+    item: str | int = "item",
+    rating: str | int | None = "rating",
+    timestamp: str | int | None = "timestamp",
     duplicates: str = "error",
 ) -> Interactions:
-    """Takes the interactions out of a pandas frame.
+    """Takes the interactions out of a frame: of pandas, polars, pyarrow, ..., or a dict of columns.
 
     Args:
-        df: one row for each event; its index plays no part.
-        user: name of the users' column.
-        item: name of the items' column.
-        rating: name of the ratings' column; the default may be absent, None leaves it out.
-        timestamp: name of the column of times (seconds or dates); the same.
+        df: one row for each event (`frames` says what is read); an index plays no part.
+        user: name of the users' column; the default stands for any usual name, as `read_any` knows them.
+        item: the same for the items.
+        rating: the same for the ratings; the default may be absent, None leaves it out.
+        timestamp: the same for the times (seconds or dates).
         duplicates: "error", or keep the "first" or the "last" event of a pair, by time.
 
     Returns:
         The interactions in the frame's order.
 
     Raises:
+        ArgumentError: if it is no frame.
         DataError: naming the column, or the row counted from zero, of whatever is wrong.
 
     Example:
         >>> from_frame(pd.DataFrame({"user": [5, 5, 3], "item": ["x", "y", "x"]})).users
         array([0, 0, 1], dtype=int32)
     """
-    columns = _resolve("frame", list(df.columns), Columns(user, item, rating, timestamp), optional=True)
-    return _from_frame(df, columns, "frame", duplicates)
-
-
-def read_any(
-    path: str | Path,
-    *,
-    user: str | None = None,
-    item: str | None = None,
-    rating: str | None = None,
-    timestamp: str | None = None,
-    duplicates: str = "error",
-) -> Interactions:
-    r"""Reads a file with the reader that its name calls for.
-
-    Args:
-        path: `*.data`, `*.dat`, `*.inter`, `*.csv`, `*.tsv`, `*.txt` or `*.parquet`; text may end in `.gz`.
-        user: name of the users' column; found by the usual names if None.
-        item: the same for the items.
-        rating: the same for the ratings, which may be absent.
-        timestamp: the same for the times (seconds), which may be absent.
-        duplicates: "error", or keep the "first" or the "last" event of a pair, by time.
-
-    Returns:
-        The interactions in file order.
-
-    Raises:
-        DataError: if the format is unknown, a column is missing, or anything in the file is wrong.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "log.csv"
-        >>> _ = path.write_bytes(b"userId,itemId\n1,2\n")
-        >>> read_any(path).item_ids
-        array([2])
-    """
-    path = Path(path)
-    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
-    named = {"user": user, "item": item, "rating": rating, "timestamp": timestamp}
-    given = {part: name for part, name in named.items() if name is not None}
-    if suffix in (".data", ".dat"):
-        if given:
-            raise DataError(f"{path}: {suffix} files have no header, so no column can be named ({given})")
-        return _read_headless(path, "\t" if suffix == ".data" else "::", duplicates)
-    if suffix == ".inter":
-        return read_recbole(path, **given, duplicates=duplicates)
-    if suffix in _PARQUET:
-        frame = _read_parquet(path)
-        return _from_frame(frame, _guess(str(path), list(frame.columns), given), str(path), duplicates)
-    if suffix in _TABLES:
-        return _read_named(path, lambda where, names: _guess(where, names, given), duplicates)
-    if suffix in _PICKLED:
-        raise DataError(f"{path}: {suffix} may hold pickled code and is never read; save the ratings as csv")
-    raise DataError(f"{path}: unknown format {suffix!r}; known are {', '.join(SUFFIXES)} (text also as .gz)")
+    check_arguments(from_frame, locals())
+    table = open_frame(df)
+    if table is None:
+        raise wrong_type(
+            "from_frame", "df", df, "a frame (of pandas, polars or pyarrow, or a dict of columns)"
+        )
+    names = {"user": user, "item": item, "rating": rating, "timestamp": timestamp}
+    given = {
+        role: name
+        for role, name in names.items()
+        if name is not None and (name != role or name in table.names)
+    }
+    guessed = guess("from_frame", table.names, given)
+    left_out: dict[str, Any] = {role: None for role, name in names.items() if name is None}
+    columns = guessed._replace(**left_out)
+    taken = table.take(list(dict.fromkeys(name for name in columns if name is not None)))
+    return _from_frame(taken, columns, "frame", duplicates)
 
 
 def _read_headless(path: Path, separator: str, duplicates: str) -> Interactions:
@@ -308,7 +287,8 @@ def _read_named(
     path: Path, choose: Callable[[str, list[str]], Columns], duplicates: str, separator: str | None = None
 ) -> Interactions:
     def named(text: Text) -> tuple[list[str], Columns]:
-        where, names = text.where(0), read_header(text)
+        where = text.where(0)
+        names = read_header(text)
         if all(_NUMBER.fullmatch(name) for name in names):
             shown = ", ".join(names[:4])
             raise DataError(
@@ -327,32 +307,89 @@ def _read_text(
     *,
     header: bool,
 ) -> Interactions:
-    """Parses and codes a file chunk by chunk; its text is let go with the last one, before ids are written out."""
     check_rule(duplicates)
+    return keep_one(*gather_text(path, separator, choose, header=header), duplicates)
+
+
+def gather_text(
+    path: Path,
+    separator: str | None,
+    choose: Callable[[Text], tuple[list[str], Columns]],
+    *,
+    header: bool,
+) -> tuple[Interactions, Where]:
+    """Parses and codes a file chunk by chunk; its text is let go with the last one, before ids are written out.
+
+    Args:
+        path: the file.
+        separator: as in `open_text`.
+        choose: from the text to the names of all columns, and those to take.
+        header: whether the first line holds the names.
+
+    Returns:
+        the events, repeated ones too, and what names a row of them.
+
+    Raises:
+        DataError: naming the file and line of whatever is wrong.
+    """
     text = open_text(path, separator)
     names, columns = choose(text)
-    most, chunks = text.most_rows, parse_chunks(text, names, ids=columns[:2], header=header)
+    max_rows = text.max_rows
+    chunks = parse_chunks(text, names, ids=columns[:2], header=header)
     del text  # what is left to parse holds it
 
     def where(row: int) -> str:
         return open_text(path, separator).where(row + header)
 
     try:
-        events = gather(chunks, most, columns, where)
+        events = gather(chunks, max_rows, columns, where)
     except DataError:
         check_fields(open_text(path, separator), len(names))
         raise
-    return keep_one(events, where, duplicates)
+    return events, where
 
 
 def _from_frame(frame: pd.DataFrame, columns: Columns, source: str, duplicates: str) -> Interactions:
-    columns = _resolve(source, list(frame.columns), columns)
+    check_rule(duplicates)
+    return keep_one(*frame_events(frame, columns, source), duplicates)
+
+
+def frame_events(frame: pd.DataFrame, columns: Columns, source: str) -> tuple[Interactions, Where]:
+    """Codes and checks the columns of a frame.
+
+    Args:
+        frame: a row for each event.
+        columns: those to take.
+        source: what it is called in messages.
+
+    Returns:
+        the events, repeated ones too, and what names a row of them.
+
+    Raises:
+        DataError: naming the row, counted from zero, of whatever is wrong.
+    """
+    columns = resolve(source, list(frame.columns), columns)
     if not len(frame):
         raise DataError(f"{source}: no interactions")
-    return to_interactions(frame, columns, lambda row: f"{source} row {row}", duplicates)
+
+    def where(row: int) -> str:
+        return f"{source} row {row}"
+
+    return gather([frame], len(frame), columns, where), where
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
+def open_parquet(path: Path) -> pd.DataFrame:
+    """Reads a parquet file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        all its columns.
+
+    Raises:
+        DataError: if pyarrow is not installed, or the file is missing or no parquet.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -366,40 +403,3 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: not a readable parquet file ({reason})") from error
-
-
-def _resolve(where: str, known: list[str], columns: Columns, *, optional: bool = False) -> Columns:
-    """Checks the names; with `optional`, a rating or timestamp under its default name may be absent."""
-    parts = columns._asdict()
-    for part in ("rating", "timestamp") if optional else ():
-        if parts[part] == part and part not in known:
-            parts[part] = None
-    if parts["user"] == parts["item"]:
-        raise DataError(f"{where}: column {parts['user']!r} cannot be both the users and the items")
-    for name in parts.values():
-        if name is not None and name not in known:
-            raise unknown_column(where, name, [str(column) for column in known])
-        if known.count(name) > 1:
-            raise DataError(f"{where}: column {name!r} stands there more than once")
-    return Columns(**parts)
-
-
-def _guess(where: str, known: list[str], given: dict[str, str]) -> Columns:
-    folded: dict[str, str] = {}
-    for name in map(str, known):
-        alias = folded.setdefault(name.casefold(), name)
-        if alias != name and not given and any(name.casefold() in aliases for aliases in _ALIASES.values()):
-            raise DataError(
-                f"{where}: columns {alias!r} and {name!r} differ in case only; say which with user=..."
-            )
-    found = {
-        part: next((folded[alias] for alias in aliases if alias in folded), None)
-        for part, aliases in _ALIASES.items()
-    } | given
-    for part in ("user", "item"):
-        if found[part] is None:
-            shown = ", ".join(map(str, known[:12]))
-            raise DataError(
-                f"{where}: no column looks like the {part}s; name it with {part}=... (columns: {shown})"
-            )
-    return _resolve(where, known, Columns(**found))  # type: ignore[arg-type]

@@ -27,8 +27,11 @@ import numpy as np
 
 from fedjax_rec.data.errors import DataError
 from fedjax_rec.data.interactions import Dataset, Interactions, Truth
+from fedjax_rec.errors import check_arguments
 
-_BLOCK = 256  # users whose scores are held in memory at once
+_BLOCK = 64  # users whose scores are held in memory at once
+_ROWS = 32  # of them, sorted together
+_EVENTS = 2**20  # looked at together
 _START = 1_577_836_800  # 2020-01-01 00:00 UTC, seconds
 _DAY = 86_400
 
@@ -53,7 +56,7 @@ def synthetic(
         seed: of `numpy.random.PCG64`; the same seed gives the same data everywhere.
         num_factors: length d of the factors; fewer are easier to learn.
         taste: standard deviation of `p_u . q_i`; 0 leaves popularity alone.
-        popularity: exponent of the power law of the items' odds; 0 makes all items alike.
+        popularity: exponent of the power law of the items' odds; 0 makes all items equal.
         min_events: shortest history.
         median_events: median length of the histories, which are lognormal above the minimum.
         max_events: longest history; a third of the items if None.
@@ -70,6 +73,7 @@ def synthetic(
         >>> data.interactions.num_users, data.interactions.user_ids[0], data.truth.scores(np.arange(2)).shape
         (30, np.str_('user-00000'), (2, 200))
     """
+    check_arguments(synthetic, locals())
     longest = num_items // 3 if max_events is None else max_events
     median = min(median_events, longest) if max_events is None else median_events
     if num_users < 1 or num_factors < 1:
@@ -106,39 +110,72 @@ def _lengths(rng: np.random.Generator, users: int, shortest: int, median: int, l
 
 
 def _draws(rng: np.random.Generator, truth: Truth, lengths: np.ndarray) -> np.ndarray:
-    """Original numbers of the items of all users, one user after the other, in the order of the draws."""
-    taken = []
+    """int32[M], original numbers of the items of all users, user after user, in the order of the draws."""
+    taken = np.empty(lengths.sum(), np.int32)
+    ends = np.cumsum(lengths)
+    user_factors = truth.user_factors.astype(np.float64)
+    item_factors = truth.item_factors.astype(np.float64).T.copy()
     for start in range(0, len(lengths), _BLOCK):
-        counts = lengths[start : start + _BLOCK]
-        logits = (
-            truth.user_factors[start : start + _BLOCK].astype(np.float64) @ truth.item_factors.T
-            + truth.item_bias
-        )
-        order = np.argsort(-(logits + rng.gumbel(size=logits.shape)), axis=1, kind="stable")
-        taken.append(order[np.arange(order.shape[1]) < counts[:, None]])
-    return np.concatenate(taken)
+        users = slice(start, start + _BLOCK)
+        values = _gumbel(rng, (len(lengths[users]), item_factors.shape[1]))
+        # Not a matrix product: BLAS would wake its threads for each of many small ones.
+        for of_users, of_items in zip(user_factors[users].T, item_factors, strict=True):
+            values += of_users[:, None] * of_items
+        values += truth.item_bias
+        items = taken[ends[start] - lengths[start] : ends[users][-1]]
+        items[:] = _largest(values, lengths[users])
+    return taken
+
+
+def _gumbel(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """`rng.gumbel(size=shape)`, the same numbers, a whole array at a time."""
+    values = rng.random(shape)
+    np.subtract(1.0, values, out=values)
+    np.log(values, out=values)
+    np.negative(values, out=values)
+    with np.errstate(divide="ignore"):  # of a draw of 2^-53, whose item then comes first
+        np.log(values, out=values)
+    return np.negative(values, out=values)
+
+
+def _largest(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The columns of each row's largest values, as many as `counts` [U] says, row after row, in falling order."""
+    columns = np.empty(values.shape, np.int32)
+    # Rows of about equal counts together, so that few values beyond them are sorted.
+    by_count = np.argsort(counts)
+    for rows in np.array_split(by_count, -(-len(counts) // _ROWS)):
+        most = counts[rows].max()
+        best = np.argpartition(values[rows], -most, axis=1)[:, -most:]
+        order = np.argsort(-np.take_along_axis(values[rows], best, axis=1), axis=1)
+        columns[rows, :most] = np.take_along_axis(best, order, axis=1)
+    return columns[np.arange(values.shape[1]) < counts[:, None]]
 
 
 def _times(rng: np.random.Generator, lengths: np.ndarray) -> np.ndarray:
     """Seconds since 1970: users arrive over 300 days and then act every one to 60 minutes."""
     arrivals = _START + rng.integers(0, 300 * _DAY, len(lengths))
-    clock = np.cumsum(rng.integers(60, 3600, lengths.sum()))
+    clock = rng.integers(60, 3600, lengths.sum())
+    np.cumsum(clock, out=clock)
     first = np.cumsum(lengths) - lengths
-    return clock + np.repeat(arrivals - clock[first], lengths)
+    clock += np.repeat(arrivals - clock[first], lengths)
+    return clock
 
 
 def _label(truth: Truth, lengths: np.ndarray, items: np.ndarray, times: np.ndarray) -> Dataset:
     """Codes the items by first appearance; the external ids keep the original numbers."""
-    seen, first = np.unique(items, return_index=True)
-    unseen = np.setdiff1d(np.arange(len(truth.item_bias)), seen)
-    order = np.concatenate([seen[np.argsort(first)], unseen])
-    codes = np.empty(len(order), np.int32)
-    codes[order] = np.arange(len(order), dtype=np.int32)
+    num_items = len(truth.item_bias)
+    first = np.full(num_items, len(items))  # event of each item; those that nobody took are behind
+    for stop in range(len(items), 0, -_EVENTS):
+        start = max(stop - _EVENTS, 0)
+        first[items[start:stop][::-1]] = np.arange(start, stop)[::-1]  # the first of an item is written last
+    order = np.argsort(first, kind="stable")
+    codes = np.empty(num_items, np.int32)
+    codes[order] = np.arange(num_items, dtype=np.int32)
     interactions = Interactions(
         users=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
         items=codes[items],
         ratings=None,
-        timestamps=times.astype(np.int64),
+        timestamps=times,
         user_ids=np.array([f"user-{number:05d}" for number in range(len(lengths))]),
         item_ids=np.array([f"item-{number:05d}" for number in order]),
     )

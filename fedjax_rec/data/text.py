@@ -9,10 +9,8 @@ more than text can.
 
 import codecs
 import csv
-import gzip
 import io
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,30 +18,30 @@ from typing import NamedTuple
 import pandas as pd
 
 from fedjax_rec.data.errors import DataError
+from fedjax_rec.data.packed import read_bytes
+from fedjax_rec.data.sniffing import find_separator, split_preamble
 
 LONGEST_LINE = 2**17  # bytes
-MOST_COLUMNS = 1000
-MOST_UNPACKED = 100  # times the size of a gzip file, where it unpacks to more than
-ANY_UNPACKED = 2**24  # bytes
-PIECE = 2**20  # bytes worked on at a time, at least
-_GZIP = b"\x1f\x8b"
+MAX_COLUMNS = 1000
+BLOCK_BYTES = 2**20  # worked on at a time, at least
 _BOM = b"\xef\xbb\xbf"
-_QUOTED = re.compile(rb'"[^"\r\n]*"')
 # integers that are not in plain decimal form
-_ODD_INTEGER = re.compile(rb"[\t\n\r,;\"](?:[+ ]|-?0[0-9]|-0)")
+_UNUSUAL_INTEGER = re.compile(rb"[\t\n\r,;|\"](?:[+ ]|-?0[0-9]|-0)")
 
 
 class Text(NamedTuple):
     """A delimited file in memory."""
 
     path: Path
-    data: bytes  # decompressed, without a byte-order mark; `::` already turned into tabs
+    data: bytes  # unpacked, without a byte-order mark; `::` and runs of blanks already turned into tabs
     encoding: str  # "utf-8" or "latin-1"
     separator: str  # one character
+    was: str = ""  # what separated the fields in the file
+    names: tuple[str, ...] = ()  # of the columns, where the file says them in a way of its own
 
     @property
     def quoting(self) -> int:
-        """Quotes are quotes in comma- and semicolon-separated files, and plain characters between tabs."""
+        """Quotes are quotes between commas, semicolons and bars, and plain characters between tabs."""
         return csv.QUOTE_NONE if self.separator == "\t" else csv.QUOTE_MINIMAL
 
     def records(self) -> Iterator[tuple[int, list[str]]]:
@@ -74,7 +72,7 @@ class Text(NamedTuple):
         return 1 + ends - self.data.count(b"\r\n", 0, offset)
 
     @property
-    def most_rows(self) -> int:
+    def max_rows(self) -> int:
         """At least as many as there are lines."""
         return self.data.count(b"\n") + self.data.count(b"\r") + 1
 
@@ -91,56 +89,12 @@ class Table(NamedTuple):
         return self.text.where(row + self.header)
 
 
-def read_bytes(path: Path) -> bytes:
-    """A file's contents, decompressed where it is gzip whatever its name.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its bytes.
-
-    Raises:
-        DataError: if it is missing, a directory, unreadable, broken gzip, or gzip that unpacks to more than 16 MiB
-            and a hundred times its size.
-
-    Example:
-        >>> read_bytes(Path("/nowhere/u.data"))
-        Traceback (most recent call last):
-        fedjax_rec.data.errors.DataError: /nowhere/u.data: no such file
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: {'a directory, not a file' if path.is_dir() else 'no such file'}")
-    try:
-        with path.open("rb") as file:
-            if file.read(2) != _GZIP:
-                return path.read_bytes()
-        return _unpacked(path)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: broken or truncated gzip ({error})") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _unpacked(path: Path) -> bytes:
-    most = max(ANY_UNPACKED, MOST_UNPACKED * path.stat().st_size)
-    data = io.BytesIO()
-    with gzip.open(path) as source:
-        while piece := source.read(PIECE):
-            if data.tell() + len(piece) > most:
-                raise DataError(
-                    f"{path}: gzip of more than {most:,} bytes of text; unpack it, if that is right"
-                )
-            data.write(piece)
-    return data.getvalue()
-
-
 def open_text(path: Path, separator: str | None = None) -> Text:
     r"""Reads a delimited file into memory and settles its encoding and separator.
 
     Args:
-        path: the file, plain or gzip.
-        separator: one character, or `::`; found in the first line if None (tab, then semicolon, then comma).
+        path: the file, plain or packed.
+        separator: one character, or `::`; a blank stands for any number of them; found in the first lines if None.
 
     Returns:
         The text, with at least one line that is not blank.
@@ -155,21 +109,50 @@ def open_text(path: Path, separator: str | None = None) -> Text:
         >>> open_text(path, "::").data
         b'1\t2\t3\t4'
     """
-    data = read_bytes(path).removeprefix(_BOM)
+    return as_text(path, read_bytes(path), separator)
+
+
+def as_text(path: Path, data: bytes, separator: str | None = None) -> Text:
+    """Settles encoding and separator of what a file holds, or of its beginning.
+
+    Args:
+        path: names it in messages.
+        data: its bytes.
+        separator: as in `open_text`.
+
+    Returns:
+        The text, with at least one line that is not blank.
+
+    Raises:
+        DataError: if it is empty or no text, or mixes tabs with `::`.
+
+    Example:
+        >>> as_text(Path("a"), b"1|2").separator
+        '|'
+    """
+    data = data.removeprefix(_BOM)
     if not data or data.isspace():
         raise DataError(f"{path}:1: empty file, no interactions")
-    _refuse_odd_bytes(Text(path, data, "", ""))
+    _refuse_binary(Text(path, data, "", ""))
+    data, names = split_preamble(data, str(path))
+    was = separator = separator or find_separator(data)
+    if separator == " ":
+        data = re.sub(rb"(?m)^ +| +$| +(?=\r)", b"", data)
+        data = re.sub(rb" +", b"\t", data)
+        separator = "\t"
     if separator == "::":
         if b"\t" in data:
             line = Text(path, data, "", "").line_at(data.index(b"\t"))
             raise DataError(f"{path}:{line}: a tab in a file whose separator is '::'")
-        data, separator = data.replace(b"::", b"\t"), "\t"
-    return Text(path, data, _encoding(data), separator or _separator(data))
+        data = data.replace(b"::", b"\t")
+        separator = "\t"
+    return Text(path, data, _encoding(data), separator, was, names)
 
 
-def _refuse_odd_bytes(text: Text) -> None:
-    """NUL bytes, and lines without an end, which contain a whole piece: looking at each piece is enough."""
-    path, data = text.path, text.data
+def _refuse_binary(text: Text) -> None:
+    """NUL bytes, and lines too long, which contain a step without a line's end: looking at each step is enough."""
+    path = text.path
+    data = text.data
     zero = data.find(b"\0")
     if zero >= 0:
         hint = "; save it as utf-8" * (data[:2] in (b"\xff\xfe", b"\xfe\xff") or zero < 2)
@@ -193,21 +176,14 @@ def _refuse_odd_bytes(text: Text) -> None:
 def _encoding(data: bytes) -> str:
     if data.isascii():
         return "utf-8"
-    decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(data)
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(data)
     try:
-        for start in range(0, len(data), PIECE):
-            decoder.decode(view[start : start + PIECE], final=start + PIECE >= len(data))
+        for start in range(0, len(data), BLOCK_BYTES):
+            decoder.decode(view[start : start + BLOCK_BYTES], final=start + BLOCK_BYTES >= len(data))
     except UnicodeDecodeError:
         return "latin-1"
     return "utf-8"
-
-
-def _separator(data: bytes) -> str:
-    """The first of tab, semicolon and comma that the first line has outside of quotes."""
-    start = len(data) - len(data.lstrip(b" \t\r\n"))
-    start = max(data.rfind(b"\n", 0, start), data.rfind(b"\r", 0, start)) + 1
-    bare = _QUOTED.sub(b"", re.split(rb"[\r\n]", data[start : start + LONGEST_LINE + 1], maxsplit=1)[0])
-    return next((mark for mark in "\t;" if mark.encode() in bare), ",")
 
 
 def read_header(text: Text) -> list[str]:
@@ -227,8 +203,8 @@ def read_header(text: Text) -> list[str]:
         ['user', 'item']
     """
     line, fields = next(text.records())
-    if len(fields) > MOST_COLUMNS:
-        raise DataError(f"{text.path}:{line}: {len(fields):,} columns, at most {MOST_COLUMNS:,} are read")
+    if len(fields) > MAX_COLUMNS:
+        raise DataError(f"{text.path}:{line}: {len(fields):,} columns, at most {MAX_COLUMNS:,} are read")
     if any("\n" in name or "\r" in name for name in fields):
         raise DataError(
             f"{text.path}:{line}: a column's name goes on in the next line; is a quote not closed?"
@@ -257,7 +233,7 @@ def parse(text: Text, names: Sequence[str], *, ids: Sequence[str], header: bool)
         0   7  1
         1  07  2
     """
-    frames = list(parse_chunks(text, names, ids=ids, header=header, rows=text.most_rows))
+    frames = list(parse_chunks(text, names, ids=ids, header=header, rows=text.max_rows))
     return Table(text, frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True), header)
 
 
@@ -285,21 +261,22 @@ def parse_chunks(
         >>> [len(chunk) for chunk in parse_chunks(file, ["u", "i"], ids=["u"], header=False, rows=1)]
         [1, 1]
     """
-    data, found = text.data, 0
+    data = text.data
+    num_rows = 0
     if rows is None:
-        share = min(max(len(data) // 64, PIECE // 4), 16 * PIECE)
-        rows = max(share * text.most_rows // len(data), 1)
+        share = min(max(len(data) // 64, BLOCK_BYTES // 4), 16 * BLOCK_BYTES)
+        rows = max(share * text.max_rows // len(data), 1)
     try:
         for frame in _chunks(text, _distinct(names), ids, header, rows):
-            found += len(frame)
+            num_rows += len(frame)
             yield frame
     except _UnparsableError:
         check_fields(text, len(names))
         raise DataError(f"{text.path}: cannot be parsed as text separated by {text.separator!r}") from None
-    odd = data.count(text.separator.encode()) != (found + header) * (len(names) - 1)
-    if odd or (text.quoting != csv.QUOTE_NONE and b'"' in data):
+    miscounted = data.count(text.separator.encode()) != (num_rows + header) * (len(names) - 1)
+    if miscounted or (text.quoting != csv.QUOTE_NONE and b'"' in data):
         check_fields(text, len(names))
-    if not found:
+    if not num_rows:
         raise DataError(f"{text.path}:1: no interactions{' after the header' if header else ''}")
 
 
@@ -329,9 +306,9 @@ class _UnparsableError(Exception):
 
 def _distinct(names: Sequence[str]) -> list[str]:
     """Columns that nobody asks for may share a name, which pandas does not allow."""
-    met: set[str] = set()
+    seen: set[str] = set()
     return [
-        f"{name}#{n}" if name in met else (met.add(name) or name)  # type: ignore[func-returns-value]
+        f"{name}#{n}" if name in seen else (seen.add(name) or name)  # type: ignore[func-returns-value]
         for n, name in enumerate(names)
     ]
 
@@ -340,18 +317,18 @@ def _chunks(
     text: Text, names: list[str], ids: Sequence[str], header: bool, rows: int
 ) -> Iterator[pd.DataFrame]:
     """The chunks; once an id is not a plain integer, the parser starts again and takes the column as text."""
-    odd = _ODD_INTEGER.search(text.data) or _ODD_INTEGER.match(b"\n" + text.data[:4])
-    texts: dict[str, type] = dict.fromkeys(ids, str) if odd else {}
-    done = 0
+    unusual = _UNUSUAL_INTEGER.search(text.data) or _UNUSUAL_INTEGER.match(b"\n" + text.data[:4])
+    text_columns: dict[str, type] = dict.fromkeys(ids, str) if unusual else {}
+    num_yielded = 0
     while True:
-        for number, frame in enumerate(_fast(text, names, texts, header, rows)):
-            loose = [name for name in ids if name not in texts and frame[name].dtype != "int64"]
-            if loose:
-                texts |= dict.fromkeys(loose, str)
+        for number, frame in enumerate(_fast(text, names, text_columns, header, rows)):
+            not_integer = [n for n in ids if n not in text_columns and frame[n].dtype != "int64"]
+            if not_integer:
+                text_columns |= dict.fromkeys(not_integer, str)
                 break
-            if number == done:
+            if number == num_yielded:
                 yield frame
-                done += 1
+                num_yielded += 1
         else:
             return
 

@@ -34,18 +34,19 @@ def beyond_accuracy(lists: np.ndarray, popularity: np.ndarray, num_users: int) -
         >>> beyond_accuracy(np.array([[0, 1], [0, 1]]), np.array([2.0, 1.0, 0.0, 0.0]), 2)["coverage"]
         0.5
     """
-    lists, popularity = np.asarray(lists), np.asarray(popularity, np.float64)
-    shown = exposure(lists, len(popularity))
+    lists = np.asarray(lists)
+    popularity = np.asarray(popularity, np.float64)
+    counts = exposure_counts(lists, len(popularity))
     information = np.log2(num_users / np.maximum(popularity, 1))
     return {
-        "coverage": float(np.mean(shown > 0)),
-        "exposure_gini": gini(shown),
+        "coverage": float(np.mean(counts > 0)),
+        "exposure_gini": gini(counts),
         "average_popularity": _list_mean(lists, popularity),
         "novelty": _list_mean(lists, information),
     }
 
 
-def exposure(lists: np.ndarray, num_items: int) -> np.ndarray:
+def exposure_counts(lists: np.ndarray, num_items: int) -> np.ndarray:
     """Count how many lists show each item.
 
     Args:
@@ -56,7 +57,7 @@ def exposure(lists: np.ndarray, num_items: int) -> np.ndarray:
         int64[I], the counts.
 
     Example:
-        >>> exposure(np.array([[0, 2], [2, -1]]), 4)
+        >>> exposure_counts(np.array([[0, 2], [2, -1]]), 4)
         array([1, 0, 2, 0])
     """
     lists = np.asarray(lists)
@@ -82,7 +83,8 @@ def gini(amounts: np.ndarray) -> float:
     amounts = np.sort(np.asarray(amounts, np.float64))
     if len(amounts) and amounts[0] < 0:
         raise ValueError(f"the amount {amounts[0]:g} is negative; a Gini index needs 0 or more")
-    total, size = amounts.sum(), len(amounts)
+    total = amounts.sum()
+    size = len(amounts)
     if not total:
         return float("nan")
     return float((2 * np.arange(1, size + 1) - size - 1) @ amounts / (size * total))
@@ -90,7 +92,7 @@ def gini(amounts: np.ndarray) -> float:
 
 def _list_mean(lists: np.ndarray, values: np.ndarray) -> float:
     """Mean over users of the mean value of the items in their lists."""
-    held = lists >= 0
-    counts = held.sum(axis=1)
-    sums = np.where(held, values[np.maximum(lists, 0)], 0.0).sum(axis=1)
+    filled = lists >= 0
+    counts = filled.sum(axis=1)
+    sums = np.where(filled, values[np.maximum(lists, 0)], 0.0).sum(axis=1)
     return float(np.mean(sums[counts > 0] / counts[counts > 0])) if counts.any() else float("nan")

@@ -1,42 +1,53 @@
 """Evaluation of a federated algorithm: every client scores all items with its own and the server's leaves."""
 
+import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rec.aggregators import total
-from fedjax_rec.clients import name_clients, stream
+from fedjax_rec.client.keys import name_clients, stream
+from fedjax_rec.client.population import Population, check_same, population_of
 from fedjax_rec.data.splits import Split
-from fedjax_rec.engine import run_cohort
+from fedjax_rec.engine.chunks import chunk_size
+from fedjax_rec.engine.cohort import Cohort, run_cohort
+from fedjax_rec.engine.lane_steps import Uplink, client_shapes
+from fedjax_rec.errors import check_arguments
+from fedjax_rec.evaluation.pair_ranking import make_pair_blocks
 from fedjax_rec.evaluation.ranking import Ranks, make_ranker
 from fedjax_rec.evaluation.recommend import TopK, make_recommender
-from fedjax_rec.parts import part_size
-from fedjax_rec.population import Population, population_of
-from fedjax_rec.schedules import Uplink, one_of
-from fedjax_rec.tables import num_rows
-from fedjax_rec.types import Algorithm, ClientWork, PyTree, Score, Server, State
+from fedjax_rec.evaluation.user_blocks import choose_block_size
+from fedjax_rec.federation.checks import check_clients, check_items
+from fedjax_rec.rows.tables import num_rows
+from fedjax_rec.server.aggregators import total
+from fedjax_rec.types import KEY_IMPL, Algorithm, ClientStore, ClientWork, PyTree, Score, Server, State
 
 LANES = 64  # on which all clients train for an evaluation
-_BATCH = 256  # users scored at once for their ratings
+_MAX_TOGETHER = 256  # users scored at once
+_MAX_BETWEEN = 2**20  # numbers between leaves and scores of users that are scored at once, 4 MiB
+_MAX_BETWEEN_ON_ACCELERATOR = 2**26
 
 
-class Point(NamedTuple):
-    """With which parameters users are ranked; `fedjax_rec.points` has others than the server's."""
+class EvaluationPoint(NamedTuple):
+    """With which parameters users are ranked; `evaluation_points` has others than the server's."""
 
     prepare: Callable[[State], PyTree]  # done once for each evaluation
     score: Callable[[PyTree, jax.Array], jax.Array]  # (prepared, int32[U] users) -> float32[U, I]
+    population: Population | None = None  # whose clients it scores; None: those whose leaves the state holds
+    # the private leaves [N, ...] from which `score_stored_leaves` gives the same scores; None: there are none
+    scored_leaves: Callable[[State], PyTree] | None = None
+    name: str = ""  # what a run compares when it goes on; empty: the program of `score`
 
 
-def server_parameters(algorithm: Algorithm, population: Population | None = None) -> Point:
+def server_parameters(algorithm: Algorithm, population: Population | None = None) -> EvaluationPoint:
     """Rank with the server's parameters and each client's private leaves as they are: the default.
 
     Where the model says what a client does before it is scored (`Model.represent`), every client does that first.
     Private leaves may be numpy arrays, in host memory (`simulate` leaves them there where clients stream from it):
-    where they are larger than all scores [N, I], these are computed first, part by part.
+    where they are larger than all scores [N, I], these are computed first, chunk by chunk.
 
     Args:
         algorithm: gives `score` for one client; it is vmapped over blocks of clients.
@@ -46,7 +57,8 @@ def server_parameters(algorithm: Algorithm, population: Population | None = None
         the evaluation point.
 
     Raises:
-        ValueError: if the algorithm's model does not score items.
+        ValueError: if the algorithm's model does not score items, or its clients represent themselves and there is
+            no population; from `prepare`, if the state is of other clients or items than the population.
 
     Example:
         >>> import fedjax_rec as fr
@@ -54,73 +66,144 @@ def server_parameters(algorithm: Algorithm, population: Population | None = None
         True
     """
     work = algorithm.model.represent
-    if work is None or population is None:
-        return _usual_point(algorithm)
-    represent = jax.jit(partial(_represent, work))
-    return Point(lambda state: (represent(state, population), state.server), _block_scorer(algorithm))
+    if work is None:
+        return score_stored_leaves(algorithm)
+    if population is None:
+        raise ValueError(
+            "clients of this algorithm represent themselves by their data to be scored; give population="
+        )
+    represent = _represent_program(work)
+
+    def scored_leaves(state: State) -> PyTree:
+        check_clients(state, population.num_clients, "the population")
+        check_items(state, population.num_items, "the population")
+        return represent(state, population.without_ids())
+
+    return EvaluationPoint(
+        prepare=lambda state: (scored_leaves(state), state.server),
+        score=_block_scorer(algorithm),
+        population=population,
+        scored_leaves=scored_leaves,
+        name="server",
+    )
 
 
-def _usual_point(algorithm: Algorithm) -> Point:
-    """Scores of the leaves as they are; of those that wait in host memory, part by part and beforehand."""
+def score_stored_leaves(algorithm: Algorithm) -> EvaluationPoint:
+    """Rank with the server's parameters and the private leaves of the state, whatever clients do to be scored.
+
+    For states whose leaves are those with which clients are scored, as run folders keep them
+    (`EvaluationPoint.scored_leaves`). Leaves that wait in host memory are scored chunk by chunk and beforehand.
+
+    Args:
+        algorithm: gives `score` for one client.
+
+    Returns:
+        the evaluation point.
+
+    Raises:
+        ValueError: if the algorithm's model does not score items.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> score_stored_leaves(fr.fedals(dim=4)).population is None
+        True
+    """
     score_block = _block_scorer(algorithm)
-    score_part = jax.jit(jax.vmap(cast("Score", algorithm.score), in_axes=(0, None)))
+    score_chunk = jax.jit(jax.vmap(cast("Score", algorithm.score), in_axes=(0, None)))
 
     def prepare(state: State) -> PyTree:
-        read = [leaf for leaf in _read_leaves(algorithm, state) if isinstance(leaf, np.ndarray)]
-        clients, items = len(read[0]) if read else 0, num_rows(state.server.tables)
-        if sum(leaf.size for leaf in read) <= clients * items:
+        on_host = [leaf for leaf in _read_leaves(algorithm, state) if isinstance(leaf, np.ndarray)]
+        num_clients = len(on_host[0]) if on_host else 0
+        num_items = num_rows(state.server.tables)
+        if sum(leaf.size for leaf in on_host) <= num_clients * num_items:
             return state.private, state.server  # all scores would take more
 
-        def score_some(users: np.ndarray) -> jax.Array:
-            return score_part(jax.tree.map(lambda leaf: leaf[users], state.private), state.server)
-
-        scores, size = np.empty((clients, items), np.float32), min(part_size(read), clients)
-        for first in range(0, clients, size):
-            users = np.arange(first, first + size).clip(max=clients - 1)  # all parts are of one size
-            scores[users] = score_some(users)
+        scores = np.empty((num_clients, num_items), np.float32)
+        size = min(chunk_size(on_host), num_clients)
+        for first in range(0, num_clients, size):
+            users = np.arange(first, first + size).clip(max=num_clients - 1)  # all chunks are of one size
+            private = jax.tree.map(lambda leaf, users=users: leaf[users], state.private)
+            scores[users] = score_chunk(private, state.server)
         return scores
 
-    def score(prepared: PyTree, users: jax.Array) -> jax.Array:
-        return score_block(prepared, users) if isinstance(prepared, tuple) else prepared[users]
-
-    return Point(prepare, score)
+    return EvaluationPoint(prepare, score_block, scored_leaves=lambda state: state.private, name="server")
 
 
 def _read_leaves(algorithm: Algorithm, state: State) -> list[jax.Array | np.ndarray]:
     """The private leaves that scores depend on: others, such as control variates, need not leave the host."""
-    score, shapes = cast("Score", algorithm.score), one_of(state.private)
-    program = jax.make_jaxpr(score)(shapes, state.server).jaxpr
-    read = {id(name) for step in program.eqns for name in step.invars} | {
-        id(name) for name in program.outvars
-    }
+    score = cast("Score", algorithm.score)
+    program = jax.make_jaxpr(score)(client_shapes(state.private), state.server).jaxpr
+    read = {id(variable) for step in program.eqns for variable in step.invars}
+    read |= {id(variable) for variable in program.outvars}
     leaves = jax.tree.leaves(state.private)
-    return [leaf for leaf, name in zip(leaves, program.invars, strict=False) if id(name) in read]
+    return [leaf for leaf, variable in zip(leaves, program.invars, strict=False) if id(variable) in read]
+
+
+@lru_cache(maxsize=8)  # one program for one work: of every evaluator that is made for an algorithm
+def _represent_program(work: ClientWork) -> Callable[[State, Population], PyTree]:
+    return jax.jit(partial(_represent, work))
 
 
 def _represent(work: ClientWork, state: State, population: Population) -> PyTree:
     """The private leaves with which clients are scored, [N, ...]."""
     ids = jnp.arange(population.num_clients)
-    clients = name_clients(stream(jax.random.key(0), "evaluation"), ids, population)
+    clients = name_clients(stream(jax.random.key(0, impl=KEY_IMPL), "evaluation"), ids, population)
     result = run_cohort(
         work,
         Uplink(total()),
         population,
         state.server,
-        state.private,
-        clients,
-        jnp.ones(population.num_clients, bool),
+        ClientStore(state.private),
+        Cohort(clients, alive=jnp.ones(population.num_clients, bool)),
         lanes=min(LANES, population.num_clients),
     )
-    return result.private
+    return result.store.private
 
 
-def _default_point(algorithm: Algorithm, split: Split) -> Point:
-    population = population_of(split) if algorithm.model.represent is not None else None
-    return server_parameters(algorithm, population)
+def point_of_split(
+    algorithm: Algorithm, split: Split, point: EvaluationPoint | None = None
+) -> EvaluationPoint:
+    """The one way from a state to scores of a split's users: the point, which refuses whatever is not theirs.
+
+    Args:
+        algorithm: gives `score` for one client.
+        split: names users and items.
+        point: with which parameters; by default the server's.
+
+    Returns:
+        the point; its `prepare` refuses the state of other clients or items.
+
+    Raises:
+        ValueError: if the point scores other clients or items than the split's.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> split = fr.leave_one_out(fr.data.synthetic(30, 90))
+        >>> algorithm = fr.fedmf(dim=4)
+        >>> state = algorithm.init(jax.random.key(0), fr.population_of(split))
+        >>> other = fr.leave_one_out(fr.data.synthetic(40, 90))
+        >>> point_of_split(algorithm, other).prepare(state)
+        Traceback (most recent call last):
+        ValueError: the state holds leaves of 30 clients, but synthetic has 40; ...
+    """
+    if point is None:
+        needs_data = algorithm.model.represent is not None
+        point = server_parameters(algorithm, population_of(split) if needs_data else None)
+    chosen = point
+    if chosen.population is not None:
+        check_same(chosen.population, split)
+
+    def prepare(state: State) -> PyTree:
+        if chosen.population is None:
+            check_clients(state, split.num_users, split.name)
+        check_items(state, split.num_items, split.name)
+        return chosen.prepare(state)
+
+    return chosen._replace(prepare=prepare)
 
 
 def make_evaluator(
-    algorithm: Algorithm, split: Split, *, which: str = "test", point: Point | None = None
+    algorithm: Algorithm, split: Split, *, which: str = "test", point: EvaluationPoint | None = None
 ) -> Callable[[State], Ranks]:
     """Build a compiled function from a state to the rank of each user's held-out item.
 
@@ -131,10 +214,10 @@ def make_evaluator(
         point: with which parameters; by default the server's, `server_parameters(algorithm)`.
 
     Returns:
-        State -> Ranks of N users each.
+        State -> Ranks of N users each; of all held-out events where the split holds out several a user.
 
     Raises:
-        ValueError: if the algorithm's model does not score items.
+        ValueError: if the algorithm's model does not score items, or the point or the state is of other clients.
 
     Example:
         >>> import fedjax_rec as fr
@@ -144,13 +227,19 @@ def make_evaluator(
         >>> make_evaluator(algorithm, split)(state).full.shape == (split.num_users,)
         True
     """
-    point = _default_point(algorithm, split) if point is None else point
+    check_arguments(make_evaluator, locals())
+    point = point_of_split(algorithm, split, point)
     rank = make_ranker(split, point.score, which=which)
     return lambda state: rank(point.prepare(state))
 
 
-def make_lister(
-    algorithm: Algorithm, split: Split, k: int = 10, *, which: str = "test", point: Point | None = None
+def make_top_k(
+    algorithm: Algorithm,
+    split: Split,
+    k: int = 10,
+    *,
+    which: str = "test",
+    point: EvaluationPoint | None = None,
 ) -> Callable[[State], TopK]:
     """Build a compiled function from a state to each user's best k unseen items.
 
@@ -172,18 +261,19 @@ def make_lister(
         >>> split = fr.leave_one_out(fr.load_dataset("synthetic"))
         >>> algorithm = fr.fedmf(dim=4)
         >>> state = algorithm.init(jax.random.key(0), fr.population_of(split))
-        >>> make_lister(algorithm, split, 5)(state).items.shape == (split.num_users, 5)
+        >>> make_top_k(algorithm, split, 5)(state).items.shape == (split.num_users, 5)
         True
     """
-    point = _default_point(algorithm, split) if point is None else point
+    check_arguments(make_top_k, locals())
+    point = point_of_split(algorithm, split, point)
     recommend = make_recommender(split, point.score, k, which=which)
     return lambda state: recommend(point.prepare(state))
 
 
-def make_rater(
-    algorithm: Algorithm, split: Split, *, point: Point | None = None
+def make_rating_predictor(
+    algorithm: Algorithm, split: Split, *, point: EvaluationPoint | None = None
 ) -> Callable[[State], jax.Array]:
-    """Build a compiled function from a state to each user's score of the test item: its predicted rating.
+    """Build a compiled function from a state to each user's score of the test items: their predicted ratings.
 
     Args:
         algorithm: gives `score` for one client; its loss fits ratings.
@@ -191,7 +281,8 @@ def make_rater(
         point: with which parameters; by default the server's.
 
     Returns:
-        State -> float32[N], NaN for a user without a test item.
+        State -> float32[N], NaN for a user without a test item; float32[P], of all held-out events, where the
+        split holds out several.
 
     Raises:
         ValueError: if the algorithm's model does not score items.
@@ -201,31 +292,86 @@ def make_rater(
         >>> split = fr.leave_one_out(fr.load_dataset("synthetic"))
         >>> algorithm = fr.fedmf(dim=4)
         >>> state = algorithm.init(jax.random.key(0), fr.population_of(split))
-        >>> make_rater(algorithm, split)(state).shape == (split.num_users,)
+        >>> make_rating_predictor(algorithm, split)(state).shape == (split.num_users,)
         True
     """
-    point = _default_point(algorithm, split) if point is None else point
+    check_arguments(make_rating_predictor, locals())
+    point = point_of_split(algorithm, split, point)
+    if split.heldout is not None:
+        return _make_pair_predictor(split, point)
     items = jnp.asarray(split.test)
+    rate = _rating_program(point.score, choose_block_size(split.num_items))
+    return lambda state: rate(point.prepare(state), items)
+
+
+@lru_cache(maxsize=8)
+def _rating_program(
+    score_block: Callable[[PyTree, jax.Array], jax.Array], block_size: int
+) -> Callable[[PyTree, jax.Array], jax.Array]:
+    @jax.jit
+    def rate(prepared: PyTree, items: jax.Array) -> jax.Array:
+        def rate_block(users: jax.Array) -> jax.Array:
+            scores = score_block(prepared, users)
+            return jnp.take_along_axis(scores, items[users][:, None], axis=1)[:, 0]
+
+        blocks = jnp.pad(jnp.arange(len(items)), (0, -len(items) % block_size)).reshape(-1, block_size)
+        scores = jax.lax.map(rate_block, blocks).reshape(-1)[: len(items)]
+        return jnp.where(items >= 0, scores, jnp.nan)
+
+    return rate
+
+
+def _make_pair_predictor(split: Split, point: EvaluationPoint) -> Callable[[State], jax.Array]:
+    """State -> float32[P], the score of each held-out event."""
+    pair_blocks, _ = make_pair_blocks(split, "test", None, chunk=1)
 
     @jax.jit
     def rate(prepared: PyTree) -> jax.Array:
-        def rate_user(user: jax.Array) -> jax.Array:
-            return point.score(prepared, user[None])[0, items[user]]
+        def rate_block(block: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+            users, owners, items = block
+            return point.score(prepared, users)[owners, items]  # -1, of no pair, is read and forgotten
 
-        scores = jax.lax.map(rate_user, jnp.arange(len(items)), batch_size=_BATCH)
-        return jnp.where(items >= 0, scores, jnp.nan)
+        scores = jax.lax.map(rate_block, (pair_blocks.blocks.users, pair_blocks.owners, pair_blocks.items))
+        return scores.reshape(-1)[pair_blocks.positions]
 
     return lambda state: rate(point.prepare(state))
 
 
-def _block_scorer(algorithm: Algorithm) -> Callable[[tuple[PyTree, Server], jax.Array], jax.Array]:
-    score = algorithm.score
-    if score is None:
+def _block_scorer(algorithm: Algorithm) -> Callable[[PyTree, jax.Array], jax.Array]:
+    if algorithm.score is None:
         raise ValueError("this algorithm's model has no `score`, so it cannot rank items")
+    return _score_blocks(algorithm.score)
 
-    def score_block(params: tuple[PyTree, Server], users: jax.Array) -> jax.Array:
+
+@lru_cache(maxsize=8)  # one function for one score, so that what it is compiled into is found again
+def _score_blocks(score: Score) -> Callable[[PyTree, jax.Array], jax.Array]:
+    def score_group(private: PyTree, server: Server, users: jax.Array) -> jax.Array:
+        own = jax.tree.map(lambda p: p[users], private)
+        return jax.vmap(score, in_axes=(0, None))(own, server)
+
+    def score_block(params: PyTree, users: jax.Array) -> jax.Array:
+        if not isinstance(params, tuple):
+            return params[users]  # all scores [N, I], computed beforehand
         private, server = params
-        block = jax.tree.map(lambda p: p[users], private)
-        return jax.vmap(score, in_axes=(0, None))(block, server)
+        together = min(_users_together(score, private, server), len(users))
+        if together == len(users):
+            return score_group(private, server, users)
+
+        # A network makes many numbers of one score: the block [U] in groups [G, u], the last one filled up.
+        groups = jnp.pad(users, (0, -len(users) % together)).reshape(-1, together)
+        scores = jax.lax.map(lambda group: score_group(private, server, group), groups)
+        return scores.reshape(groups.size, -1)[: len(users)]
 
     return score_block
+
+
+def _users_together(score: Score, private: PyTree, server: Server) -> int:
+    """How many users are scored at once, so that what lies between leaves and scores stays in a CPU's cache."""
+    own = client_shapes(private)
+    program = jax.make_jaxpr(score)(own, server).jaxpr
+    sizes = [math.prod(variable.aval.shape) for step in program.eqns for variable in step.outvars]
+    largest = max([*sizes, *(math.prod(leaf.shape) for leaf in jax.tree.leaves(own))], default=0)
+    if largest <= num_rows(server.tables):
+        return _MAX_TOGETHER  # no more numbers than scores
+    most = _MAX_BETWEEN if jax.default_backend() == "cpu" else _MAX_BETWEEN_ON_ACCELERATOR
+    return max(1, min(_MAX_TOGETHER, most // largest))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-WORST = 0.1  # share of the clients in the worst decile
+WORST_SHARE = 0.1  # share of the clients in the worst decile
 
 
 def distribution(values: np.ndarray) -> dict[str, float]:
@@ -29,35 +29,36 @@ def distribution(values: np.ndarray) -> dict[str, float]:
     values = np.sort(values[~np.isnan(values)])
     if not len(values):
         return dict.fromkeys(("p10", "median", "worst_decile"), np.nan)
-    worst = values[: int(np.ceil(len(values) * WORST))]
+    worst = values[: int(np.ceil(len(values) * WORST_SHARE))]
     p10, median = np.quantile(values, [0.1, 0.5])
     return {"p10": float(p10), "median": float(median), "worst_decile": float(worst.mean())}
 
 
-def activity_quantiles(events: np.ndarray, parts: int = 4) -> np.ndarray:
+def activity_quantiles(events: np.ndarray, num_quantiles: int = 4) -> np.ndarray:
     """Label users by the quantile of their number of training events.
 
-    Users with equally many events share a quantile, the lower one, so that the parts may differ in size and
+    Users with equally many events share a quantile, the lower one, so that quantiles may differ in size and
     a label may have nobody.
 
     Args:
         events: int[N], training events of each user.
-        parts: number of quantiles, 1 or more.
+        num_quantiles: 1 or more.
 
     Returns:
-        str[N], `q1` (the least active) to `q{parts}`.
+        str[N], `q1` (the least active) to `q{num_quantiles}`.
 
     Raises:
-        ValueError: if `parts` is less than 1.
+        ValueError: if `num_quantiles` is less than 1.
 
     Example:
         >>> activity_quantiles(np.array([1, 2, 3, 4, 9, 9, 9, 9])).tolist()
         ['q1', 'q1', 'q2', 'q2', 'q3', 'q3', 'q3', 'q3']
     """
-    if parts < 1:
-        raise ValueError(f"parts={parts} is out of range; choose 1 or more")
-    edges = np.quantile(events, np.arange(1, parts) / parts) if len(events) else np.zeros(0)
-    labels = np.array([f"q{part}" for part in range(1, parts + 1)])
+    if num_quantiles < 1:
+        raise ValueError(f"num_quantiles={num_quantiles} is out of range; choose 1 or more")
+    shares = np.arange(1, num_quantiles) / num_quantiles
+    edges = np.quantile(events, shares) if len(events) else np.zeros(0)
+    labels = np.array([f"q{number}" for number in range(1, num_quantiles + 1)])
     return labels[np.searchsorted(edges, events, side="left")]
 
 
@@ -80,21 +81,21 @@ def head_items(popularity: np.ndarray) -> np.ndarray:
     """
     popularity = np.asarray(popularity, np.float64)
     order = np.argsort(-popularity, kind="stable")
-    before = np.cumsum(popularity[order]) - popularity[order]
+    cumulated = np.cumsum(popularity[order]) - popularity[order]  # events of the more popular items
     head = np.zeros(len(popularity), bool)
-    head[order] = before < popularity.sum() / 2
+    head[order] = cumulated < popularity.sum() / 2
     return head
 
 
 def group_means(
-    values: Mapping[str, np.ndarray], labels: np.ndarray, keep: np.ndarray | None = None
+    values: Mapping[str, np.ndarray], labels: np.ndarray, include: np.ndarray | None = None
 ) -> dict[str, dict[str, float]]:
     """Mean of each metric in each group of users.
 
     Args:
         values: float[N] by name of the metric, NaN together for a user without a positive.
         labels: str[N], the group of each user; an empty label is no group.
-        keep: bool[N], users to look at; None means all.
+        include: bool[N], users to look at; None means all.
 
     Returns:
         By label, in sorted order: `users`, how many have a value, and the means; NaN for a group without any.
@@ -104,11 +105,11 @@ def group_means(
         {'F': {'users': 1, 'hr@10': 1.0}, 'M': {'users': 1, 'hr@10': 0.0}}
     """
     labels = np.asarray(labels).astype(str)
-    keep = np.ones(len(labels), bool) if keep is None else keep
-    found = {}
-    for label in sorted(set(labels[keep].tolist()) - {""}):
-        inside = keep & (labels == label)
+    include = np.ones(len(labels), bool) if include is None else include
+    groups = {}
+    for label in sorted(set(labels[include].tolist()) - {""}):
+        inside = include & (labels == label)
         present = {name: value[inside & ~np.isnan(value)] for name, value in values.items()}
         means = {name: float(value.mean()) if len(value) else np.nan for name, value in present.items()}
-        found[label] = {"users": len(next(iter(present.values()), [])), **means}
-    return found
+        groups[label] = {"users": len(next(iter(present.values()), [])), **means}
+    return groups

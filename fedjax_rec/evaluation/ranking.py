@@ -1,5 +1,7 @@
 """Ranking on device, by counting: where does each user's held-out item stand among its rivals?
 
+Splits that hold out several items a user are ranked pair by pair, in `pair_ranking`.
+
 With s+ the positive's score, the 0-based rank is `#(s > s+) + #(s == s+) / 2` over the rivals, which costs
 two comparisons per item and no top-k. It is the expected rank under random tie-breaking, and gives a
 constant scorer the middle of the list; the number of tied rivals comes with it, from which `metrics` takes
@@ -13,11 +15,12 @@ testing, train when validating), in the *sampled* one the candidates of the spli
 reverse an order of models (Krichene and Rendle 2020, doi:10.1145/3394486.3403226): they serve comparison
 with publications.
 
-Axis legend: `N` users, `I` items, `U` users of a block, `R` runs of `W` seen items, `n` candidates.
+Axis legend: `N` users, `I` items, `U` users of a block, `R` segments of `W` seen items, `n` candidates.
 """
 
 import dataclasses
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -25,16 +28,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rec.data.splits import Split
-from fedjax_rec.evaluation.layout import Block, Plan, lay_out, masked_codes, positives_of
-
-_CHUNK = 2**15 - 1  # items counted at once: two counts share one int32
-_HIGH = 16  # bits between them
+from fedjax_rec.evaluation.counting import check_scores, count_better_and_tied, mid_rank
+from fedjax_rec.evaluation.pair_ranking import PairRanks, make_pair_ranker
+from fedjax_rec.evaluation.user_blocks import (
+    UserBlock,
+    UserBlocks,
+    check_users,
+    make_user_blocks,
+    masked_pairs,
+    positives_of,
+)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class Places:
-    """Where the users' positives stand; as an array, `np.asarray(places)`, it is the 0-based rank `mid`."""
+class MidRanks:
+    """The users' ranks with their ties; as an array, `np.asarray(ranks)`, it is the 0-based mid-rank `mid`."""
 
     mid: jax.Array  # float32[N], better rivals + half of the tied; NaN without a positive or without a rival
     tied: jax.Array  # int32[N], rivals with the positive's score
@@ -52,14 +61,14 @@ class Places:
 
 
 class Ranks(NamedTuple):
-    """Where each user's held-out item stands."""
+    """Where each user's held-out item ranks, or all of them: `PairRanks` where a split holds out several."""
 
-    full: Places  # among all unseen items
-    sampled: Places  # among the candidates
+    full: MidRanks | PairRanks  # among all unseen items
+    sampled: MidRanks | PairRanks  # among the candidates
 
 
-class Rivals(NamedTuple):
-    """How many items each user's positive competes with."""
+class RivalCounts(NamedTuple):
+    """How many items each user's positive competes with, or each of several."""
 
     full: np.ndarray  # int64[N], unseen items
     sampled: np.ndarray  # int64[N], candidates
@@ -79,12 +88,14 @@ def make_ranker(
 
     Args:
         split: the split.
-        score_block: pure function of (parameters, int32[U] users) that gives scores [U, I].
+        score_block: pure function of (parameters, int32[U] users) that gives scores [U, I]; parameters that say
+            how many users they have, by an attribute `num_users`, are refused where the split has others.
         which: `test` or `validation`.
         block_size: U, users scored at once; by default 256, or fewer where I is large.
 
     Returns:
-        The ranker, a function of the parameters, any pytree.
+        The ranker, a function of the parameters, any pytree. Where the split holds out several events a user, it
+        ranks all of them, each among what is no positive of its user.
 
     Raises:
         ValueError: if `which` or `block_size` is unknown or out of range, or scores have another shape.
@@ -94,21 +105,37 @@ def make_ranker(
         >>> from fedjax_rec.data.splits import leave_one_out
         >>> users, items = np.zeros(3, "i4"), np.arange(3, dtype="i4")
         >>> table = Interactions(users, items, None, None, np.arange(1), np.arange(5))
-        >>> ranker = make_ranker(leave_one_out(Dataset("tiny", table)), lambda bias, users: bias[users])
+        >>> split = leave_one_out(Dataset("tiny", table), order="file")
+        >>> ranker = make_ranker(split, lambda bias, users: bias[users])
         >>> ranker(jnp.array([[9.0, 9.0, 1.0, 2.0, 1.0]])).full.mid  # 2 competes with 3, which beats it, and 4
         Array([1.5], dtype=float32)
     """
-    plan, num_items = lay_out(split, which, block_size), split.num_items
+    if split.heldout is not None:
+        rank_pairs = make_pair_ranker(split, score_block, which=which, block_size=block_size)
+        return lambda params: Ranks(*rank_pairs(params))
+    user_blocks = make_user_blocks(split, which, block_size)
+    rank = _ranking_program(score_block, split.num_items)
 
-    def rank_block(params: Any, block: Block) -> Ranks:
-        return _rank_block(check_scores(score_block(params, block.users), block, num_items), block)
+    def rank_checked(params: Any) -> Ranks:
+        check_users(getattr(params, "num_users", split.num_users), split, "parameters")
+        return rank(params, user_blocks)
+
+    return rank_checked
+
+
+@lru_cache(maxsize=8)  # rankers of the same scores share it: of validation and test, and of a later run
+def _ranking_program(
+    score_block: Callable[[Any, jax.Array], jax.Array], num_items: int
+) -> Callable[[Any, UserBlocks], Ranks]:
+    def rank_block(params: Any, block: UserBlock) -> Ranks:
+        return _rank_block(check_scores(score_block(params, block.users), block.users, num_items), block)
 
     @jax.jit
-    def rank(params: Any, plan: Plan) -> Ranks:
-        ranks = jax.lax.map(lambda block: rank_block(params, block), plan.blocks)
-        return jax.tree.map(lambda blocks: blocks.reshape(-1)[plan.places], ranks)
+    def rank(params: Any, user_blocks: UserBlocks) -> Ranks:
+        ranks = jax.lax.map(lambda block: rank_block(params, block), user_blocks.blocks)
+        return jax.tree.map(lambda blocks: blocks.reshape(-1)[user_blocks.positions], ranks)
 
-    return lambda params: rank(params, plan)
+    return rank
 
 
 def rank_split(
@@ -137,14 +164,14 @@ def rank_split(
         >>> from fedjax_rec.data.splits import leave_one_out
         >>> users, items = np.zeros(3, "i4"), np.arange(3, dtype="i4")
         >>> table = Interactions(users, items, None, None, np.arange(1), np.arange(5))
-        >>> split = leave_one_out(Dataset("tiny", table))
+        >>> split = leave_one_out(Dataset("tiny", table), order="file")
         >>> rank_split(lambda users: jnp.zeros((len(users), 5)), split, which="validation").full.mid
         Array([1.5], dtype=float32)
     """
     return make_ranker(split, lambda _, users: score_block(users), which=which, block_size=block_size)(None)
 
 
-def count_rivals(split: Split, *, which: str = "test") -> Rivals:
+def count_rivals(split: Split, *, which: str = "test") -> RivalCounts:
     """Count the items that each user's positive competes with, as AUC and the rank of a NaN need.
 
     Args:
@@ -162,83 +189,46 @@ def count_rivals(split: Split, *, which: str = "test") -> Rivals:
         >>> from fedjax_rec.data.splits import leave_one_out
         >>> users, items = np.zeros(3, "i4"), np.arange(3, dtype="i4")
         >>> table = Interactions(users, items, None, None, np.arange(1), np.arange(5))
-        >>> count_rivals(leave_one_out(Dataset("tiny", table), num_candidates=1))
-        Rivals(full=array([2]), sampled=array([1]))
+        >>> count_rivals(leave_one_out(Dataset("tiny", table), order="file", num_candidates=1))
+        RivalCounts(full=array([2]), sampled=array([1]))
     """
     _, candidates = positives_of(split, which)
-    masked = masked_codes(split, which)
+    masked = masked_pairs(split, which)
     full = split.num_items - np.bincount(masked // split.num_items, minlength=split.num_users)
-    return Rivals(full, (candidates >= 0).sum(axis=1))
+    return RivalCounts(full, (candidates >= 0).sum(axis=1))
 
 
-def check_scores(scores: jax.Array, block: Block, num_items: int) -> jax.Array:
-    """Give a block's scores as they will be compared: float32[U, I], computed once.
-
-    Args:
-        scores: of the model.
-        block: of U users.
-        num_items: I.
-
-    Returns:
-        The scores.
-
-    Raises:
-        ValueError: if their shape is not [U, I].
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> check_scores(jnp.zeros((2, 3)), SimpleNamespace(users=jnp.zeros(2)), 4)
-        Traceback (most recent call last):
-        ValueError: the model scored 2 users with shape (2, 3), not (2, 4): one score for each item
-    """
-    wanted = (len(block.users), num_items)
-    if scores.shape != wanted:
-        given = f"scored {wanted[0]} users with shape {scores.shape}"
-        raise ValueError(f"the model {given}, not {wanted}: one score for each item")
-    # Without the barrier a compiler may compute a score twice, once for either side, with other last bits.
-    return jax.lax.optimization_barrier(scores.astype(jnp.float32))
-
-
-def _rank_block(scores: jax.Array, block: Block) -> Ranks:
+def _rank_block(scores: jax.Array, block: UserBlock) -> Ranks:
     size, num_items = scores.shape
-    flat, rows = scores.reshape(-1), jnp.arange(size, dtype=jnp.int32) * num_items
+    flat = scores.reshape(-1)
+    row_starts = jnp.arange(size, dtype=jnp.int32) * num_items
 
     def read(cells: jax.Array) -> jax.Array:
         return flat.at[cells].get(mode="promise_in_bounds")
 
-    def read_slots(items: jax.Array, rows: jax.Array) -> jax.Array:
+    def read_slots(items: jax.Array, starts: jax.Array) -> jax.Array:
         """Scores of items, NaN for -1."""
-        return jnp.where(items >= 0, read(rows + jnp.maximum(items, 0)), jnp.nan)
+        return jnp.where(items >= 0, read(starts + jnp.maximum(items, 0)), jnp.nan)
 
-    positive = read_slots(block.positives, rows)
-    owner_rows = jnp.minimum(block.owners, size - 1) * num_items  # an empty run has no owner, and no rank
-    bar = positive.at[block.owners].get(mode="fill", fill_value=jnp.nan)
-    seen = jnp.stack(_count(read(owner_rows[:, None] + block.items), bar), axis=1)
-    taken_back = jnp.zeros((size, 2), jnp.int32).at[block.owners].add(seen, mode="drop")
-    above, level = _count(scores, positive)
-    full = above - taken_back[:, 0], level - taken_back[:, 1] + block.fillers
-    sampled = _count(read_slots(block.candidates, rows[:, None]), positive)
-    return Ranks(
-        _place(*full, positive, block.positives, block.rivals),
-        _place(*sampled, positive, block.positives, jnp.sum(block.candidates >= 0, axis=1)),
-    )
+    # Scores of the positives [U], and of each segment's owner's positive [R].
+    positive = read_slots(block.positives, row_starts)
+    owner_starts = (
+        jnp.minimum(block.segment_owners, size - 1) * num_items
+    )  # an empty segment counts for nobody
+    owner_positive = positive.at[block.segment_owners].get(mode="fill", fill_value=jnp.nan)
 
+    # How many of the masked items are better and tied: counted by segment, summed by owner [U, 2].
+    masked_scores = read(owner_starts[:, None] + block.segment_items)
+    by_segment = jnp.stack(count_better_and_tied(masked_scores, owner_positive), axis=1)
+    masked = jnp.zeros((size, 2), jnp.int32).at[block.segment_owners].add(by_segment, mode="drop")
 
-def _count(scores: jax.Array, positive: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """int32[U] each, how many of scores [U, K] are above and level with those of the positives [U]."""
-    bar = positive[:, None]
-    above = level = jnp.zeros(len(positive), jnp.int32)
-    for start in range(0, scores.shape[1], _CHUNK):
-        chunk = scores[:, start : start + _CHUNK]
-        both = jnp.sum((chunk > bar) + ((chunk == bar).astype(jnp.int32) << _HIGH), axis=1)
-        above, level = above + (both & (2**_HIGH - 1)), level + (both >> _HIGH)
-    return above, level
+    # Full ranking: all items of the catalogue, less the masked ones; the fillers had been counted as tied.
+    better, tied = count_better_and_tied(scores, positive)
+    better = better - masked[:, 0]
+    tied = tied - masked[:, 1] + block.num_fillers
+    full = MidRanks(*mid_rank(better, tied, positive, block.positives, block.num_rivals))
 
-
-def _place(
-    above: jax.Array, level: jax.Array, positive: jax.Array, items: jax.Array, rivals: jax.Array
-) -> Places:
-    """Places by counts; a NaN positive is last, and without an item or a rival there is no place."""
-    counted, present = ~jnp.isnan(positive), (items >= 0) & (rivals > 0)
-    mid = jnp.where(counted, above.astype(jnp.float32) + 0.5 * level.astype(jnp.float32), rivals)
-    return Places(jnp.where(present, mid, jnp.nan), jnp.where(counted & present, level, 0))
+    # Sampled ranking: the candidates alone.
+    better, tied = count_better_and_tied(read_slots(block.candidates, row_starts[:, None]), positive)
+    num_candidates = jnp.sum(block.candidates >= 0, axis=1)
+    return Ranks(full, MidRanks(*mid_rank(better, tied, positive, block.positives, num_candidates)))

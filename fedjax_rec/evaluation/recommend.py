@@ -9,6 +9,7 @@ Axis legend: `N` users, `I` items, `U` users of a block, `S` shards, `K` slots.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -16,14 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rec.data.splits import Split
-from fedjax_rec.evaluation.layout import Block, Plan, lay_out
-from fedjax_rec.evaluation.ranking import check_scores
+from fedjax_rec.errors import check_arguments
+from fedjax_rec.evaluation.counting import check_scores
+from fedjax_rec.evaluation.user_blocks import UserBlock, UserBlocks, check_users, make_user_blocks
 
 _CHUNK = 2**15
 # The three lowest finite numbers stand for NaN, for -inf, and for themselves; -inf for no item at all.
-_LOWEST = np.finfo(np.float32).min
-_INFINITE = np.nextafter(_LOWEST, np.float32(0))
-_FINITE = np.nextafter(_INFINITE, np.float32(0))
+_KEY_OF_NAN = np.finfo(np.float32).min
+_KEY_OF_MINUS_INF = np.nextafter(_KEY_OF_NAN, np.float32(0))
+_LEAST_FINITE_KEY = np.nextafter(_KEY_OF_MINUS_INF, np.float32(0))
 
 
 class TopK(NamedTuple):
@@ -65,23 +67,36 @@ def make_recommender(
         >>> from fedjax_rec.data.splits import leave_one_out
         >>> users, items = np.zeros(3, "i4"), np.arange(3, dtype="i4")
         >>> table = Interactions(users, items, None, None, np.arange(1), np.arange(5))
-        >>> split = leave_one_out(Dataset("tiny", table))
+        >>> split = leave_one_out(Dataset("tiny", table), order="file")
         >>> make_recommender(split, lambda bias, users: bias[users], 4)(jnp.array([[9.0, 9, 1, 2, 2]])).items
         Array([[ 3,  4,  2, -1]], dtype=int32)
     """
+    check_arguments(make_recommender, locals())
     _check_k(k)
-    plan, num_items = lay_out(split, which, block_size, lookup="lists"), split.num_items
+    user_blocks = make_user_blocks(split, which, block_size, lookup="lists")
+    recommend = _list_program(score_block, split.num_items, k)
 
-    def list_block(params: Any, block: Block) -> TopK:
-        scores = check_scores(score_block(params, block.users), block, num_items)
-        return top_k(scores, k, seen=(block.owners[:, None], block.items))
+    def recommend_checked(params: Any) -> TopK:
+        check_users(getattr(params, "num_users", split.num_users), split, "parameters")
+        return recommend(params, user_blocks)
+
+    return recommend_checked
+
+
+@lru_cache(maxsize=8)
+def _list_program(
+    score_block: Callable[[Any, jax.Array], jax.Array], num_items: int, k: int
+) -> Callable[[Any, UserBlocks], TopK]:
+    def recommend_block(params: Any, block: UserBlock) -> TopK:
+        scores = check_scores(score_block(params, block.users), block.users, num_items)
+        return top_k(scores, k, seen=(block.segment_owners[:, None], block.segment_items))
 
     @jax.jit
-    def recommend(params: Any, plan: Plan) -> TopK:
-        lists = jax.lax.map(lambda block: list_block(params, block), plan.blocks)
-        return jax.tree.map(lambda blocks: blocks.reshape(-1, k)[plan.places], lists)
+    def recommend(params: Any, user_blocks: UserBlocks) -> TopK:
+        lists = jax.lax.map(lambda block: recommend_block(params, block), user_blocks.blocks)
+        return jax.tree.map(lambda blocks: blocks.reshape(-1, k)[user_blocks.positions], lists)
 
-    return lambda params: recommend(params, plan)
+    return recommend
 
 
 def top_k(scores: jax.Array, k: int, *, seen: tuple[jax.Array, jax.Array] | None = None) -> TopK:
@@ -103,24 +118,32 @@ def top_k(scores: jax.Array, k: int, *, seen: tuple[jax.Array, jax.Array] | None
         >>> top_k(jnp.array([[1.0, jnp.nan, 3.0, 3.0]]), 3, seen=(jnp.array([0]), jnp.array([0]))).items
         Array([[2, 3, 1]], dtype=int32)
     """
+    check_arguments(top_k, locals())
     _check_k(k)
     num_items = scores.shape[1]
-    keys = _order(scores)
+
+    # Keys [U, I] that sort as the scores do; -inf is left for what is no candidate.
+    keys = _sort_keys(scores)
     if seen is not None:
         keys = keys.at[seen].set(-jnp.inf, mode="drop")
+
+    # The best of the chunks so far, keys and items [U, min(k, ...)], the best of each further chunk merged in.
     best, items = jax.lax.top_k(keys[:, :_CHUNK], min(k, num_items, _CHUNK))
     for start in range(_CHUNK, num_items, _CHUNK):  # of equal keys `top_k` takes the first: the lower item
         chunk = keys[:, start : start + _CHUNK]
-        found, at = jax.lax.top_k(chunk, min(k, chunk.shape[1]))
-        both, ids = jnp.append(best, found, axis=1), jnp.append(items, at + start, axis=1)
-        best, order = jax.lax.top_k(both, min(k, both.shape[1]))
-        items = jnp.take_along_axis(ids, order, axis=1)
-    kept = best > -jnp.inf
-    values = jnp.where(kept, jnp.take_along_axis(scores, items, axis=1), -jnp.inf)
-    pad = ((0, 0), (0, k - items.shape[1]))
+        chunk_best, chunk_items = jax.lax.top_k(chunk, min(k, chunk.shape[1]))
+        merged = jnp.append(best, chunk_best, axis=1)
+        merged_items = jnp.append(items, chunk_items + start, axis=1)
+        best, order = jax.lax.top_k(merged, min(k, merged.shape[1]))
+        items = jnp.take_along_axis(merged_items, order, axis=1)
+
+    # Lists [U, K] with the scores themselves; slots are empty where candidates or items ran out.
+    is_candidate = best > -jnp.inf
+    values = jnp.where(is_candidate, jnp.take_along_axis(scores, items, axis=1), -jnp.inf)
+    missing = ((0, 0), (0, k - items.shape[1]))
     return TopK(
-        jnp.pad(jnp.where(kept, items, -1), pad, constant_values=-1),
-        jnp.pad(values, pad, constant_values=-jnp.inf),
+        jnp.pad(jnp.where(is_candidate, items, -1), missing, constant_values=-1),
+        jnp.pad(values, missing, constant_values=-jnp.inf),
     )
 
 
@@ -142,21 +165,22 @@ def merge_top_k(lists: TopK, k: int) -> TopK:
         >>> merge_top_k(shards, 2).items
         Array([[2, 7]], dtype=int32)
     """
+    check_arguments(merge_top_k, locals())
     _check_k(k)
-    shards, rows, length = lists.items.shape
+    num_shards, num_users, length = lists.items.shape
     if k > length:
         raise ValueError(f"k={k} exceeds the shards' lists of {length}; make those at least as long")
-    items, scores = (jnp.moveaxis(part, 0, 1).reshape(rows, shards * length) for part in lists)
-    falling = -jnp.where(items >= 0, _order(scores), -jnp.inf)
-    _, items, scores = jax.lax.sort((falling, items, scores), num_keys=2)
+    items, scores = (jnp.moveaxis(field, 0, 1).reshape(num_users, num_shards * length) for field in lists)
+    descending = -jnp.where(items >= 0, _sort_keys(scores), -jnp.inf)
+    _, items, scores = jax.lax.sort((descending, items, scores), num_keys=2)
     return TopK(items[:, :k], scores[:, :k])
 
 
-def _order(scores: jax.Array) -> jax.Array:
+def _sort_keys(scores: jax.Array) -> jax.Array:
     """Keys that sort as the scores do, NaN below -inf, and both above -inf, which is left for no item."""
-    finite = jnp.where(scores == 0, 0.0, jnp.maximum(scores, _FINITE))  # -0 and 0 are one number
-    keys = jnp.where(scores == -jnp.inf, _INFINITE, finite)
-    return jnp.where(jnp.isnan(scores), _LOWEST, keys)
+    finite = jnp.where(scores == 0, 0.0, jnp.maximum(scores, _LEAST_FINITE_KEY))  # -0 and 0 are one number
+    keys = jnp.where(scores == -jnp.inf, _KEY_OF_MINUS_INF, finite)
+    return jnp.where(jnp.isnan(scores), _KEY_OF_NAN, keys)
 
 
 def _check_k(k: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 RESAMPLES = 2_000  # of a bootstrap: the ends of a 95 % interval move by about 1.5 % of its width
 FLIPS = 10_000  # of a permutation test: p = .05 is estimated with a standard error of .002
-_BLOCK = 2**22  # random numbers held at once
+_MAX_DRAWS = 2**22  # random numbers held at once
 
 
 class Interval(NamedTuple):
@@ -77,13 +77,14 @@ def bootstrap_intervals(
     _check(resamples, level)
     values = np.asarray(values, np.float64)
     columns = np.ascontiguousarray(values[~np.isnan(values).any(axis=1)].T)
-    size, number = columns.shape
-    if not number:
-        return [Interval(np.nan, np.nan, np.nan)] * size
-    rng, block = np.random.default_rng(seed), max(1, _BLOCK // number)
-    means = np.empty((resamples, size))
+    num_metrics, num_users = columns.shape
+    if not num_users:
+        return [Interval(np.nan, np.nan, np.nan)] * num_metrics
+    rng = np.random.default_rng(seed)
+    block = max(1, _MAX_DRAWS // num_users)
+    means = np.empty((resamples, num_metrics))
     for start in range(0, resamples, block):
-        drawn = rng.integers(0, number, (min(block, resamples - start), number), dtype=np.int32)
+        drawn = rng.integers(0, num_users, (min(block, resamples - start), num_users), dtype=np.int32)
         for metric, column in enumerate(columns):
             means[start : start + block, metric] = column[drawn].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
@@ -140,21 +141,28 @@ def permutation_test(first: np.ndarray, second: np.ndarray, *, seed: int = 0, fl
         0.25
     """
     _check(flips, 0.5)
-    sizes = _differences(first, second)
-    observed, sizes = abs(sizes.sum()), np.abs(sizes[sizes != 0])
-    least = observed * (1 - 1e-9)  # sums of one pattern differ in their last bits
-    number = len(sizes)
-    if number == 0:
+    differences = _differences(first, second)
+    observed = abs(differences.sum())
+    threshold = observed * (1 - 1e-9)  # sums of one pattern differ in their last bits
+    sizes = np.abs(differences[differences != 0])
+    num_users = len(sizes)
+    if num_users == 0:
         return 1.0
-    if number <= np.log2(flips):
-        patterns = np.arange(2**number)[:, None] >> np.arange(number) & 1
-        return float(np.mean(np.abs((2 * patterns - 1) @ sizes) >= least))
-    rng, block, count = np.random.default_rng(seed), max(1, _BLOCK // number), 0
+
+    # Few users: all sign patterns [2^n, n].
+    if num_users <= np.log2(flips):
+        patterns = np.arange(2**num_users)[:, None] >> np.arange(num_users) & 1
+        return float(np.mean(np.abs((2 * patterns - 1) @ sizes) >= threshold))
+
+    # Many: random ones, bit by bit, in blocks of rows.
+    rng = np.random.default_rng(seed)
+    block = max(1, _MAX_DRAWS // num_users)
+    count = 0
     for start in range(0, flips, block):
         rows = min(block, flips - start)
-        bits = np.frombuffer(rng.bytes(rows * -(-number // 8)), np.uint8).reshape(rows, -1)
-        heads = np.unpackbits(bits, axis=1, count=number).astype(np.float32)
-        count += int(np.sum(np.abs(2 * (heads @ sizes) - sizes.sum()) >= least))
+        bits = np.frombuffer(rng.bytes(rows * -(-num_users // 8)), np.uint8).reshape(rows, -1)
+        positive = np.unpackbits(bits, axis=1, count=num_users).astype(np.float32)
+        count += int(np.sum(np.abs(2 * (positive @ sizes) - sizes.sum()) >= threshold))
     return (1 + count) / (1 + flips)
 
 
@@ -204,8 +212,8 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     """
     p_values = np.asarray(p_values, np.float64)
     adjusted = np.full(p_values.shape, np.nan)
-    made = np.flatnonzero(~np.isnan(p_values))
-    order = made[np.argsort(p_values[made], kind="stable")]
+    tested = np.flatnonzero(~np.isnan(p_values))
+    order = tested[np.argsort(p_values[tested], kind="stable")]
     scaled = p_values[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
     return adjusted
@@ -235,13 +243,14 @@ def seed_interval(means: np.ndarray, *, level: float = 0.95) -> Interval:
         return Interval(np.nan, float(means.mean()) if len(means) else np.nan, np.nan)
     from scipy.stats import t
 
-    half = t.ppf((1 + level) / 2, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means))
-    return Interval(float(means.mean() - half), float(means.mean()), float(means.mean() + half))
+    half_width = t.ppf((1 + level) / 2, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means))
+    return Interval(float(means.mean() - half_width), float(means.mean()), float(means.mean() + half_width))
 
 
 def _differences(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """The pairwise differences of the users that have both."""
-    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    first = np.asarray(first, np.float64)
+    second = np.asarray(second, np.float64)
     if first.shape != second.shape:
         raise ValueError(
             f"{first.size} values do not pair with {second.size}; compare the same users in one order"

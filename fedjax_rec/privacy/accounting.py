@@ -17,32 +17,38 @@ What a client sends to a server that it does not trust is another release (`mess
 """
 
 import math
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import binom
 
-from fedjax_rec.samplers import CyclicPoisson, Everyone, Poisson, Uniform, cyclic_poisson, poisson
-from fedjax_rec.types import Informed, Sampler
+from fedjax_rec.samplers.data_independent import (
+    CyclicPoisson,
+    Everyone,
+    Poisson,
+    Uniform,
+)
+from fedjax_rec.types import Algorithm, DataDependentSampler, Sampler
 
-SHARE = 0.01  # of delta that a full cohort may cost: surplus clients are dropped that seldom
-INSTALL = "privacy accounting needs dp-accounting; pip install 'fedjax_rec[privacy]'"
+UNIT = "user"  # what neighbours differ in: all that one client holds
+MAX_EPSILON = 100.0  # beyond, nothing is hidden, and counting takes minutes and gigabytes
+_ORDERS = (*range(2, 64), 96, 128, 256, 512)  # of the quick estimate, in whole numbers
+_MAX_ESTIMATE = 4 * MAX_EPSILON  # it is at most so far off
+_FINE = (1.0, 1e-4)  # an estimate up to which privacy losses are counted in such steps
+_COARSE_STEP = 1e-3
+_INSTALL_HINT = "privacy accounting needs dp-accounting; pip install 'fedjax_rec[privacy]'"
 
 
-class Round(NamedTuple):
+class RoundEvent(NamedTuple):
     """What one round is to an accountant."""
 
     event: Any  # a DpEvent
     neighbours: str  # "add-or-remove-one" or "replace-one"
     accountant: str  # "pld" or "rdp"
-    every: int = 1  # rounds that are one event to each client
-    most: int | None = None  # rounds for which the noise was made: nothing hides more of them
+    rounds_per_event: int = 1  # consecutive rounds that are one event to each client
+    max_rounds: int | None = None  # for which the noise was made: nothing hides more of them
 
 
-def round_event(sampler: Sampler, noise_multiplier: float, num_clients: int) -> Round:
+def round_event(sampler: Sampler, noise_multiplier: float, num_clients: int) -> RoundEvent:
     """The event of one round: who was drawn, and how much noise hid them.
 
     Args:
@@ -58,28 +64,38 @@ def round_event(sampler: Sampler, noise_multiplier: float, num_clients: int) -> 
         ImportError: without dp-accounting.
 
     Example:
-        >>> from fedjax_rec.samplers import everyone
+        >>> from fedjax_rec.samplers.data_independent import everyone
         >>> round_event(everyone(), 2.0, 100).accountant
         'pld'
     """
-    dp = library()
-    if isinstance(sampler, Everyone):
-        return Round(dp.GaussianDpEvent(noise_multiplier), "add-or-remove-one", "pld")
-    if isinstance(sampler, Poisson | CyclicPoisson):
-        every = sampler.groups if isinstance(sampler, CyclicPoisson) else 1
-        size = -(-num_clients // every)
+    dp = import_dp_accounting()
+    kind: Any = type(sampler)  # itself: what is made of one of these may draw in another way
+    if kind is Everyone:
+        return RoundEvent(dp.GaussianDpEvent(noise_multiplier), "add-or-remove-one", "pld")
+    if kind in (Poisson, CyclicPoisson):
+        assert isinstance(sampler, Poisson | CyclicPoisson)  # noqa: S101 - this tells the type checker
+        if sampler.num_clients not in (None, num_clients):
+            raise ValueError(
+                f"{sampler} draws from {sampler.num_clients:,} clients, not from {num_clients:,}; make another one"
+            )
+        groups = sampler.groups if isinstance(sampler, CyclicPoisson) else 1
+        size = -(-num_clients // groups)
+        if sampler.probability == 1 and sampler.capacity >= size:  # everyone, whom no draw hides
+            gaussian = dp.GaussianDpEvent(noise_multiplier)
+            return RoundEvent(gaussian, "add-or-remove-one", "pld", rounds_per_event=groups)
         event = dp.TruncatedSubsampledGaussianDpEvent(
             dataset_size=size,
-            sampling_probability=sampler.probability,
+            sampling_probability=_drawn_share(sampler.probability),
             truncated_batch_size=min(sampler.capacity, size),
             noise_multiplier=noise_multiplier,
         )
-        return Round(event, "add-or-remove-one", "pld", every)
-    if isinstance(sampler, Uniform):
+        return RoundEvent(event, "add-or-remove-one", "pld", rounds_per_event=groups)
+    if kind is Uniform:
+        assert isinstance(sampler, Uniform)  # noqa: S101 - this tells the type checker
         gaussian = dp.GaussianDpEvent(noise_multiplier / 2)
         event = dp.SampledWithoutReplacementDpEvent(num_clients, sampler.size(num_clients), gaussian)
-        return Round(event, "replace-one", "rdp")
-    if isinstance(sampler, Informed):
+        return RoundEvent(event, "replace-one", "rdp")
+    if isinstance(sampler, DataDependentSampler):
         raise ValueError(
             f"{sampler!r} draws clients by their data, so that the cohort itself reveals it; draw cohorts with "
             "samplers.poisson, uniform or everyone"
@@ -89,7 +105,43 @@ def round_event(sampler: Sampler, noise_multiplier: float, num_clients: int) -> 
     )
 
 
-def message_event(noise_multiplier: float) -> Round:
+def _drawn_share(probability: float) -> float:
+    """With which probability a draw is below q: draws are multiples of 2^-23, and compared as float32."""
+    return min(1.0, math.ceil(float(np.float32(probability)) * 2**23) / 2**23)
+
+
+def event_of(algorithm: Algorithm, num_clients: int) -> RoundEvent | None:
+    """What one round of an algorithm spends, read off what runs: its sampler, its clip and its noise.
+
+    Args:
+        algorithm: any.
+        num_clients: N, of the population that it runs on.
+
+    Returns:
+        the event; None where no noise is added.
+
+    Raises:
+        ValueError: if its sampler has no known event, or is for another number of clients.
+        ImportError: without dp-accounting, where there is noise.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> event_of(fr.fedmf(dim=2), 100) is None
+        True
+    """
+    mechanism = algorithm.mechanism
+    if mechanism is None:
+        return None
+    if mechanism.client_noise > 0:
+        return message_event(mechanism.client_noise)
+    noise = mechanism.noise
+    if noise is None or not noise.multiplier > 0 or mechanism.sampler is None:
+        return None
+    event = round_event(mechanism.sampler, noise.multiplier, num_clients)
+    return event._replace(max_rounds=noise.max_rounds)
+
+
+def message_event(noise_multiplier: float) -> RoundEvent:
     """The event of one message of one client to a server that it does not trust, of any two that it could send.
 
     Two updates clipped to C differ by 2 C at most; the accountant of "replace one" doubles the sensitivity itself.
@@ -108,61 +160,25 @@ def message_event(noise_multiplier: float) -> Round:
         >>> round(epsilon_of(message_event(5.0), 1, 1e-5), 4)  # the Gaussian mechanism of sigma = 5 / 2
         1.555
     """
-    return Round(library().GaussianDpEvent(noise_multiplier), "replace-one", "pld")
+    return RoundEvent(import_dp_accounting().GaussianDpEvent(noise_multiplier), "replace-one", "pld")
 
 
-def message_noise_for(rounds: int, *, epsilon: float, delta: float) -> float:
-    """The least noise multiplier with which so many messages of one client stay within a budget.
-
-    T Gaussian releases of deviation s are one of deviation s / sqrt(T), so that z = 2 sqrt(T) sigma(epsilon,
-    delta), sigma being that of the analytic Gaussian mechanism for a sensitivity of 1.
-
-    Args:
-        rounds: T, at least 1.
-        epsilon: the budget, above 0.
-        delta: of the budget.
-
-    Returns:
-        z.
-
-    Raises:
-        ValueError: if a number is out of range.
-        ImportError: without dp-accounting.
-
-    Example:
-        >>> round(message_noise_for(1, epsilon=1.0, delta=1e-5), 2)
-        7.46
-
-    Source: Balle & Wang 2018, "Improving the Gaussian mechanism for differential privacy", algorithm 1, as
-    `dp-accounting` solves it.
-    """
-    if rounds < 1 or not epsilon > 0 or not 0 < delta < 1:
-        raise ValueError(
-            "a budget needs rounds of at least 1, epsilon above 0 and delta between 0 and 1, not "
-            f"{rounds}, {epsilon} and {delta}"
-        )
-    found, more = 2 * math.sqrt(rounds) * library().get_sigma_gaussian(epsilon, delta), 1e-6
-    while epsilon_of(message_event(found), rounds, delta) > epsilon:  # the accountant rounds up
-        found, more = found * (1 + more), 2 * more
-    return float(found)
-
-
-def epsilon_of(spent: Round, rounds: int, delta: float) -> float:
+def epsilon_of(per_round: RoundEvent, rounds: int, delta: float) -> float:
     """Epsilon of so many rounds.
 
     Args:
-        spent: one round.
+        per_round: the event of one round.
         rounds: T.
         delta: above 0 and below 1.
 
     Returns:
-        epsilon; 0 for no rounds, infinite for more than there is noise for.
+        epsilon; 0 for no rounds, infinite for more than there is noise for, and beyond `MAX_EPSILON`.
 
     Raises:
         ValueError: if a number is out of range.
 
     Example:
-        >>> from fedjax_rec.samplers import everyone
+        >>> from fedjax_rec.samplers.data_independent import everyone
         >>> round(epsilon_of(round_event(everyone(), 3**0.5, 100), 3, 0.126936), 3)
         1.0
 
@@ -172,204 +188,51 @@ def epsilon_of(spent: Round, rounds: int, delta: float) -> float:
         raise ValueError(f"rounds={rounds} must be at least 0, and delta={delta} between 0 and 1")
     if rounds == 0:
         return 0.0
-    if spent.most is not None and rounds > spent.most:
+    if per_round.max_rounds is not None and rounds > per_round.max_rounds:
         return math.inf
-    dp = library()
-    accountant = _accountant(spent)
-    events = -(-rounds // spent.every)
-    return float(accountant.compose(dp.SelfComposedDpEvent(spent.event, events)).get_epsilon(delta))
+    num_events = -(-rounds // per_round.rounds_per_event)
+    estimate = _estimate(per_round, num_events, delta)
+    if estimate > _MAX_ESTIMATE:
+        return math.inf
+    dp = import_dp_accounting()
+    accountant = _accountant(per_round, estimate)
+    accountant.compose(dp.SelfComposedDpEvent(per_round.event, num_events))
+    epsilon = float(accountant.get_epsilon(delta))
+    return epsilon if epsilon <= MAX_EPSILON else math.inf
 
 
-def noise_for(
-    sampler: Sampler, num_clients: int, rounds: int, *, epsilon: float, delta: float, tolerance: float = 1e-3
-) -> float:
-    """The least noise multiplier with which so many rounds stay within a budget.
-
-    Args:
-        sampler: of the run.
-        num_clients: N.
-        rounds: T, at least 1.
-        epsilon: the budget, above 0.
-        delta: of the budget.
-        tolerance: of the result, relative; the result is always on the safe side.
-
-    Returns:
-        z.
-
-    Raises:
-        ValueError: if a number is out of range.
-
-    Example:
-        >>> from fedjax_rec.samplers import everyone
-        >>> z = noise_for(everyone(), 100, 3, epsilon=1.0, delta=0.126936)
-        >>> 1.731 < z < 1.735
-        True
-    """
-    if rounds < 1 or not epsilon > 0:
-        raise ValueError(
-            f"a budget needs rounds of at least 1 and epsilon above 0, not {rounds} and {epsilon}"
-        )
-
-    def spends(multiplier: float) -> float:
-        return epsilon_of(round_event(sampler, multiplier, num_clients), rounds, delta)
-
-    return _least_noise(spends, epsilon, tolerance)
+def _estimate(per_round: RoundEvent, num_events: int, delta: float) -> float:
+    """About epsilon in a moment, by Renyi's divergence and as if no cohort were cut off; not for a guarantee."""
+    dp = import_dp_accounting()
+    event = per_round.event
+    if isinstance(event, dp.TruncatedSubsampledGaussianDpEvent):
+        gaussian = dp.GaussianDpEvent(event.noise_multiplier)
+        event = dp.PoissonSampledDpEvent(event.sampling_probability, gaussian)
+    relation = _relation_of(per_round)
+    accountant = dp.rdp.RdpAccountant(orders=_ORDERS, neighboring_relation=relation)
+    accountant.compose(dp.SelfComposedDpEvent(event, num_events))
+    return float(accountant.get_epsilon(delta))
 
 
-def rounds_for(spent: Round, *, epsilon: float, delta: float, most: int = 10**6, near: int = 0) -> int:
-    """How many rounds a budget allows.
-
-    Args:
-        spent: one round.
-        epsilon: the budget.
-        delta: of the budget.
-        most: the answer is at most this.
-        near: a guess, which saves time.
-
-    Returns:
-        the largest T whose epsilon is within the budget.
-
-    Example:
-        >>> from fedjax_rec.samplers import everyone
-        >>> rounds_for(round_event(everyone(), 3**0.5, 100), epsilon=1.001, delta=0.126936)
-        3
-    """
-
-    def fits(rounds: int) -> bool:
-        return epsilon_of(spent, rounds, delta) <= epsilon
-
-    low, step = (near if 0 < near <= most and fits(near) else 0), 1
-    while low < most and fits(min(low + step, most)):
-        low, step = min(low + step, most), 2 * step
-    high = min(low + step, most + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+def _accountant(per_round: RoundEvent, estimate: float) -> Any:
+    """The accountant of an event, which rounds losses up to steps: fine ones where epsilon is small."""
+    dp = import_dp_accounting()
+    relation = _relation_of(per_round)
+    if per_round.accountant == "rdp":
+        return dp.rdp.RdpAccountant(neighboring_relation=relation)
+    largest, fine_step = _FINE
+    step = fine_step if estimate <= largest else _COARSE_STEP
+    return dp.pld.PLDAccountant(relation, value_discretization_interval=step)
 
 
-def capacity_for(num_clients: int, probability: float, rounds: int, delta: float) -> int:
-    """Room for a Poisson cohort that is almost never too small: P[any of T cohorts is larger] <= delta / 100.
-
-    Args:
-        num_clients: N.
-        probability: q, with which each client is drawn.
-        rounds: T.
-        delta: of the budget.
-
-    Returns:
-        the smallest B with T P[Bin(N, q) > B] <= delta / 100, at most N.
-
-    Raises:
-        ValueError: if a number is out of range.
-
-    Example:
-        >>> capacity_for(6040, 0.02, 200, 1e-5)
-        193
-    """
-    if not 0 < probability <= 1 or rounds < 1 or not 0 < delta < 1:
-        raise ValueError(
-            f"probability={probability} and delta={delta} must be between 0 and 1, rounds={rounds} at least 1"
-        )
-    sizes = np.arange(num_clients + 1)
-    fits = rounds * binom.sf(sizes, num_clients, probability) <= SHARE * delta
-    return max(1, int(np.argmax(fits)))
+def _relation_of(per_round: RoundEvent) -> Any:
+    relations = import_dp_accounting().NeighboringRelation
+    return {"add-or-remove-one": relations.ADD_OR_REMOVE_ONE, "replace-one": relations.REPLACE_ONE}[
+        per_round.neighbours
+    ]
 
 
-def choose_noise(
-    noise_multiplier: float | None, target_epsilon: float | None, calibrate: Callable[..., float]
-) -> float:
-    """The noise that is asked for, by itself or by what it may spend.
-
-    Args:
-        noise_multiplier: z; give it or the target.
-        target_epsilon: of the budget.
-        calibrate: epsilon=target -> z.
-
-    Returns:
-        z, above 0.
-
-    Raises:
-        ValueError: if not exactly one of them is given, or z is not above 0.
-
-    Example:
-        >>> choose_noise(None, 2.0, lambda epsilon: 3.0 / epsilon)
-        1.5
-    """
-    if noise_multiplier is not None and target_epsilon is None:
-        chosen = noise_multiplier
-    elif target_epsilon is not None and noise_multiplier is None:
-        chosen = calibrate(epsilon=target_epsilon)
-    else:
-        raise ValueError(
-            f"noise_multiplier={noise_multiplier} and target_epsilon={target_epsilon}: give exactly one of them"
-        )
-    if not chosen > 0:
-        raise ValueError(f"noise_multiplier={chosen} hides nothing; give a number above 0")
-    return chosen
-
-
-def draw_poisson(
-    num_clients: int, cohort: int, rounds: int, delta: float, groups: int = 1
-) -> Poisson | CyclicPoisson:
-    """Poisson cohorts of a mean size, with room that is almost never too small.
-
-    Args:
-        num_clients: N.
-        cohort: clients of a round on average, at most N, or a group's share of them.
-        rounds: T.
-        delta: of the budget.
-        groups: of which each has its turn, 1 for a draw from all.
-
-    Returns:
-        the sampler.
-
-    Raises:
-        ValueError: if a number is out of range.
-
-    Example:
-        >>> draw_poisson(1000, 1000, 10, 1e-4).capacity
-        1000
-    """
-    size = num_clients if groups == 1 else -(-num_clients // groups)
-    if not 1 <= cohort <= size:
-        parts = "" if groups == 1 else f" in one of {groups} groups; lower the cohort or the bands"
-        raise ValueError(f"cohort={cohort} must be between 1 and the {size} clients that there are{parts}")
-    capacity = capacity_for(size, cohort / size, rounds, delta)
-    if groups == 1:
-        return poisson(cohort / size, capacity)
-    return cyclic_poisson(cohort / size, capacity, groups)
-
-
-def _least_noise(spends: Callable[[float], float], epsilon: float, tolerance: float) -> float:
-    """The least multiplier that spends at most epsilon: log epsilon is nearly linear in log z, used here."""
-    known = lru_cache(maxsize=None)(spends)
-    high = 1.0
-    while known(high) > epsilon:
-        high *= 2
-    while known(high / 2) <= epsilon:
-        high /= 2
-
-    def excess(log_z: float) -> float:
-        return math.log(max(known(math.exp(log_z)), 1e-12) / epsilon)
-
-    found = math.exp(brentq(excess, math.log(high / 2), math.log(high), xtol=tolerance / 2))
-    while known(found) > epsilon:  # the root may be a little short of it
-        found *= 1 + tolerance / 2
-    return found
-
-
-def _accountant(spent: Round) -> Any:
-    dp = library()
-    relations = {
-        "add-or-remove-one": dp.NeighboringRelation.ADD_OR_REMOVE_ONE,
-        "replace-one": dp.NeighboringRelation.REPLACE_ONE,
-    }
-    kinds = {"pld": dp.pld.PLDAccountant, "rdp": dp.rdp.RdpAccountant}
-    return kinds[spent.accountant](neighboring_relation=relations[spent.neighbours])
-
-
-def library() -> Any:
+def import_dp_accounting() -> Any:
     """The package `dp_accounting`, imported when it is first needed.
 
     Returns:
@@ -379,7 +242,7 @@ def library() -> Any:
         ImportError: where it is not installed, saying how to install it.
 
     Example:
-        >>> library().GaussianDpEvent(2.0).noise_multiplier
+        >>> import_dp_accounting().GaussianDpEvent(2.0).noise_multiplier
         2.0
     """
     try:
@@ -387,5 +250,5 @@ def library() -> Any:
         import dp_accounting.pld
         import dp_accounting.rdp
     except ImportError as missing:
-        raise ImportError(INSTALL) from missing
+        raise ImportError(_INSTALL_HINT) from missing
     return dp_accounting

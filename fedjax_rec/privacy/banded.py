@@ -18,9 +18,9 @@ that is resumed meets the same. After the planned rounds it is not a number, and
 import math
 from functools import lru_cache
 
-from fedjax_rec.noise import invert
+from fedjax_rec.server.noise import invert
 
-INSTALL = "banded noise needs jax-privacy; pip install 'fedjax_rec[banded]'"
+_INSTALL_HINT = "banded noise needs jax-privacy; pip install 'fedjax_rec[banded]'"
 
 
 @lru_cache(maxsize=8)
@@ -69,7 +69,9 @@ def strategy_coefficients(rounds: int, bands: int) -> tuple[float, ...]:
     try:
         from jax_privacy.matrix_factorization import toeplitz
     except ImportError as problem:
-        raise ImportError(INSTALL) from problem
-    found = [float(x) for x in toeplitz.optimize_banded_toeplitz(rounds, bands)]
-    length = math.sqrt(math.fsum(x * x for x in found))
-    return tuple(x / length for x in found)  # of norm 1 in double precision too: the guarantee rests on it
+        raise ImportError(_INSTALL_HINT) from problem
+    coefficients = [float(x) for x in toeplitz.optimize_banded_toeplitz(rounds, bands)]
+    norm = math.sqrt(math.fsum(x * x for x in coefficients))
+    return tuple(
+        x / norm for x in coefficients
+    )  # of norm 1 in double precision too: the guarantee rests on it

@@ -3,25 +3,31 @@
     ledger = open_ledger(private, epsilon=4.0)
     fr.simulate(fr.fedmf(**private.federation), split, rounds=400, ledger=ledger)
 
-A run asks before each block of rounds, counted from the very start, also if it was resumed. What is refused was
-not run. A ledger is a value: it holds the event of a round and the budget, and `to_json` and `from_json` carry it
-over to another process. It cannot know whether the algorithm is the one that it was opened for.
+A run is admitted only if its rounds are those that the ledger counts: the same sampler of as many clients, the
+same noise. It asks before each block of rounds, counted from the very start, also if it was resumed; what is
+refused was not run. Rounds of several runs add up; a resumed run is the same one. Noise is its key's: two runs of
+one key are refused, for the difference of two models with the same noise has none.
+`to_json` and `from_json` carry a ledger over to another process.
 """
 
 import json
+import math
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from fedjax_rec.privacy.accounting import Round, epsilon_of, library, rounds_for
+from fedjax_rec.privacy.accounting import RoundEvent, epsilon_of, event_of, import_dp_accounting
+from fedjax_rec.privacy.calibration import rounds_for
+from fedjax_rec.types import Algorithm
 
-SCHEMA = 1  # of the JSON
+SCHEMA = 2  # of the JSON
 
 
-class Spender(Protocol):
-    """What a ledger can be opened for: `central.Private`, `local.LocalPrivate`."""
+class PrivateMechanism(Protocol):
+    """What a ledger can be opened for: what `dp_fedavg` and `local_dp` return, for instance."""
 
     @property
-    def spent(self) -> Round:
+    def per_round(self) -> RoundEvent:
         """What one round spends."""
 
     @property
@@ -33,48 +39,138 @@ class Overspent(ValueError):  # noqa: N818 - it says what would have happened
     """A run asked for more rounds than its budget allows."""
 
 
-class Ledger(NamedTuple):
-    """A budget of epsilon at delta, for rounds that all spend alike."""
+class Ledger:
+    """A budget of epsilon at delta, and the rounds that runs have spent of it, which all spend alike.
 
-    spent: Round  # by one round
-    delta: float
-    budget: float  # epsilon
+    Args:
+        per_round: what one round spends.
+        delta: of the guarantee.
+        budget: epsilon.
+        runs: rounds by run, each counted from its very start.
+    """
 
-    def epsilon(self, rounds: int) -> float:
-        """Epsilon of so many rounds."""
-        return _epsilon(self.spent, rounds, self.delta)
+    def __init__(
+        self, per_round: RoundEvent, delta: float, budget: float, runs: Mapping[str, int] | None = None
+    ) -> None:
+        self.per_round = per_round
+        self.delta = delta
+        self.budget = budget
+        self.runs: dict[str, int] = dict(runs or {})
 
-    def would_exceed(self, rounds: int) -> bool:
-        """Whether so many rounds would spend more than the budget."""
-        return self.epsilon(rounds) > self.budget
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ledger) and vars(self) == vars(other)
 
-    def allowed(self, near: int = 0) -> int:
-        """How many rounds the budget allows; `near`, if it is allowed, saves time."""
-        return rounds_for(self.spent, epsilon=self.budget, delta=self.delta, near=near)
+    __hash__ = None  # type: ignore[assignment]  # it changes
 
-    def check(self, rounds: int, done: int = 0) -> None:
+    def __repr__(self) -> str:
+        return f"Ledger(epsilon={self.budget:g}, delta={self.delta:g}, runs={self.runs})"
+
+    def epsilon(self, rounds: int, run: str = "") -> float:
+        """Epsilon of so many rounds of a run, and of what other runs have spent."""
+        run = self._known(run)
+        lengths = (*(done for name, done in self.runs.items() if name != run), rounds)
+        return _epsilon(self.per_round, tuple(sorted(lengths)), self.delta)
+
+    def would_exceed(self, rounds: int, run: str = "") -> bool:
+        """Whether a run of so many rounds would spend more than is left of the budget."""
+        return self.epsilon(rounds, run) > self.budget
+
+    def allowed(self, guess: int = 0) -> int:
+        """How many rounds the whole budget allows one run; a `guess`, if it is allowed, saves time."""
+        return rounds_for(self.per_round, epsilon=self.budget, delta=self.delta, guess=guess)
+
+    def admit(self, algorithm: Algorithm, num_clients: int) -> None:
+        """Refuse an algorithm whose rounds are not those that this ledger counts.
+
+        Args:
+            algorithm: that will run.
+            num_clients: N, of its population.
+
+        Raises:
+            ValueError: if it adds no noise, or other noise, or draws its cohorts in another way.
+        """
+        event = event_of(algorithm, num_clients)
+        if event is None:
+            raise ValueError(
+                "the algorithm adds no noise, and the ledger would count what it does not spend; give its factory "
+                "all of `private.federation`, or leave out ledger="
+            )
+        if event != self.per_round:
+            raise ValueError(
+                f"a round of the algorithm is {_shown(event)} on {num_clients:,} clients, and the ledger counts "
+                f"{_shown(self.per_round)}; open one for what runs"
+            )
+
+    def check(self, rounds: int, done: int = 0, run: str = "") -> None:
         """Refuse so many rounds if they would overspend.
 
         Args:
-            rounds: counted from the very start.
+            rounds: of the run, counted from the very start.
             done: of them, already.
+            run: which one; what others have spent is added.
 
         Raises:
             Overspent: naming epsilon, the budget, and the rounds that are allowed.
         """
-        if self.would_exceed(rounds):
-            raise Overspent(
-                f"{rounds} rounds would spend epsilon={self.epsilon(rounds):.6g}, more than the budget of "
-                f"{self.budget:g} at delta={self.delta:g}; rounds={self.allowed(done)} are allowed, {done} done"
+        if not self.would_exceed(rounds, run):
+            return
+        others = [spent for name, spent in self.runs.items() if name != self._known(run)]
+        whole = _whole_events(self.per_round, others)
+        allowed = self._allowed_beside(whole) if whole else self.allowed(done)
+        beside = f" beside {sum(others)} of other runs" if whole else ""
+        raise Overspent(
+            f"{rounds} rounds{beside} would spend epsilon={self.epsilon(rounds, run):.6g}, more than the budget "
+            f"of {self.budget:g} at delta={self.delta:g}; rounds={allowed} are allowed, {done} done"
+        )
+
+    def record(self, rounds: int, run: str = "") -> None:
+        """Note the rounds of a run, counted from its very start: it never gives any back.
+
+        Args:
+            rounds: of the run.
+            run: which one. Of a name with hyphens, as `simulate` gives them, the first part is that of its noise,
+                and the last, which a run that goes on from a state does not know, that of its start.
+
+        Raises:
+            ValueError: if another run has spent rounds under the same noise.
+        """
+        run = self._known(run)
+        noise, named, _ = run.partition("-")
+        others = [name for name, spent in self.runs.items() if spent and name != run]
+        if named and any(name.partition("-")[0] == noise for name in others):
+            raise ValueError(
+                "another run on this ledger has had this seed, and so the same noise, which the difference of "
+                "both models takes off; give another seed, or go on with that run, on the same data"
             )
+        self.runs[run] = max(rounds, self.runs.get(run, 0))
+
+    def _known(self, run: str) -> str:
+        """The name under which a run that goes on was noted when it began."""
+        return next((name for name in self.runs if run and name.startswith(f"{run}-")), run)
+
+    def _allowed_beside(self, others: int) -> int:
+        """Rounds that the budget allows a run beside others, whose events were so many rounds long."""
+        per_round = self.per_round
+        unlimited = per_round._replace(max_rounds=None)
+        whole = rounds_for(unlimited, epsilon=self.budget, delta=self.delta, guess=others)
+        left = max(0, whole - whole % per_round.rounds_per_event - others)
+        return left if per_round.max_rounds is None else min(left, per_round.max_rounds)
 
     def to_json(self) -> str:
         """The ledger as JSON, with the version of its schema."""
-        spent = self.spent._asdict() | {"event": _event_to_dict(self.spent.event)}
-        return json.dumps({"schema": SCHEMA, "epsilon": self.budget, "delta": self.delta, "round": spent})
+        per_round = self.per_round._asdict() | {"event": _event_to_dict(self.per_round.event)}
+        return json.dumps(
+            {
+                "schema": SCHEMA,
+                "epsilon": self.budget,
+                "delta": self.delta,
+                "round": per_round,
+                "runs": self.runs,
+            }
+        )
 
 
-def open_ledger(private: Spender, *, epsilon: float) -> Ledger:
+def open_ledger(private: PrivateMechanism, *, epsilon: float) -> Ledger:
     """A ledger for a private way to federate.
 
     Args:
@@ -88,7 +184,7 @@ def open_ledger(private: Spender, *, epsilon: float) -> Ledger:
         ValueError: if the budget is not above 0.
 
     Example:
-        >>> from fedjax_rec.privacy.local import local_dp
+        >>> from fedjax_rec.privacy.local_dp import local_dp
         >>> private = local_dp(rounds=3, clip=1.0, delta=1e-5, target_epsilon=2.0)
         >>> ledger = open_ledger(private, epsilon=2.0)
         >>> ledger.would_exceed(3), ledger.would_exceed(4)
@@ -99,7 +195,7 @@ def open_ledger(private: Spender, *, epsilon: float) -> Ledger:
     """
     if not epsilon > 0:
         raise ValueError(f"a budget of epsilon={epsilon} allows nothing; give a number above 0")
-    return Ledger(private.spent, private.delta, float(epsilon))
+    return Ledger(private.per_round, private.delta, float(epsilon))
 
 
 def from_json(text: str) -> Ledger:
@@ -115,42 +211,59 @@ def from_json(text: str) -> Ledger:
         ValueError: if it is no ledger, or of another schema.
 
     Example:
-        >>> from fedjax_rec.privacy.local import local_dp
+        >>> from fedjax_rec.privacy.local_dp import local_dp
         >>> private = local_dp(rounds=3, clip=1.0, delta=1e-5, noise_multiplier=9.0)
         >>> ledger = open_ledger(private, epsilon=2.0)
         >>> from_json(ledger.to_json()) == ledger
         True
     """
     try:
-        found = json.loads(text)
-        schema = found["schema"]
+        fields = json.loads(text)
+        schema = fields["schema"]
     except (ValueError, TypeError, KeyError) as problem:
         raise ValueError(f"this is no ledger, but {text[:40]!r}; write one with Ledger.to_json") from problem
     if schema != SCHEMA:
         raise ValueError(f"the ledger is of schema {schema}, this version reads {SCHEMA}; open a new ledger")
     try:
-        spent = found["round"] | {"event": _event_of_dict(found["round"]["event"])}
-        return Ledger(Round(**spent), float(found["delta"]), float(found["epsilon"]))
-    except (KeyError, TypeError, AttributeError) as problem:
+        per_round = fields["round"] | {"event": _event_of_dict(fields["round"]["event"])}
+        runs = {str(run): int(rounds) for run, rounds in fields["runs"].items()}
+        return Ledger(RoundEvent(**per_round), float(fields["delta"]), float(fields["epsilon"]), runs)
+    except (KeyError, TypeError, AttributeError, ValueError) as problem:
         raise ValueError(f"the ledger is damaged: {problem}; open a new one") from problem
 
 
 @lru_cache(maxsize=1024)
-def _epsilon(spent: Round, rounds: int, delta: float) -> float:
-    return epsilon_of(spent, rounds, delta)
+def _epsilon(per_round: RoundEvent, lengths: tuple[int, ...], delta: float) -> float:
+    """Epsilon of runs of so many rounds: each has events, and noise, of its own."""
+    if per_round.max_rounds is not None and lengths[-1] > per_round.max_rounds:
+        return math.inf
+    return epsilon_of(per_round._replace(max_rounds=None), _whole_events(per_round, lengths), delta)
+
+
+def _whole_events(per_round: RoundEvent, lengths: Iterable[int]) -> int:
+    """Rounds of all events that runs of so many rounds have begun."""
+    span = per_round.rounds_per_event
+    return sum(-(-rounds // span) for rounds in lengths) * span
+
+
+def _shown(per_round: RoundEvent) -> str:
+    """An event in words: its fields, and for how many rounds it holds."""
+    ending = "" if per_round.max_rounds is None else f" for {per_round.max_rounds} rounds"
+    return f"{per_round.event}{ending}"
 
 
 def _event_to_dict(event: Any) -> dict[str, Any]:
     """An event of dp-accounting by the name of its class and its fields, which may be events."""
     fields = {field.name: getattr(event, field.name) for field in type(event).__attrs_attrs__}
-    nested = library().DpEvent
+    nested = import_dp_accounting().DpEvent
     plain = {name: _event_to_dict(x) if isinstance(x, nested) else x for name, x in fields.items()}
     return {"type": type(event).__name__, **plain}
 
 
-def _event_of_dict(found: dict[str, Any]) -> Any:
-    kind = getattr(library(), found["type"], None)
-    if not (isinstance(kind, type) and issubclass(kind, library().DpEvent)):
-        raise TypeError(f"dp-accounting knows no event {found['type']!r}")
-    fields = {name: x for name, x in found.items() if name != "type"}
+def _event_of_dict(values: dict[str, Any]) -> Any:
+    """Undo `_event_to_dict`: no other class than an event is made."""
+    kind = getattr(import_dp_accounting(), values["type"], None)
+    if not (isinstance(kind, type) and issubclass(kind, import_dp_accounting().DpEvent)):
+        raise TypeError(f"dp-accounting knows no event {values['type']!r}")
+    fields = {name: x for name, x in values.items() if name != "type"}
     return kind(**{name: _event_of_dict(x) if isinstance(x, dict) else x for name, x in fields.items()})

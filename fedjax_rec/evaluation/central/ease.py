@@ -14,36 +14,35 @@ A user's scores are the user's row of X B. The one setting is lambda.
 
 import numpy as np
 
+from fedjax_rec.data.defaults import ease_penalty
 from fedjax_rec.data.splits import Split
-from fedjax_rec.evaluation.central.scorers import Scorer, count_pairs, weigh_items
+from fedjax_rec.evaluation.central.scorers import Scorer, gram_matrix, make_item_scorer
 
 
 def default_regularisation(split: Split) -> float:
-    """Choose lambda by the size of the data: the square root of the number of training events.
-
-    It is 313 on MovieLens 100K and 994 on 1M, where validation prefers 100 to 500 and 500 to 1,000.
+    """Choose lambda by the size of the data, as `fedease` does (`fedjax_rec.data.defaults.ease_penalty`).
 
     Args:
         split: the split.
 
     Returns:
-        lambda, in whole numbers.
+        lambda.
 
     Example:
         >>> from fedjax_rec.evaluation.central.example import tiny_split
-        >>> default_regularisation(tiny_split())  # 8 training events
-        3.0
+        >>> round(4 * default_regularisation(tiny_split()) ** 2)  # training events
+        8
     """
-    return float(max(1, round(len(split.items) ** 0.5)))
+    return float(max(1.0, ease_penalty(split.size)))
 
 
-def fit_ease(split: Split, *, regularisation: float | None = None, pairs: np.ndarray | None = None) -> Scorer:
+def fit_ease(split: Split, *, regularisation: float | None = None, gram: np.ndarray | None = None) -> Scorer:
     """Solve for the weights.
 
     Args:
         split: its training events are X.
         regularisation: lambda, more than 0; by default `default_regularisation`.
-        pairs: float64[I, I], X^T X, where several fits share it; by default it is counted.
+        gram: float64[I, I], X^T X, where several fits share it; by default it is counted.
 
     Returns:
         the scorer.
@@ -62,19 +61,19 @@ def fit_ease(split: Split, *, regularisation: float | None = None, pairs: np.nda
         regularisation = default_regularisation(split)
     if not 0 < regularisation < np.inf:
         raise ValueError(f"ease: regularisation must be a finite number above 0, not {regularisation}")
-    pairs = count_pairs(split) if pairs is None else pairs
-    least = np.finfo(float).eps * pairs.trace()
-    if regularisation < least:
+    gram = gram_matrix(split) if gram is None else gram
+    smallest = np.finfo(float).eps * gram.trace()
+    if regularisation < smallest:
         raise ValueError(
-            f"ease: regularisation={regularisation} is lost in rounding; give {least:.1g} or more"
+            f"ease: regularisation={regularisation} is lost in rounding; give {smallest:.1g} or more"
         )
-    return weigh_items(split, _solve(pairs, regularisation))
+    return make_item_scorer(split, _solve(gram, regularisation))
 
 
-def _solve(pairs: np.ndarray, regularisation: float) -> np.ndarray:
+def _solve(gram: np.ndarray, regularisation: float) -> np.ndarray:
     """float64[I, I], B. A Cholesky inverse has a third of the work, and waits for long on a busy machine."""
-    ridge = pairs.copy()
-    np.fill_diagonal(ridge, pairs.diagonal() + regularisation)
+    ridge = gram.copy()
+    np.fill_diagonal(ridge, gram.diagonal() + regularisation)
     inverse = np.linalg.inv(ridge)  # positive definite, whatever X is
     weights = -inverse / inverse.diagonal()
     np.fill_diagonal(weights, 0.0)

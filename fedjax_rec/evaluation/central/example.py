@@ -23,4 +23,4 @@ def tiny_split(*, num_candidates: int = 2) -> Split:
     items = np.array([[0, 1, 2, 3], [1, 2, 0, 5], [3, 4, 5, 0], [4, 5, 3, 2]], np.int32)
     users = np.repeat(np.arange(4, dtype=np.int32), 4)
     table = Interactions(users, items.reshape(-1), None, None, np.arange(4), np.arange(6))
-    return leave_one_out(Dataset("tiny", table), num_candidates=num_candidates)
+    return leave_one_out(Dataset("tiny", table), order="file", num_candidates=num_candidates)

@@ -13,7 +13,7 @@ users, then for all items, each exactly: user u's vector is the solution of
 
     (sum over i in S_u of q_i q_i^T + w0 Q^T Q + reg (n_u + w0 I) 1) p_u = sum over i in S_u of q_i.
 
-Histories are ragged, so rows are sorted by length and solved in blocks; a block reads as many pieces of 32
+Histories are ragged, so rows are sorted by length and solved in blocks; a block reads as many chunks of 32
 entries as its longest row has. One compiled program serves all blocks of a side and all epochs, without
 padding histories.
 """
@@ -26,15 +26,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_rec.client.keys import key_of
+from fedjax_rec.data.defaults import als_dim, als_weights
+from fedjax_rec.data.sorting import stable_order
 from fedjax_rec.data.splits import Split
 from fedjax_rec.evaluation.central.scorers import Factors, Scorer, score_factors
 
-_BLOCK, _PIECE = 64, 32  # rows solved at once, entries of each that are read at once
-_MANY_EVENTS = 300_000
+_BLOCK_ROWS = 64  # rows solved at once
+_CHUNK_ENTRIES = 32  # of each row, read at once
 
 
-class Side(NamedTuple):
-    """The rows of one side, users or items, in blocks of rows of about equal length."""
+class RowBlocks(NamedTuple):
+    """The rows of one side, users or items, in blocks of about equally long ones."""
 
     rows: jax.Array  # int32[B, R], R for padding
     starts: jax.Array  # int32[B, R], where a row's entries start
@@ -42,24 +45,23 @@ class Side(NamedTuple):
     entries: jax.Array  # int32[nnz], the rows of the other side, row after row
 
 
-def defaults(split: Split) -> tuple[int, float]:
-    """Choose width and regularisation by the size of the data.
-
-    64 and .01 below 300,000 training events, 192 and .007 from there on: what the validation items of
-    MovieLens 100K and 1M prefer.
+def default_settings(split: Split, *, unobserved: float | None = None) -> dict[str, Any]:
+    """Choose width and weights by the size of the data, as `fedals` does (`fedjax_rec.data.defaults`).
 
     Args:
         split: the split.
+        unobserved: w0, where it is given.
 
     Returns:
-        D and reg.
+        D, reg and w0, by the names that `fit_ials` has for them.
 
     Example:
         >>> from fedjax_rec.evaluation.central.example import tiny_split
-        >>> defaults(tiny_split())
-        (64, 0.01)
+        >>> default_settings(tiny_split())["dim"]
+        64
     """
-    return (64, 0.01) if len(split.items) < _MANY_EVENTS else (192, 0.007)
+    size = split.size
+    return {"dim": als_dim(size), **als_weights(size, unobserved=unobserved)._asdict()}
 
 
 def fit_ials(
@@ -69,7 +71,7 @@ def fit_ials(
     dim: int | None = None,
     epochs: int = 8,
     regularisation: float | None = None,
-    unobserved: float = 0.3,
+    unobserved: float | None = None,
     on_epoch: Callable[[int, int], Any] | None = None,
 ) -> Scorer:
     """Alternate for some epochs.
@@ -77,10 +79,10 @@ def fit_ials(
     Args:
         split: its training events are S.
         seed: of the start.
-        dim: D; by default that of `defaults`.
+        dim: D; by default that of `default_settings`.
         epochs: 1 or more.
-        regularisation: reg, more than 0; by default that of `defaults`.
-        unobserved: w0, the weight of every pair; 0 or more.
+        regularisation: reg, more than 0; by default that of `default_settings`, for this w0.
+        unobserved: w0, the weight of every pair; 0 or more; by default that of `default_settings`.
         on_epoch: called after each epoch with its number, from 1, and the number of epochs.
 
     Returns:
@@ -95,20 +97,23 @@ def fit_ials(
         >>> scorer.params.users.shape, scorer.params.items.shape
         ((4, 2), (6, 2))
     """
-    dim = defaults(split)[0] if dim is None else dim
-    regularisation = defaults(split)[1] if regularisation is None else regularisation
+    size = split.size
+    dim = als_dim(size) if dim is None else dim
+    regularisation, unobserved = als_weights(size, regularisation, unobserved)
     _check(dim, epochs, regularisation, unobserved)
-    by_user, by_item = lay_out(split)
-    users, items = start(jax.random.key(seed), split.num_users, split.num_items, dim)
+    by_user, by_item = block_rows(split)
+    users, items = init_factors(key_of(seed), split.num_users, split.num_items, dim)
     for epoch in range(1, epochs + 1):
-        users = solve(items, by_user, split.num_users, regularisation, unobserved)
-        items = jax.block_until_ready(solve(users, by_item, split.num_items, regularisation, unobserved))
+        users = solve_factors(items, by_user, split.num_users, regularisation, unobserved)
+        items = jax.block_until_ready(
+            solve_factors(users, by_item, split.num_items, regularisation, unobserved)
+        )
         if on_epoch is not None:
             on_epoch(epoch, epochs)
     return Scorer(score_factors, Factors(users, items, jnp.zeros(split.num_items)))
 
 
-def start(key: jax.Array, num_users: int, num_items: int, dim: int) -> tuple[jax.Array, jax.Array]:
+def init_factors(key: jax.Array, num_users: int, num_items: int, dim: int) -> tuple[jax.Array, jax.Array]:
     """Draw the vectors that the iteration starts from: normal(0, .1 / sqrt(D)).
 
     Args:
@@ -121,7 +126,7 @@ def start(key: jax.Array, num_users: int, num_items: int, dim: int) -> tuple[jax
         float32[N, D] and float32[I, D].
 
     Example:
-        >>> [x.shape for x in start(jax.random.key(0), 4, 6, 2)]
+        >>> [x.shape for x in init_factors(jax.random.key(0), 4, 6, 2)]
         [(4, 2), (6, 2)]
     """
     scale = 0.1 / dim**0.5
@@ -140,8 +145,8 @@ def _check(dim: int, epochs: int, regularisation: float, unobserved: float) -> N
         raise ValueError(f"ials: unobserved must be a finite number, at least 0, not {unobserved}")
 
 
-def lay_out(split: Split) -> tuple[Side, Side]:
-    """Lay out the training events by user and by item.
+def block_rows(split: Split) -> tuple[RowBlocks, RowBlocks]:
+    """Lay out the training events by user and by item, in blocks of rows.
 
     Args:
         split: the split.
@@ -151,39 +156,43 @@ def lay_out(split: Split) -> tuple[Side, Side]:
 
     Example:
         >>> from fedjax_rec.evaluation.central.example import tiny_split
-        >>> lay_out(tiny_split())[1].entries.tolist()  # who has item 0, item 1, ...
+        >>> block_rows(tiny_split())[1].entries.tolist()  # who has item 0, item 1, ...
         [0, 0, 1, 1, 2, 2, 3, 3]
     """
     counts = np.diff(split.offsets)
     users = np.repeat(np.arange(split.num_users), counts)
-    by_item = np.argsort(split.items, kind="stable")
+    by_item = stable_order(split.items)
     item_counts = np.bincount(split.items, minlength=split.num_items)
-    return _blocks(counts, split.items), _blocks(item_counts, users[by_item])
+    return _make_blocks(counts, split.items), _make_blocks(item_counts, users[by_item])
 
 
-def _blocks(counts: np.ndarray, entries: np.ndarray) -> Side:
+def _make_blocks(counts: np.ndarray, entries: np.ndarray) -> RowBlocks:
     """Blocks of rows, the longest first, so that rows of one block are about equally long."""
     order = np.argsort(-counts, kind="stable")
-    shape = (-(-len(counts) // _BLOCK), _BLOCK)
+    shape = (-(-len(counts) // _BLOCK_ROWS), _BLOCK_ROWS)
     missing = shape[0] * shape[1] - len(counts)
 
     def stack(values: np.ndarray, empty: int) -> jax.Array:
         padded = np.pad(values[order], (0, missing), constant_values=empty)
         return jnp.asarray(padded.reshape(shape), jnp.int32)
 
-    rows, starts = np.arange(len(counts)), np.cumsum(counts) - counts
-    return Side(stack(rows, len(counts)), stack(starts, 0), stack(counts, 0), jnp.asarray(entries, jnp.int32))
+    return RowBlocks(
+        rows=stack(np.arange(len(counts)), len(counts)),
+        starts=stack(np.cumsum(counts) - counts, 0),
+        counts=stack(counts, 0),
+        entries=jnp.asarray(entries, jnp.int32),
+    )
 
 
 @partial(jax.jit, static_argnames="num_rows")
-def solve(
-    others: jax.Array, side: Side, num_rows: int, regularisation: float, unobserved: float
+def solve_factors(
+    other_factors: jax.Array, blocks: RowBlocks, num_rows: int, regularisation: float, unobserved: float
 ) -> jax.Array:
     """Solve for the vectors of one side, those of the other being fixed: half an epoch.
 
     Args:
-        others: float32[M, D], the vectors of the other side.
-        side: of `lay_out`.
+        other_factors: float32[M, D], the vectors of the other side.
+        blocks: of the side to solve for, as `block_rows` gives them.
         num_rows: n, how many vectors to solve for.
         regularisation: reg.
         unobserved: w0.
@@ -193,29 +202,36 @@ def solve(
 
     Example:
         >>> from fedjax_rec.evaluation.central.example import tiny_split
-        >>> by_user, _ = lay_out(tiny_split())
-        >>> vectors = solve(jnp.ones((6, 1)), by_user, 4, 0.5, 0.0)
+        >>> by_user, _ = block_rows(tiny_split())
+        >>> vectors = solve_factors(jnp.ones((6, 1)), by_user, 4, 0.5, 0.0)
         >>> bool(jnp.allclose(vectors, 2 / 3))  # n / (n + reg n), for n = 2
         True
     """
-    num_others, dim = others.shape
-    everywhere = unobserved * (others.T @ others)
+    num_others, dim = other_factors.shape
+    # What all pairs add to the equations of every row, [D, D].
+    gram = unobserved * (other_factors.T @ other_factors)
 
     def solve_block(block: tuple[jax.Array, jax.Array]) -> jax.Array:
         starts, counts = block
 
-        def read(piece: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            places = piece * _PIECE + jnp.arange(_PIECE)[None, :]
-            entries = side.entries.at[starts[:, None] + places].get(mode="clip")
-            vectors = others[entries] * (places < counts[:, None])[:, :, None]
-            return sums[0] + jnp.einsum("rkd,rke->rde", vectors, vectors), sums[1] + vectors.sum(1)
+        def add_chunk(chunk: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            """Add some entries of every row to its matrix [R, D, D] and its right-hand side [R, D]."""
+            matrix, target = sums
+            positions = chunk * _CHUNK_ENTRIES + jnp.arange(_CHUNK_ENTRIES)[None, :]
+            entries = blocks.entries.at[starts[:, None] + positions].get(mode="clip")
+            vectors = other_factors[entries] * (positions < counts[:, None])[:, :, None]
+            return matrix + jnp.einsum("rkd,rke->rde", vectors, vectors), target + vectors.sum(1)
 
+        # The regularisation of each row, [R, D, D], to which as many chunks are added as the longest row has.
         strength = regularisation * (counts + unobserved * num_others)
-        ridge = everywhere[None] + strength[:, None, None] * jnp.eye(dim)[None]
-        pieces = (counts.max() + _PIECE - 1) // _PIECE
-        matrix, target = jax.lax.fori_loop(0, pieces, read, (ridge, jnp.zeros((len(counts), dim))))
+        ridge = gram[None] + strength[:, None, None] * jnp.eye(dim)[None]
+        num_chunks = (counts.max() + _CHUNK_ENTRIES - 1) // _CHUNK_ENTRIES
+        sums = (ridge, jnp.zeros((len(counts), dim)))
+        matrix, target = jax.lax.fori_loop(0, num_chunks, add_chunk, sums)
+
+        # The matrices are positive definite.
         factor = jnp.linalg.cholesky(matrix)
         return jax.scipy.linalg.cho_solve((factor, True), target[:, :, None])[:, :, 0]
 
-    solved = jax.lax.map(solve_block, (side.starts, side.counts)).reshape(-1, dim)
-    return jnp.zeros((num_rows, dim)).at[side.rows.reshape(-1)].set(solved, mode="drop")
+    solved = jax.lax.map(solve_block, (blocks.starts, blocks.counts)).reshape(-1, dim)
+    return jnp.zeros((num_rows, dim)).at[blocks.rows.reshape(-1)].set(solved, mode="drop")

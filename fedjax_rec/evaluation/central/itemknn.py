@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rec.data.splits import Split
-from fedjax_rec.evaluation.central.scorers import Scorer, count_pairs, weigh_items
+from fedjax_rec.evaluation.central.scorers import Scorer, gram_matrix, make_item_scorer
 
 
 def fit_itemknn(
-    split: Split, *, neighbours: int = 100, shrink: float = 10.0, pairs: np.ndarray | None = None
+    split: Split, *, neighbours: int = 100, shrink: float = 10.0, gram: np.ndarray | None = None
 ) -> Scorer:
     """Find each item's nearest ones.
 
@@ -27,7 +27,7 @@ def fit_itemknn(
         split: its training events say who has what.
         neighbours: k, 1 or more; a catalogue of fewer items has fewer.
         shrink: pulls similarities that few users support towards 0; 0 or more.
-        pairs: float64[I, I], |users of i and j|, where several fits share it; by default it is counted.
+        gram: float64[I, I], |users of i and j|, where several fits share it; by default it is counted.
 
     Returns:
         the scorer.
@@ -45,18 +45,18 @@ def fit_itemknn(
         raise ValueError(f"itemknn: neighbours must be at least 1, not {neighbours}")
     if not 0 <= shrink < np.inf:
         raise ValueError(f"itemknn: shrink must be a finite number, at least 0, not {shrink}")
-    similar = similarity(count_pairs(split) if pairs is None else pairs, shrink)
+    similar = similarity(gram_matrix(split) if gram is None else gram, shrink)
     nearest = _nearest(similar, min(neighbours, split.num_items))
     weights = np.zeros_like(similar)
     np.put_along_axis(weights, nearest, np.take_along_axis(similar, nearest, axis=1), axis=1)
-    return weigh_items(split, weights.T)
+    return make_item_scorer(split, weights.T)
 
 
-def similarity(pairs: np.ndarray, shrink: float) -> np.ndarray:
+def similarity(gram: np.ndarray, shrink: float) -> np.ndarray:
     """Compare all pairs of items.
 
     Args:
-        pairs: float64[I, I], the users of both items; on the diagonal those of one.
+        gram: float64[I, I], the users of both items; on the diagonal those of one.
         shrink: 0 or more.
 
     Returns:
@@ -67,13 +67,13 @@ def similarity(pairs: np.ndarray, shrink: float) -> np.ndarray:
         array([[0., 1.],
                [1., 0.]], dtype=float32)
     """
-    norms = np.sqrt(pairs.diagonal())
+    norms = np.sqrt(gram.diagonal())
     bound = np.outer(norms, norms) + shrink
-    similar = np.divide(pairs, bound, out=np.zeros_like(pairs), where=bound > 0)
+    similar = np.divide(gram, bound, out=np.zeros_like(gram), where=bound > 0)
     np.fill_diagonal(similar, 0.0)
     return similar.astype(np.float32)
 
 
-def _nearest(similar: np.ndarray, number: int) -> np.ndarray:
-    """int32[I, k], the most similar items; top_k puts the lower code first where two are level."""
-    return np.asarray(jax.lax.top_k(jnp.asarray(similar), number)[1])
+def _nearest(similar: np.ndarray, num_neighbours: int) -> np.ndarray:
+    """int32[I, k], the most similar items; top_k puts the lower code first where two are alike."""
+    return np.asarray(jax.lax.top_k(jnp.asarray(similar), num_neighbours)[1])

@@ -23,12 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_rec.client.keys import key_of
 from fedjax_rec.data.splits import Split
-from fedjax_rec.evaluation.central.ials import start
+from fedjax_rec.evaluation.central.ials import init_factors
 from fedjax_rec.evaluation.central.scorers import DivergedError, Factors, Scorer, score_factors
 
 
-class Params(NamedTuple):
+class MFParams(NamedTuple):
     """The model."""
 
     intercept: jax.Array  # float32[], b
@@ -37,15 +38,22 @@ class Params(NamedTuple):
     items: jax.Array  # float32[I, D], q
     item_bias: jax.Array  # float32[I]
 
+    @property
+    def num_users(self) -> int:
+        """N."""
+        return len(self.users)
 
-class Pairs(NamedTuple):
+
+class TrainingPairs(NamedTuple):
     """The training events, and what tells a user's unseen items."""
 
     users: jax.Array  # int32[nnz]
     items: jax.Array  # int32[nnz]
     offsets: jax.Array  # int32[N + 1]
-    before: jax.Array  # int32[nnz], unseen items below each of a user's items, in ascending order
-    longest: jax.Array  # bool[L], as many entries as the binary length of the longest history
+    num_unseen_below: jax.Array  # int32[nnz], unseen items below each of a user's items, in ascending order
+    search_steps: (
+        jax.Array
+    )  # bool[L], whose length is the binary length of the longest history, a static number
 
 
 def fit_mf(
@@ -86,12 +94,13 @@ def fit_mf(
     """
     sizes = {"dim": dim, "epochs": epochs, "num_negatives": num_negatives, "batch_size": batch_size}
     _check(sizes, learning_rate=learning_rate, regularisation=regularisation)
-    key, key_start = jax.random.split(jax.random.key(seed))
-    params, pairs = _start(key_start, split, dim), lay_out(split)
+    key, key_start = jax.random.split(key_of(seed))
+    params = _init_params(key_start, split, dim)
+    pairs = make_training_pairs(split)
     for epoch in range(1, epochs + 1):
         rate = learning_rate * (1 - (epoch - 1) / epochs)
         key_epoch = jax.random.fold_in(key, epoch)
-        params = _epoch(key_epoch, params, pairs, rate, regularisation, num_negatives, batch_size)
+        params = _train_epoch(key_epoch, params, pairs, rate, regularisation, num_negatives, batch_size)
         if not all(bool(jnp.isfinite(leaf).all()) for leaf in params):
             raise DivergedError(
                 f"mf: training diverged in epoch {epoch}; lower learning_rate={learning_rate}"
@@ -110,12 +119,12 @@ def _check(sizes: dict[str, int], **rates: float) -> None:
             raise ValueError(f"mf: {name} must be a finite number, at least 0, not {rate}")
 
 
-def _start(key: jax.Array, split: Split, dim: int) -> Params:
-    users, items = start(key, split.num_users, split.num_items, dim)
-    return Params(jnp.float32(0), users, jnp.zeros(split.num_users), items, jnp.zeros(split.num_items))
+def _init_params(key: jax.Array, split: Split, dim: int) -> MFParams:
+    users, items = init_factors(key, split.num_users, split.num_items, dim)
+    return MFParams(jnp.float32(0), users, jnp.zeros(split.num_users), items, jnp.zeros(split.num_items))
 
 
-def lay_out(split: Split) -> Pairs:
+def make_training_pairs(split: Split) -> TrainingPairs:
     """Lay out the training events on device.
 
     Args:
@@ -126,19 +135,24 @@ def lay_out(split: Split) -> Pairs:
 
     Example:
         >>> from fedjax_rec.evaluation.central.example import tiny_split
-        >>> lay_out(tiny_split()).before.tolist()  # the first user has 0 and 1, the third 3 and 4
+        >>> make_training_pairs(tiny_split()).num_unseen_below.tolist()  # user 0 has 0 and 1, user 2 has 3, 4
         [0, 0, 1, 1, 3, 3, 4, 4]
     """
     counts = np.diff(split.offsets)
     users = np.repeat(np.arange(split.num_users), counts)
-    ascending = split.items[np.lexsort((split.items, users))]
-    before = ascending - (np.arange(len(users)) - split.offsets[users])
-    bits = int(counts.max(initial=0)).bit_length()
-    codes = partial(jnp.asarray, dtype=jnp.int32)
-    return Pairs(codes(users), codes(split.items), codes(split.offsets), codes(before), jnp.zeros(bits, bool))
+    ascending = np.sort(users * split.num_items + split.items) - users * split.num_items
+    return TrainingPairs(
+        users=jnp.asarray(users, jnp.int32),
+        items=jnp.asarray(split.items, jnp.int32),
+        offsets=jnp.asarray(split.offsets, jnp.int32),
+        num_unseen_below=jnp.asarray(ascending - (np.arange(len(users)) - split.offsets[users]), jnp.int32),
+        search_steps=jnp.zeros(int(counts.max(initial=0)).bit_length(), bool),
+    )
 
 
-def draw_negatives(key: jax.Array, pairs: Pairs, users: jax.Array, num_items: int, number: int) -> jax.Array:
+def draw_negatives(
+    key: jax.Array, pairs: TrainingPairs, users: jax.Array, num_items: int, number: int
+) -> jax.Array:
     """Draw unseen items, uniformly and with replacement.
 
     A user's k-th item s_k, in ascending order from 0, has s_k - k unseen ones below it, so that the unseen item
@@ -156,57 +170,65 @@ def draw_negatives(key: jax.Array, pairs: Pairs, users: jax.Array, num_items: in
 
     Example:
         >>> from fedjax_rec.evaluation.central.example import tiny_split
-        >>> drawn = draw_negatives(jax.random.key(0), lay_out(tiny_split()), jnp.array([0, 2]), 6, 50)
+        >>> drawn = draw_negatives(jax.random.key(0), make_training_pairs(tiny_split()), jnp.array([0, 2]), 6, 50)
         >>> sorted(set(drawn[0].tolist())), sorted(set(drawn[1].tolist()))
         ([2, 3, 4, 5], [0, 1, 2, 5])
     """
-    begin, end = pairs.offsets[users][:, None], pairs.offsets[users + 1][:, None]
-    unseen = num_items - (end - begin)
-    ranks = jnp.minimum(jax.random.uniform(key, (len(users), number)) * unseen, unseen - 1).astype(jnp.int32)
-    below = jnp.broadcast_to(begin - 1, ranks.shape)  # the last place with s_k - k <= r
-    for power in reversed(range(len(pairs.longest))):
-        probe = below + (1 << power)
-        found = (probe < end) & (pairs.before.at[probe].get(mode="clip") <= ranks)
-        below = jnp.where(found, probe, below)
-    return jnp.where(unseen > 0, ranks + below + 1 - begin, num_items)
+    start = pairs.offsets[users][:, None]
+    end = pairs.offsets[users + 1][:, None]
+    num_unseen = num_items - (end - start)
+    uniform = jax.random.uniform(key, (len(users), number))
+    ranks = jnp.minimum(uniform * num_unseen, num_unseen - 1).astype(jnp.int32)
+
+    # Binary search for the last position of a user's items with s_k - k <= r; start - 1 if there is none.
+    last = jnp.broadcast_to(start - 1, ranks.shape)
+    for power in reversed(range(len(pairs.search_steps))):
+        probe = last + (1 << power)
+        below = pairs.num_unseen_below.at[probe].get(mode="clip") <= ranks
+        last = jnp.where((probe < end) & below, probe, last)
+    return jnp.where(num_unseen > 0, ranks + last + 1 - start, num_items)
 
 
 @partial(jax.jit, static_argnames=("num_negatives", "batch_size"))
-def _epoch(
+def _train_epoch(
     key: jax.Array,
-    params: Params,
-    pairs: Pairs,
+    params: MFParams,
+    pairs: TrainingPairs,
     learning_rate: float,
     regularisation: float,
     num_negatives: int,
     batch_size: int,
-) -> Params:
+) -> MFParams:
     """One pass over the training pairs, in a new order, with new negatives."""
     key_order, key_negatives = jax.random.split(key)
-    num_pairs, num_items = len(pairs.users), len(params.items)
+    num_pairs = len(pairs.users)
+    num_items = len(params.items)
     steps = -(-num_pairs // batch_size)
     order = jax.random.permutation(key_order, num_pairs)
     order = jnp.pad(order, (0, steps * batch_size - num_pairs), constant_values=num_pairs)
 
-    def step(t: jax.Array, params: Params) -> Params:
+    def step(t: jax.Array, params: MFParams) -> MFParams:
+        # A batch of positives [n] with their negatives, items [n, 1 + m].
         chosen = jax.lax.dynamic_slice_in_dim(order, t * batch_size, batch_size)
-        users, positives = (column.at[chosen].get(mode="clip") for column in (pairs.users, pairs.items))
-        negatives = draw_negatives(
-            jax.random.fold_in(key_negatives, t), pairs, users, num_items, num_negatives
-        )
+        users = pairs.users.at[chosen].get(mode="clip")
+        positives = pairs.items.at[chosen].get(mode="clip")
+        key_step = jax.random.fold_in(key_negatives, t)
+        negatives = draw_negatives(key_step, pairs, users, num_items, num_negatives)
         items = jnp.concatenate([positives[:, None], negatives], axis=1)
+
+        # What fills up the last batch, and users who have all items, count for nothing.
         mask = (items < num_items) & (chosen < num_pairs)[:, None]
         gradient = _gradient(params, users, items, mask.astype(jnp.float32), regularisation)
-        return _descend(params, gradient, users, items, learning_rate)
+        return _apply_gradient(params, gradient, users, items, learning_rate)
 
     return jax.lax.fori_loop(0, steps, step, params)
 
 
 def _gradient(
-    params: Params, users: jax.Array, items: jax.Array, mask: jax.Array, regularisation: float
-) -> Params:
+    params: MFParams, users: jax.Array, items: jax.Array, mask: jax.Array, regularisation: float
+) -> MFParams:
     """Gradients of the rows at hand, users' [n, ...] and items' [n, 1 + m, ...]; the first item is positive."""
-    rows = Params(
+    rows = MFParams(
         params.intercept,
         params.users[users],
         params.user_bias[users],
@@ -214,26 +236,26 @@ def _gradient(
         params.item_bias.at[items].get(mode="clip"),
     )
 
-    def loss(rows: Params) -> jax.Array:
+    def loss(rows: MFParams) -> jax.Array:
         score = rows.intercept + rows.user_bias[:, None] + rows.item_bias
         score = score + jnp.einsum("nd,nmd->nm", rows.users, rows.items)
         signed = jnp.where(jnp.arange(items.shape[1])[None, :] == 0, -score, score)
-        own = (rows.users**2).sum(1) + rows.user_bias**2
-        norms = own[:, None] + (rows.items**2).sum(2) + rows.item_bias**2
+        user_norms = (rows.users**2).sum(1) + rows.user_bias**2
+        norms = user_norms[:, None] + (rows.items**2).sum(2) + rows.item_bias**2
         return (mask * (jax.nn.softplus(signed) + 0.5 * regularisation * norms)).sum()
 
     return jax.grad(loss)(rows)
 
 
-def _descend(
-    params: Params, gradient: Params, users: jax.Array, items: jax.Array, learning_rate: float
-) -> Params:
+def _apply_gradient(
+    params: MFParams, gradient: MFParams, users: jax.Array, items: jax.Array, learning_rate: float
+) -> MFParams:
     """Subtract the gradients; rows that stand in a batch several times add up."""
-    move = jax.tree.map(lambda g: -learning_rate * g, gradient)
-    return Params(
-        params.intercept + move.intercept / items.size,
-        params.users.at[users].add(move.users),
-        params.user_bias.at[users].add(move.user_bias),
-        params.items.at[items].add(move.items, mode="drop"),
-        params.item_bias.at[items].add(move.item_bias, mode="drop"),
+    change = jax.tree.map(lambda g: -learning_rate * g, gradient)
+    return MFParams(
+        params.intercept + change.intercept / items.size,
+        params.users.at[users].add(change.users),
+        params.user_bias.at[users].add(change.user_bias),
+        params.items.at[items].add(change.items, mode="drop"),
+        params.item_bias.at[items].add(change.item_bias, mode="drop"),
     )

@@ -5,7 +5,8 @@ data, and a few neighbours of them. All are fit on the training events and ranke
 over the full catalogue. A neighbour replaces the default if its metric is higher by more than two standard
 errors of the paired difference over users; of several the highest does. Without this margin the choice would
 follow noise on small data (with the 943 users of MovieLens 100K a standard error is .003 to .006) and the
-table would compare luck. The test items are never looked at.
+table would compare luck. The test items are never looked at. With `tune` as many settings as are asked for are
+drawn around the defaults, and the best is taken: as a federated run is tuned.
 
 With `refit` the chosen settings are then fit on train + validation.
 """
@@ -17,55 +18,69 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_rec.data.frames import Frame
 from fedjax_rec.data.splits import Split, merge_validation
-from fedjax_rec.evaluation.central.methods import METHODS, NAMES, Settings, fit, settings_of, trials_of
-from fedjax_rec.evaluation.central.scorers import DivergedError, Scorer, check_dense, count_pairs
-from fedjax_rec.evaluation.measure import Metrics, measure
-from fedjax_rec.evaluation.metrics import user_metrics
+from fedjax_rec.data.splitters import as_split
+from fedjax_rec.evaluation.central.registry import (
+    METHOD_NAMES,
+    METHODS,
+    MethodSettings,
+    drawn_settings,
+    fit_method,
+    method_settings,
+    trial_settings,
+)
+from fedjax_rec.evaluation.central.scorers import DivergedError, Scorer, check_dense, gram_matrix
+from fedjax_rec.evaluation.metrics import user_metric
 from fedjax_rec.evaluation.protocol import Protocol
 from fedjax_rec.evaluation.ranking import Ranks, count_rivals, make_ranker
+from fedjax_rec.evaluation.summary import Metrics, result_metrics
 
 _MARGIN = 2.0  # standard errors by which a neighbour must beat the default settings
-_SILENCE = 2.0  # seconds
-Tell = Callable[[str], Any]
+_REPORT_SECONDS = 2.0  # at least, between two reports of a fit's progress
+OnStage = Callable[[str], Any]
 
 
-class Trial(NamedTuple):
+class BaselineTrial(NamedTuple):
     """Settings that were tried on validation."""
 
-    settings: Settings
+    settings: MethodSettings
     validation: float  # mean of the selection metric, full ranking; nan where training diverged
 
 
-class Baseline(NamedTuple):
+class BaselineResult(NamedTuple):
     """What one central method reached."""
 
-    settings: Settings  # of the tested model
-    trials: tuple[Trial, ...]  # the default first; none where nothing was tried
+    settings: MethodSettings  # of the tested model
+    trials: tuple[BaselineTrial, ...]  # the default first; none where nothing was tried
     ranks: Ranks  # of the test items
     metrics: dict[str, Metrics]  # {"full": {...}, "sampled99": {...}}
     seconds: float  # trials, fit and ranking
 
 
 def run_baselines(
-    split: Split,
+    split: Split | Frame,
     *,
-    names: Sequence[str] = NAMES,
+    names: Sequence[str] = METHOD_NAMES,
     seed: int = 0,
     refit: bool = False,
     settings: Mapping[str, Mapping[str, float]] | None = None,
     selection: str = "ndcg@10",
-    on_stage: Tell = str,
-) -> dict[str, Baseline]:
+    tune: int | None = None,
+    on_stage: OnStage = str,
+) -> dict[str, BaselineResult]:
     """Choose settings on validation, fit and measure each method.
 
     Args:
-        split: train, validation and test items. Without validation items the default settings are used.
+        split: train, validation and test items. Without validation items the default settings are used. A frame or
+            data set is divided by `leave_one_out`.
         names: of the methods, of `METHODS`.
         seed: of all that is random in a method.
         refit: whether the tested models are fit on train + validation.
         settings: by method, some settings to use as they are; such a method is not tried on validation.
         selection: the metric of the full validation ranking that settings are chosen by, such as "ndcg@10".
+        tune: settings to try of each method that has some, drawn at random around its defaults, of which the best
+            is taken; by default a few neighbours of the defaults, with a margin.
         on_stage: called with a line of text when something new begins that may take seconds.
 
     Returns:
@@ -77,15 +92,19 @@ def run_baselines(
     Example:
         >>> from fedjax_rec.evaluation.central.example import tiny_split
         >>> found = run_baselines(tiny_split(), names=["popularity", "ease"], refit=True)
-        >>> found["ease"].settings, sorted(found["ease"].metrics)
-        ({'regularisation': 3.0}, ['full', 'sampled2'])
+        >>> list(found["ease"].settings), sorted(found["ease"].metrics)
+        (['regularisation'], ['full', 'sampled2'])
     """
-    given = settings or {}
-    _check(split, names, given)
+    split = as_split(split, "run_baselines")
+    fixed_settings = settings or {}
+    _check(split, names, fixed_settings)
     Protocol(selection=selection)  # refuses what is no metric
-    final = merge_validation(split) if refit else split
-    bench = _Bench(split, "validation"), _Bench(final, "test")
-    return {name: _run(name, *bench, seed, given.get(name, {}), selection, on_stage) for name in names}
+    validation = _SplitContext(split, "validation")
+    test = _SplitContext(merge_validation(split) if refit else split, "test")
+    return {
+        name: _run(name, validation, test, seed, fixed_settings.get(name, {}), selection, tune, on_stage)
+        for name in names
+    }
 
 
 def try_baseline(
@@ -96,7 +115,7 @@ def try_baseline(
     seed: int = 0,
     selection: str = "ndcg@10",
     on_trial: Callable[[int, int], Any] | None = None,
-) -> tuple[Trial, ...]:
+) -> tuple[BaselineTrial, ...]:
     """Fit a method with several settings and rank the validation items, for a search of one's own.
 
     Args:
@@ -116,7 +135,7 @@ def try_baseline(
 
     Example:
         >>> from fedjax_rec.evaluation.central.example import tiny_split
-        >>> found = try_baseline(tiny_split(), "ease", [{}, {"regularisation": 50.0}])
+        >>> found = try_baseline(tiny_split(), "ease", [{"regularisation": 3.0}, {"regularisation": 50.0}])
         >>> [trial.settings for trial in found]
         [{'regularisation': 3.0}, {'regularisation': 50.0}]
     """
@@ -126,111 +145,139 @@ def try_baseline(
             "no user has a validation item to try settings on; give a split that holds some back"
         )
     Protocol(selection=selection)  # refuses what is no metric
-    settings = [settings_of(name, split, changes) for changes in trials]
-    bench, found = _Bench(split, "validation"), []
+    settings = [method_settings(name, split, changes) for changes in trials]
+    validation = _SplitContext(split, "validation")
+    results = []
     for number, trial in enumerate(settings, start=1):
         try:
-            value = float(_per_user(bench.rank(bench.fit(name, trial, seed=seed)), split, selection).mean())
+            ranks = validation.rank(validation.fit(name, trial, seed=seed))
+            value = float(_validation_metric(ranks, split, selection).mean())
         except DivergedError:
             value = float("nan")
-        found.append(Trial(trial, value))
+        results.append(BaselineTrial(trial, value))
         if on_trial is not None:
             on_trial(number, len(settings))
-    return tuple(found)
+    return tuple(results)
 
 
-class _Bench:
+class _SplitContext:
     """A split and what the methods share on it, made when first asked for."""
 
     def __init__(self, split: Split, which: str) -> None:
         self.split = split
-        self.pairs = cache(lambda: count_pairs(split))
+        self.gram = cache(lambda: gram_matrix(split))
         self.ranker = cache(lambda score_block: make_ranker(split, score_block, which=which))
 
-    def fit(self, name: str, settings: Settings, **supplied: Any) -> Scorer:
-        if METHODS[name].dense:
-            supplied["pairs"] = self.pairs()
-        return fit(name, self.split, settings, **supplied)
+    def fit(self, name: str, settings: MethodSettings, **supplied: Any) -> Scorer:
+        if METHODS[name].dense_weights:
+            supplied["gram"] = self.gram()
+        return fit_method(name, self.split, settings, **supplied)
 
     def rank(self, scorer: Scorer) -> Ranks:
         return self.ranker(scorer.score_block)(scorer.params)
 
 
-def _check(split: Split, names: Sequence[str], given: Mapping[str, Mapping[str, float]]) -> None:
-    for name in (*names, *given):
+def _check(split: Split, names: Sequence[str], fixed_settings: Mapping[str, Mapping[str, float]]) -> None:
+    for name in (*names, *fixed_settings):
         if name not in METHODS:
-            raise ValueError(f"unknown baseline {name!r}; known: {', '.join(NAMES)}")
-    if any(METHODS[name].dense for name in names):
+            raise ValueError(f"unknown baseline {name!r}; known: {', '.join(METHOD_NAMES)}")
+    if any(METHODS[name].dense_weights for name in names):
         check_dense(split)
-    for name, changes in given.items():
+    for name, changes in fixed_settings.items():
         if name not in names:
             raise ValueError(
                 f"settings for {name!r}, which is not among the baselines to run: {', '.join(names)}"
             )
-        settings_of(name, split, changes)
+        method_settings(name, split, changes)
 
 
 def _run(
     name: str,
-    tried_on: _Bench,
-    tested_on: _Bench,
+    validation: _SplitContext,
+    test: _SplitContext,
     seed: int,
     changes: Mapping[str, float],
     selection: str,
-    on_stage: Tell,
-) -> Baseline:
-    began = time.perf_counter()
-    settings = settings_of(name, tried_on.split, changes)
-    trials: tuple[Trial, ...] = ()
-    if not changes and METHODS[name].trials and (tried_on.split.validation >= 0).any():
-        settings, trials = _choose(name, tried_on, settings, seed, selection, on_stage)
-    on_stage(f"{name}: fitting {_text(settings)}".rstrip())
-    scorer = tested_on.fit(name, settings, seed=seed, on_epoch=_tell_epochs(on_stage, name))
+    tune: int | None,
+    on_stage: OnStage,
+) -> BaselineResult:
+    started = time.perf_counter()
+    settings = method_settings(name, validation.split, changes)
+    trials: tuple[BaselineTrial, ...] = ()
+    has_trials = METHODS[name].space if tune else METHODS[name].trials
+    if not changes and has_trials and (validation.split.validation >= 0).any():
+        settings, trials = _choose(name, validation, settings, seed, selection, tune, on_stage)
+    on_stage(f"{name}: fitting {_format_settings(settings)}".rstrip())
+    scorer = test.fit(name, settings, seed=seed, on_epoch=_report_epochs(on_stage, name))
     on_stage(f"{name}: ranking every test item")
-    ranks = tested_on.rank(scorer)
-    metrics = measure(ranks, tested_on.split)
-    return Baseline(settings, trials, ranks, metrics, time.perf_counter() - began)
+    ranks = test.rank(scorer)
+    return BaselineResult(
+        settings=settings,
+        trials=trials,
+        ranks=ranks,
+        metrics=result_metrics(ranks, test.split),
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _choose(
-    name: str, bench: _Bench, settings: Settings, seed: int, selection: str, on_stage: Tell
-) -> tuple[Settings, tuple[Trial, ...]]:
+    name: str,
+    validation: _SplitContext,
+    settings: MethodSettings,
+    seed: int,
+    selection: str,
+    tune: int | None,
+    on_stage: OnStage,
+) -> tuple[MethodSettings, tuple[BaselineTrial, ...]]:
     """The settings to use, and all that were tried."""
-    tried = trials_of(name, settings)
-    trials, best, margin, default = [], settings, 0.0, np.zeros(0)
+    size = validation.split.size
+    if tune is None:
+        tried, margin = trial_settings(name, settings, size), _MARGIN
+    else:
+        tried, margin = drawn_settings(name, settings, size, tune, seed=seed), 0.0
+    best = settings
+    best_gain = 0.0
+    default = np.zeros(0)
+    trials = []
     for number, trial in enumerate(tried, start=1):
-        on_stage(f"{name}: trying {_text(trial)} on validation ({number} of {len(tried)})")
-        users = _per_user(bench.rank(bench.fit(name, trial, seed=seed)), bench.split, selection)
-        default = users if number == 1 else default
-        trials.append(Trial(trial, float(users.mean())))
-        gain = users - default
+        on_stage(f"{name}: trying {_format_settings(trial)} on validation ({number} of {len(tried)})")
+        try:
+            ranks = validation.rank(validation.fit(name, trial, seed=seed))
+        except DivergedError:
+            trials.append(BaselineTrial(trial, float("nan")))
+            continue
+        values = _validation_metric(ranks, validation.split, selection)
+        if number == 1 or not len(default):  # what diverges is worse than anything
+            default = values if number == 1 else np.zeros_like(values)
+        trials.append(BaselineTrial(trial, float(values.mean())))
+        gain = values - default
         error = float(gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else np.inf
-        if number > 1 and gain.mean() > max(margin, _MARGIN * error):
+        if number > 1 and gain.mean() > max(best_gain, margin * error if margin else 0.0):
             changed = {key: value for key, value in trial.items() if value != tried[0][key]}
-            best, margin = settings | changed, float(gain.mean())
+            best = settings | changed
+            best_gain = float(gain.mean())
     return best, tuple(trials)
 
 
-def _per_user(ranks: Ranks, split: Split, selection: str) -> np.ndarray:
+def _validation_metric(ranks: Ranks, split: Split, selection: str) -> np.ndarray:
     """float64[N'], the metric of each user that has a validation item."""
-    cutoffs = [int(selection.split("@")[1])] if "@" in selection else []
     rivals = count_rivals(split, which="validation").full
-    values = user_metrics(ranks.full, cutoffs, rivals=rivals)[selection]
+    values = user_metric(ranks.full, selection, rivals=rivals)
     return values[~np.isnan(values)]
 
 
-def _tell_epochs(on_stage: Tell, name: str) -> Callable[[int, int], None]:
-    """Tell of an epoch when two seconds have passed in silence."""
-    told = time.perf_counter()
+def _report_epochs(on_stage: OnStage, name: str) -> Callable[[int, int], None]:
+    """Report an epoch when two seconds have passed since the last report."""
+    last_report = time.perf_counter()
 
     def on_epoch(epoch: int, epochs: int) -> None:
-        nonlocal told
-        if (now := time.perf_counter()) - told >= _SILENCE:
-            told = now
+        nonlocal last_report
+        if (now := time.perf_counter()) - last_report >= _REPORT_SECONDS:
+            last_report = now
             on_stage(f"{name}: epoch {epoch} of {epochs}")
 
     return on_epoch
 
 
-def _text(settings: Settings) -> str:
+def _format_settings(settings: MethodSettings) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in settings.items())

@@ -6,7 +6,6 @@ a user's history, which stays in compressed rows until a block of users is score
 Axis legend: `N` users, `I` items, `U` users of a block, `D` factors, `L` the longest history.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rec.data.splits import Split
+from fedjax_rec.engine.devices import host_bytes
 
 _BYTES_PER_PAIR = 56  # of items: seven tables of float64, at the most, in the course of a fit
-_USUAL_MEMORY = 16 * 2**30  # where the system does not tell
 
 
 class DivergedError(ValueError):
@@ -38,6 +37,11 @@ class Factors(NamedTuple):
     items: jax.Array  # float32[I, D]
     bias: jax.Array  # float32[I]
 
+    @property
+    def num_users(self) -> int:
+        """N."""
+        return len(self.users)
+
 
 class ItemWeights(NamedTuple):
     """A model that sums, over a user's history, the weights of the items for the item to score."""
@@ -45,10 +49,15 @@ class ItemWeights(NamedTuple):
     weights: jax.Array  # float32[I, I], row: the item of the history, column: the item to score
     offsets: jax.Array  # int32[N + 1], user u's history is offsets[u]:offsets[u + 1]
     items: jax.Array  # int32[nnz]
-    slots: jax.Array  # int32[L], 0 .. L-1
+    history_slots: jax.Array  # int32[L], 0 .. L-1
+
+    @property
+    def num_users(self) -> int:
+        """N."""
+        return len(self.offsets) - 1
 
 
-def score_same(scores: jax.Array, users: jax.Array) -> jax.Array:
+def score_nonpersonalised(scores: jax.Array, users: jax.Array) -> jax.Array:
     """Score for everybody alike.
 
     Args:
@@ -59,7 +68,7 @@ def score_same(scores: jax.Array, users: jax.Array) -> jax.Array:
         float32[U, I], the scores in every row.
 
     Example:
-        >>> score_same(jnp.array([1.0, 2.0]), jnp.array([5, 6])).tolist()
+        >>> score_nonpersonalised(jnp.array([1.0, 2.0]), jnp.array([5, 6])).tolist()
         [[1.0, 2.0], [1.0, 2.0]]
     """
     return jnp.broadcast_to(scores[None, :], (len(users), len(scores)))
@@ -83,7 +92,7 @@ def score_factors(params: Factors, users: jax.Array) -> jax.Array:
     return params.users[users] @ params.items.T + params.bias[None, :]
 
 
-def score_items(params: ItemWeights, users: jax.Array) -> jax.Array:
+def score_item_weights(params: ItemWeights, users: jax.Array) -> jax.Array:
     """Score by item-item weights: s_ui = sum over j in u's history of w_ji.
 
     Args:
@@ -97,19 +106,23 @@ def score_items(params: ItemWeights, users: jax.Array) -> jax.Array:
         >>> params = ItemWeights(
         ...     jnp.array([[0.0, 3.0], [4.0, 0.0]]), jnp.array([0, 1, 3]), jnp.array([1, 0, 1]), jnp.arange(2)
         ... )
-        >>> score_items(params, jnp.array([1, 0])).tolist()
+        >>> score_item_weights(params, jnp.array([1, 0])).tolist()
         [[4.0, 3.0], [4.0, 0.0]]
     """
-    begin, end = params.offsets[users][:, None], params.offsets[users + 1][:, None]
-    places = begin + params.slots[None, :]
+    # The users' items [U, L], I behind the end of a history.
+    start = params.offsets[users][:, None]
+    end = params.offsets[users + 1][:, None]
+    positions = start + params.history_slots[None, :]
     num_items = len(params.weights)
-    items = jnp.where(places < end, params.items.at[places].get(mode="clip"), num_items)
-    rows = jnp.zeros((len(users), num_items))
-    rows = rows.at[jnp.arange(len(users))[:, None], items].set(1.0, mode="drop")
-    return rows @ params.weights
+    items = jnp.where(positions < end, params.items.at[positions].get(mode="clip"), num_items)
+
+    # Their histories as rows of 0 and 1 [U, I].
+    histories = jnp.zeros((len(users), num_items))
+    histories = histories.at[jnp.arange(len(users))[:, None], items].set(1.0, mode="drop")
+    return histories @ params.weights
 
 
-def weigh_items(split: Split, weights: np.ndarray) -> Scorer:
+def make_item_scorer(split: Split, weights: np.ndarray) -> Scorer:
     """Put item-item weights and the training histories of a split on device.
 
     Args:
@@ -124,7 +137,7 @@ def weigh_items(split: Split, weights: np.ndarray) -> Scorer:
         >>> from fedjax_rec.data.splits import leave_one_out
         >>> users, items = np.zeros(3, "i4"), np.arange(3, dtype="i4")
         >>> table = Interactions(users, items, None, None, np.arange(1), np.arange(3))
-        >>> scorer = weigh_items(leave_one_out(Dataset("tiny", table)), np.ones((3, 3)))
+        >>> scorer = make_item_scorer(leave_one_out(Dataset("tiny", table), order="file"), np.ones((3, 3)))
         >>> scorer.score_block(scorer.params, jnp.arange(1)).tolist()
         [[1.0, 1.0, 1.0]]
     """
@@ -133,12 +146,12 @@ def weigh_items(split: Split, weights: np.ndarray) -> Scorer:
         weights=jnp.asarray(weights, jnp.float32),
         offsets=jnp.asarray(split.offsets, jnp.int32),
         items=jnp.asarray(split.items, jnp.int32),
-        slots=jnp.arange(longest),
+        history_slots=jnp.arange(longest),
     )
-    return Scorer(score_items, params)
+    return Scorer(score_item_weights, params)
 
 
-def count_pairs(split: Split) -> np.ndarray:
+def gram_matrix(split: Split) -> np.ndarray:
     """Count the users that have both items of each pair: the Gram matrix X^T X of the binary training table.
 
     Args:
@@ -155,7 +168,7 @@ def count_pairs(split: Split) -> np.ndarray:
         >>> from fedjax_rec.data.splits import leave_one_out
         >>> users, items = np.zeros(4, "i4"), np.arange(4, dtype="i4")
         >>> table = Interactions(users, items, None, None, np.arange(1), np.arange(4))
-        >>> count_pairs(leave_one_out(Dataset("tiny", table)))[:2, :3]
+        >>> gram_matrix(leave_one_out(Dataset("tiny", table), order="file"))[:2, :3]
         array([[1., 1., 0.],
                [1., 1., 0.]])
     """
@@ -168,11 +181,11 @@ def count_pairs(split: Split) -> np.ndarray:
 
 
 def check_dense(split: Split, *, memory: int | None = None) -> None:
-    """Refuse a catalogue whose weights of items by items exceed the machine's memory.
+    """Refuse a catalogue whose weights of items by items exceed the memory that is free.
 
     Args:
         split: of the catalogue.
-        memory: bytes; by default what the machine has.
+        memory: bytes; by default what is free.
 
     Raises:
         ValueError: if the weights do not fit.
@@ -183,18 +196,10 @@ def check_dense(split: Split, *, memory: int | None = None) -> None:
         Traceback (most recent call last):
         ValueError: itemknn and ease need 2.02e-06 GB for 6 x 6 items of tiny, and there are 2e-06: leave them out
     """
-    memory = _memory() if memory is None else memory
-    need = _BYTES_PER_PAIR * split.num_items**2
-    if need > memory:
+    memory = host_bytes() if memory is None else memory
+    needed = _BYTES_PER_PAIR * split.num_items**2
+    if needed > memory:
         raise ValueError(
-            f"itemknn and ease need {need / 1e9:.3g} GB for {split.num_items:,} x {split.num_items:,} items of "
+            f"itemknn and ease need {needed / 1e9:.3g} GB for {split.num_items:,} x {split.num_items:,} items of "
             f"{split.name}, and there are {memory / 1e9:.3g}: leave them out"
         )
-
-
-def _memory() -> int:
-    """Bytes of the machine."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return _USUAL_MEMORY

@@ -1,0 +1,38 @@
+"""`fedjax-rec resume`: go on with a run that was stopped, killed or damaged."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from fedjax_rec.cli.run import train
+
+
+def add_parser(commands: Any) -> None:
+    """Describe `resume` and its flags."""
+    parser = commands.add_parser(
+        "resume",
+        help="go on with a run that was saved on its way",
+        description="Go on from the newest sound checkpoint of a run folder, bit for bit as if the run had never "
+        "stopped, and write the folder's other files. Damaged checkpoints are named and passed over.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="the run folder")
+    parser.add_argument("--rounds", type=int, help="rounds to reach in all (default: as many as before)")
+    parser.add_argument("--dataset", help="where the data lies now, if it moved: a path or a registered name")
+    parser.add_argument("--data-dir", help="the folder that holds a registered data set now")
+    parser.add_argument(
+        "--pause-exit-code", type=int, help="exit status if a signal stops the run again (default: as before)"
+    )
+
+
+def call(given: argparse.Namespace) -> int:
+    """Go on by the settings that the run folder holds."""
+    from fedjax_rec.runs.reserve import lock_run_folder
+    from fedjax_rec.runs.resume import stored_settings
+
+    settings = stored_settings(given.run, given.rounds, dataset=given.dataset, data_dir=given.data_dir)
+    if given.pause_exit_code is not None:
+        settings = dataclasses.replace(settings, pause_exit_code=given.pause_exit_code)
+    with lock_run_folder(Path(given.run).absolute()) as folder:
+        return train(settings, folder, resume=True)

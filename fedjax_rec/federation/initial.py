@@ -1,0 +1,69 @@
+"""Where every client starts: its private leaves, and the state of its transform."""
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_rec.client.keys import stream
+from fedjax_rec.transforms.base import Transform
+from fedjax_rec.types import Key, Model, PyTree, Server
+
+
+def init_private(model: Model, key: Key, num_clients: int, server: Server) -> PyTree:
+    """Every client's private leaves at the start: each from its own key, and those with which all start alike.
+
+    Args:
+        model: how parameters start.
+        key: the run's key.
+        num_clients: N.
+        server: the global model.
+
+    Returns:
+        leaves [N, ...].
+
+    Example:
+        >>> from fedjax_rec.algorithms.fedmf import matrix_factorisation
+        >>> model = matrix_factorisation(4, 0.1, item_bias=True, ratings=False)
+        >>> init_private(model, jax.random.key(0), 3, Server({}, {}))["vector"].shape
+        (3, 4)
+    """
+    return private_of(model, stream(key, "private"), jnp.arange(num_clients), server)
+
+
+def private_of(model: Model, key: Key, ids: jax.Array, server: Server) -> PyTree:
+    """Some clients' private leaves at the start.
+
+    Args:
+        model: how parameters start.
+        key: the stream "private" of the run's key.
+        ids: int32[S], whose.
+        server: the global model.
+
+    Returns:
+        leaves [S, ...].
+    """
+    own = jax.vmap(lambda i: model.init_private(jax.random.fold_in(key, i)))(ids)
+    if model.init_common is None:
+        return own
+    common = model.init_common(key, server)
+    return own | jax.tree.map(lambda x: jnp.broadcast_to(x, (len(ids), *x.shape)), common)
+
+
+def init_transform_state(transform: Transform | None, num_clients: int, server: Server) -> PyTree:
+    """The state of every client's transform at the start: the same for all.
+
+    Args:
+        transform: of each client's update; None for none.
+        num_clients: N.
+        server: the global model, for its shapes.
+
+    Returns:
+        leaves [N, ...]; () where the transform has none.
+
+    Example:
+        >>> init_transform_state(None, 3, Server({}, {}))
+        ()
+    """
+    if transform is None or transform.init is None:
+        return ()
+    one = transform.init(server)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), one)

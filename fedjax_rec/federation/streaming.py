@@ -1,0 +1,208 @@
+"""Rounds in chunks: what clients keep waits in host memory, and the device holds that of a few clients at a time.
+
+What all clients keep is N times what one keeps: whole item tables of their own [N, I, D] (`fedrap`), control
+variates, the errors of compressors. A device need not hold it. A round of one cohort is then
+
+    draw the cohort  ->  for S clients at a time: fetch what they keep, train, add up, put back  ->  step
+
+with one step of the server, as ever: `train` gives a chunk's sums, which add up to the cohort's. The functions
+here are pure and compiled; `host_memory` is the loop around them, and holds what waits.
+
+What needs the whole cohort at once cannot be streamed; `compatibility.table` names it.
+
+Departure from rounds in one piece: clients store what they learnt before the server steps. Where its step is then
+not finite and so not taken (`RoundInfo.skipped`), they keep it, as devices would.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_rec.client.keys import stream
+from fedjax_rec.client.population import Population
+from fedjax_rec.client.stored import paper_cohort
+from fedjax_rec.engine.chunks import choose_chunk_size, copies_are_large
+from fedjax_rec.engine.devices import keep_replicated
+from fedjax_rec.engine.guard import run_sound
+from fedjax_rec.engine.lane_steps import CohortResult
+from fedjax_rec.engine.plan import check_fits, fits, with_copy
+from fedjax_rec.errors import ParameterError
+from fedjax_rec.federation.cohorts import DrawnCohort
+from fedjax_rec.federation.initial import init_transform_state, private_of
+from fedjax_rec.federation.rounds import (
+    Rules,
+    cohort_trainer,
+    draw_clients,
+    finish_round,
+    init_state,
+    plan_rounds,
+)
+from fedjax_rec.types import KEY_IMPL, ChunkedRound, ClientStore, Key, Plan, RoundInfo, Server, State
+
+
+def split_round(
+    rules: Rules, stream_clients: int | None, check_stored: Callable[[], None]
+) -> Callable[[Population], ChunkedRound | None]:
+    """The same rounds in chunks, for populations for which that is wanted.
+
+    Args:
+        rules: of the rounds.
+        stream_clients: S, clients of a chunk, rounded up to a multiple of the devices; 0 for rounds in one piece;
+            None for chunks where they cost no time, or fit where one piece does not.
+        check_stored: refuses rules that do not go with histories in a store, whose rounds are always in chunks.
+
+    Returns:
+        population -> a round in chunks, or None for one piece.
+
+    Raises:
+        ValueError: if S is negative.
+    """
+    if stream_clients is not None and stream_clients < 0:
+        raise ValueError(
+            f"stream_clients={stream_clients} must be at least 0, which is for rounds in one piece"
+        )
+
+    def chunked(population: Population) -> ChunkedRound | None:
+        if population.stored:
+            check_stored()
+            return _chunked_round(rules, population, _size_for_store(rules, population, stream_clients))
+        if stream_clients == 0:
+            return None
+        if stream_clients is None:
+            size = _choose_size(rules, population)
+        else:
+            size = _fill_devices(rules, population, stream_clients)
+        return None if size is None else _chunked_round(rules, population, size)
+
+    return chunked
+
+
+def _size_for_store(rules: Rules, population: Population, stream_clients: int | None) -> int:
+    """S of rounds that fetch histories from a store."""
+    if stream_clients == 0:
+        raise ParameterError(
+            "{stream_clients}=0 asks for rounds in one piece, but histories in a store are fetched for some "
+            "clients at a time; leave it out"
+        )
+    if stream_clients is not None:
+        return _fill_devices(rules, population, stream_clients)
+    return choose_chunk_size(plan_rounds(rules, population), _init_shapes(rules, population).store)
+
+
+def _init_shapes(rules: Rules, population: Population) -> State:
+    return jax.eval_shape(lambda: init_state(rules, jax.random.key(0, impl=KEY_IMPL), population))
+
+
+def _fill_devices(rules: Rules, population: Population, size: int) -> int:
+    """S, of as many clients for each device, and no more than the cohort needs."""
+    plan = plan_rounds(rules, population)
+    return -(-min(size, plan.cohort) // plan.devices) * plan.devices
+
+
+def _choose_size(rules: Rules, population: Population) -> int | None:
+    """S where chunks cost no time, or fit where one piece does not; else None."""
+    state = _init_shapes(rules, population)
+    one_piece = plan_rounds(rules, population)
+    size = choose_chunk_size(one_piece, state.store)
+    if copies_are_large(one_piece):
+        return size
+    helps = not fits(with_copy(one_piece)) and fits(with_copy(plan_rounds(rules, population, size)))
+    return size if helps else None
+
+
+def _chunked_round(rules: Rules, population: Population, size: int) -> ChunkedRound:
+    plan = plan_rounds(rules, population, size)
+    if population.stored:  # on the device are those who train and those who come next
+        histories = (
+            2
+            * plan.devices
+            * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(paper_cohort(population, size)))
+        )
+        plan = plan._replace(num_bytes=plan.num_bytes | {"data": plan.num_bytes["data"] + histories})
+    return ChunkedRound(
+        plan=plan,
+        init_clients=partial(init_clients, rules),
+        draw=partial(draw_in_chunks, rules, size),
+        train=partial(train_chunk, rules, plan, located=population.stored),
+        finish=partial(finish_chunks, rules),
+    )
+
+
+def init_clients(rules: Rules, key: Key, ids: jax.Array, server: Server) -> ClientStore:
+    """What clients int32[S] keep before the first round, leaves [S, ...]."""
+    private = private_of(rules.model, stream(key, "private"), ids, server)
+    transform_state = init_transform_state(rules.uplink.transform, len(ids), server)
+    return keep_replicated(ClientStore(private, transform_state), rules.mesh)
+
+
+def draw_in_chunks(rules: Rules, size: int, key: Key, state: State, population: Population) -> DrawnCohort:
+    """The cohort, longest client first, so that a chunk's are similar; empty slots fill up the last chunk."""
+    drawn = draw_clients(rules, key, state, population)
+    batches = jnp.where(drawn.alive, rules.work.batches.num_batches(drawn.clients.num_examples), 0)
+    if drawn.batch_limit is not None:
+        batches = jnp.minimum(batches, drawn.batch_limit)
+    order = jnp.argsort(-batches, stable=True)
+
+    def queue(x: jax.Array) -> jax.Array:
+        return jnp.pad(x[order], ((0, -len(order) % size), *[(0, 0)] * (x.ndim - 1)))
+
+    return keep_replicated(DrawnCohort(*jax.tree.map(queue, _of_clients(drawn))), rules.mesh)
+
+
+def train_chunk(
+    rules: Rules,
+    plan: Plan,
+    key: Key,
+    state: State,
+    population: Population,
+    cohort: DrawnCohort,
+    first_slot: jax.Array,
+    store: ClientStore,
+    *,
+    located: bool = False,
+) -> tuple[CohortResult, jax.Array]:
+    """Train the S clients of the cohort from slot `first_slot` on, of whom `store` [S, ...] holds what they keep.
+
+    `located` says that the population is of these S clients alone.
+
+    Returns:
+        what came of it, and bool[S], who took part with numbers that count.
+    """
+    size = cast("int", plan.stream_clients)
+
+    def cut(x: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, first_slot, size)
+
+    chunk = DrawnCohort(*jax.tree.map(cut, _of_clients(cohort)))
+    check_fits(plan)
+    slots = jnp.arange(size)
+    here = chunk.clients._replace(offset=population.offsets[:-1], place=slots) if located else None
+    train = cohort_trainer(
+        rules, plan, key, state.with_store(store), population, chunk, store_index=slots, located=here
+    )
+    return keep_replicated(run_sound(train, chunk.alive), rules.mesh)
+
+
+def finish_chunks(
+    rules: Rules,
+    key: Key,
+    state: State,
+    population: Population,
+    cohort: DrawnCohort,
+    sums: CohortResult,
+    sound: jax.Array,
+) -> tuple[State, RoundInfo]:
+    """The server's part, once all have trained: losses and `sound` bool[C] are of all the cohort."""
+
+    def store_nothing(*_: Any) -> ClientStore:
+        return ClientStore((), ())
+
+    return finish_round(rules, key, state, population, cohort, sums, sound, store_nothing)
+
+
+def _of_clients(cohort: DrawnCohort) -> tuple[Any, ...]:
+    """What is of single clients, leaves [C, ...]: the first fields of a cohort whose rounds are in step."""
+    return cohort.clients, cohort.drawn, cohort.alive, cohort.batch_limit

@@ -1,0 +1,172 @@
+"""Comparisons as text: an aligned table, csv, JSON, LaTeX, Markdown."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from fedjax_rec.errors import printable
+from fedjax_rec.runs.compare import Comparison, ComparisonRow
+
+SIGNIFICANCE_STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))  # p below the bound has the stars
+NOTE = (
+    "95 % intervals: percentile bootstrap over users. p: paired permutation test against the first run, "
+    "Holm over the table. * p < .05, ** p < .01, *** p < .001"
+)
+
+
+def render(comparison: Comparison, form: str = "table") -> str:
+    """Write a comparison.
+
+    Args:
+        comparison: of `compare_runs`.
+        form: a key of `FORMATS`.
+
+    Returns:
+        the text, without a line break at its end.
+
+    Raises:
+        ValueError: if the form is unknown.
+
+    Example:
+        >>> row = ComparisonRow("hr@10", "a", "fedmf", (0,), 0.5, 0.4, 0.6, *[None] * 7)
+        >>> render(Comparison("full", "0" * 12, 9, (row,)), "csv").splitlines()[0][:24]
+        'metric,run,algorithm,see'
+    """
+    if form not in FORMATS:
+        raise ValueError(f"unknown format {form!r}; choose one of {', '.join(FORMATS)}")
+    if form == "json":  # which escapes by itself
+        return _json(comparison)
+    shown = [
+        row._replace(run=printable(row.run), algorithm=printable(row.algorithm)) for row in comparison.rows
+    ]
+    return FORMATS[form](
+        comparison._replace(rows=tuple(shown), protocol_id=printable(comparison.protocol_id))
+    )
+
+
+def significance_stars(p: float | None) -> str:
+    """The stars of a p-value.
+
+    Args:
+        p: adjusted, or None where nothing was tested.
+
+    Returns:
+        `***`, `**`, `*` or nothing.
+
+    Example:
+        >>> significance_stars(0.002), significance_stars(0.05), significance_stars(None)
+        ('**', '', '')
+    """
+    return next((stars for bound, stars in SIGNIFICANCE_STARS if p is not None and p < bound), "")
+
+
+def _header(comparison: Comparison) -> list[str]:
+    seeds = ["over seeds", "deviation"] if _has_seeds(comparison) else []
+    return ["metric", "run", "mean", "95 % interval", *seeds, "difference", "95 % interval", "p", ""]
+
+
+def _cells(row: ComparisonRow, *, seeds: bool) -> list[str]:
+    """A row as text, by the columns of the header."""
+    deviation = "" if row.seed_deviation is None else f"{row.seed_deviation:.4f}"
+    over_seeds = [_range(row.seed_low, row.seed_high), deviation] if seeds else []
+    difference = [
+        "" if row.difference is None else f"{row.difference:+.4f}",
+        _range(row.difference_low, row.difference_high, "+"),
+        "" if row.p is None else f"{row.p:.4f}",
+        significance_stars(row.p),
+    ]
+    return [row.metric, row.run, f"{row.mean:.4f}", _range(row.low, row.high), *over_seeds, *difference]
+
+
+def _range(low: float | None, high: float | None, sign: str = "") -> str:
+    return "" if low is None else f"{low:{sign}.4f} to {high:{sign}.4f}"
+
+
+def _has_seeds(comparison: Comparison) -> bool:
+    return any(row.seed_low is not None for row in comparison.rows)
+
+
+def _title(comparison: Comparison) -> str:
+    return f"{comparison.ranking} ranking, {comparison.num_users:,} users, protocol {comparison.protocol_id}"
+
+
+def _grid(comparison: Comparison) -> list[list[str]]:
+    seeds = _has_seeds(comparison)
+    return [_header(comparison), *(_cells(row, seeds=seeds) for row in comparison.rows)]
+
+
+def _table(comparison: Comparison) -> str:
+    grid = _grid(comparison)
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+        for cells in grid
+    ]
+    return "\n".join([_title(comparison), *lines, NOTE, *comparison.warnings])
+
+
+def _csv(comparison: Comparison) -> str:
+    """All fields at full precision; several seeds are separated by blanks."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*ComparisonRow._fields, "mark", "ranking", "protocol_id", "users"])
+    for row in comparison.rows:
+        fields = row._replace(seeds=" ".join(map(str, row.seeds)))  # type: ignore[arg-type]
+        shared = [significance_stars(row.p), comparison.ranking, comparison.protocol_id, comparison.num_users]
+        writer.writerow(["" if value is None else value for value in fields] + shared)
+    return text.getvalue().rstrip("\n")
+
+
+def _json(comparison: Comparison) -> str:
+    rows = [
+        _plain(row._asdict() | {"seeds": list(row.seeds), "mark": significance_stars(row.p)})
+        for row in comparison.rows
+    ]
+    shared = comparison._asdict() | {"rows": rows, "note": NOTE}
+    return json.dumps(shared, indent=2, allow_nan=False)
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+
+
+def _markdown(comparison: Comparison) -> str:
+    grid = [[cell.replace("|", "\\|").replace("*", "\\*") for cell in cells] for cells in _grid(comparison)]
+    align = ["---"] * 2 + ["---:"] * (len(grid[0]) - 3) + ["---"]
+    lines = [f"| {' | '.join(cells)} |" for cells in (grid[0], align, *grid[1:])]
+    notes = ". ".join([_title(comparison), NOTE, *comparison.warnings])
+    return "\n".join([*lines, "", notes.replace("*", "\\*")])
+
+
+def _latex(comparison: Comparison) -> str:
+    grid = [[_escape(cell) for cell in cells] for cells in _grid(comparison)]
+    columns = "ll" + "r" * (len(grid[0]) - 3) + "l"
+    header, *body = [f"{' & '.join(cells)} \\\\" for cells in grid]
+    rules = [r"\toprule", header, r"\midrule", *body, r"\bottomrule"]
+    notes = [
+        f"% {line}"
+        for line in (f"{_title(comparison)}; needs the package booktabs", NOTE, *comparison.warnings)
+    ]
+    return "\n".join([*notes, f"\\begin{{tabular}}{{{columns}}}", *rules, r"\end{tabular}"])
+
+
+def _escape(text: str) -> str:
+    """Text for LaTeX."""
+    special = {letter: f"\\{letter}" for letter in "&%$#_{}"}
+    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(letter, letter) for letter in text)
+
+
+FORMATS: dict[str, Callable[[Comparison], str]] = {
+    "table": _table, "csv": _csv, "json": _json, "latex": _latex, "markdown": _markdown
+}  # fmt: skip

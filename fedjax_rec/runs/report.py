@@ -1,0 +1,223 @@
+"""What a person sees of a run: a table, curves."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedjax_rec.algorithms.own import label_of
+from fedjax_rec.data.splits import Split
+from fedjax_rec.evaluation.summary import name_sampled, tell_rivals
+from fedjax_rec.runs.baselines import BaselineRun
+from fedjax_rec.runs.experiment import Outcome
+from fedjax_rec.training.history import History, frame
+
+LEAKY = (
+    "PAPER-LEAKY NEGATIVES: training spared the held-out items, which inflates the model's numbers; compare them "
+    "with papers that did the same, and with nothing else"
+)
+COLUMNS = (("full", "hr@10"), ("full", "ndcg@10"), ("sampled", "hr@10"), ("sampled", "ndcg@10"))
+COLUMNS_OF_SEVERAL = (  # where users have several test items
+    *(("full", metric) for metric in ("recall@10", "ndcg@10", "recall@20", "ndcg@20")),
+    ("sampled", "recall@10"),
+)
+
+
+def result_table(outcome: Outcome) -> str:
+    """The table that ends a run: the federated model between its floor and its ceiling.
+
+    Args:
+        outcome: of `run_experiment`.
+
+    Returns:
+        several lines of text.
+
+    Example:
+        >>> from fedjax_rec.runs.experiment import Settings, run_experiment
+        >>> "Popularity" in result_table(run_experiment(Settings(rounds=1, dim=2)))
+        True
+    """
+    columns = _columns(outcome.tested, f"sampled{outcome.settings.num_candidates}")
+    leaky = outcome.protocol.negatives == "paper-leaky"
+    kind = "federated, LEAKY" if leaky else "federated"
+    rows = {f"{label_of(outcome.settings.algorithm)} ({kind})": outcome.metrics["test"]}
+    rows["Popularity"] = outcome.baselines["popularity"]
+    central = [name for name in outcome.centrals if name != "popularity"]
+    rows |= {name: outcome.baselines[name] for name in central}
+    if "best_reachable" in outcome.baselines:
+        rows["best reachable"] = outcome.baselines["best_reachable"]
+    header = [
+        f"{_test_of(outcome.split)}, round {outcome.history.selected_round}",
+        *(f"{metric} {ranking}" for ranking, metric in columns),
+    ]
+    body = [
+        [name, *(f"{values[ranking][metric]:.4f}" for ranking, metric in columns)]
+        for name, values in rows.items()
+    ]
+    if outcome.price is not None:
+        prices = [outcome.price[ranking][metric] for ranking, metric in columns]
+        body.append(["federated / best central", *(_ratio(price) for price in prices)])
+    return (
+        f"{LEAKY}\n" * leaky
+        + _align_columns([header, *body])
+        + _rivals(outcome.tested)
+        + _price_line(outcome)
+        + _privacy_line(outcome)
+    )
+
+
+def _columns(split: Split, sampled: str) -> list[tuple[str, str]]:
+    """Ranking and metric of each column."""
+    columns = COLUMNS if split.heldout is None else COLUMNS_OF_SEVERAL
+    return [(sampled if ranking == "sampled" else ranking, metric) for ranking, metric in columns]
+
+
+def _test_of(split: Split) -> str:
+    """What was tested; the order of events is said where it is not that of time."""
+    return "test" if split.order == "time" else f"test ({split.order} order)"
+
+
+def _rivals(split: Split) -> str:
+    return "".join(f"\n{line}" for line in tell_rivals(split))
+
+
+def _price_line(outcome: Outcome) -> str:
+    """One more line, where the price of federation is also one of unequal tuning."""
+    if outcome.price is None:
+        return ""
+    found = [outcome.price[ranking] for ranking in outcome.price]
+    tried = {
+        price["best"]: price["settings_tried"]
+        for prices in found
+        for price in prices.values()
+        if "settings_tried" in price
+    }
+    unequal = {name: counts for name, counts in tried.items() if counts["central"] != counts["federated"]}
+    if not tried:
+        return ""
+    if not unequal:
+        count = next(iter(tried.values()))["federated"]
+        return f"\nboth sides were tuned alike: {count} settings on validation" * (count > 1)
+    central = ", ".join(f"{counts['central']} of {name}" for name, counts in sorted(unequal.items()))
+    own = next(iter(unequal.values()))["federated"]
+    return (
+        f"\nsettings tried on validation: {own} of {outcome.settings.algorithm}, {central}; the ratio is of "
+        "unequal tuning"
+    )
+
+
+def lost_updates(history: History) -> list[str]:
+    """The updates that a run lost: of clients that did not arrive, not finite ones, rounds without a step.
+
+    Args:
+        history: of the run.
+
+    Returns:
+        a line for each kind; empty where nothing was lost.
+    """
+    rounds = history.rounds
+    empty = int(((rounds.skipped > 0) & (rounds.clients == 0) & (rounds.unsound == 0)).sum())
+    unsound = int(rounds.unsound.sum())
+    skipped = int(rounds.skipped.sum()) - empty
+    lines = []
+    if missing := int(rounds.missing.sum()):
+        drawn = missing + int(rounds.clients.sum()) + unsound
+        lines.append(
+            f"missing: {missing:,} of {drawn:,} clients; {empty} rounds were skipped for want of them"
+        )
+    if unsound or skipped:
+        lines.append(f"not finite: {unsound} updates of clients were left out, {skipped} rounds were skipped")
+    return lines
+
+
+def _privacy_line(outcome: Outcome) -> str:
+    """One more line, where there is a guarantee."""
+    spent = outcome.spending
+    rounds = len(outcome.history.rounds.loss)
+    if spent is None:
+        return ""
+    holds = "" if spent.noise_seed == "secret" else ", only against those who do not have the seed"
+    clipped = "" if spent.clip is None else f", clip {spent.clip:g}"
+    return (
+        f"\n{rounds} rounds spend epsilon {spent.epsilon:.3f} at delta {spent.delta:.2e}, per user "
+        f"(noise multiplier {spent.noise_multiplier:.3f}{clipped}){holds}; the metrics are not private"
+    )
+
+
+def _ratio(price: Mapping[str, Any]) -> str:
+    return "-" if price["ratio"] is None else f"{price['best']} {price['ratio']:.3f}"
+
+
+def baseline_table(run: BaselineRun) -> str:
+    """The table that ends `fedjax-rec baselines`: a row for each method.
+
+    Args:
+        run: of `run_baseline_experiment`.
+
+    Returns:
+        several lines of text.
+
+    Example:
+        >>> from fedjax_rec.runs.baselines import run_baseline_experiment
+        >>> from fedjax_rec.runs.settings import Settings
+        >>> baseline_table(run_baseline_experiment(Settings(), names=["popularity"])).splitlines()[1].split()[0]
+        'popularity'
+    """
+    columns = _columns(run.split, name_sampled(run.split))
+    rows = [
+        [_test_of(run.split), *(f"{metric} {ranking}" for ranking, metric in columns), "seconds", "settings"]
+    ]
+    for name, baseline in run.baselines.items():
+        values = [f"{baseline.metrics[ranking][metric]:.4f}" for ranking, metric in columns]
+        settings = ", ".join(f"{key} {value:.4g}" for key, value in baseline.settings.items())
+        rows.append([name, *values, f"{baseline.seconds:.1f}", settings])
+    if run.ceiling is not None:
+        values = [f"{run.ceiling[ranking][metric]:.4f}" for ranking, metric in columns]
+        rows.append(["best reachable", *values, "", ""])
+    return _align_columns([row[:-1] for row in rows], [row[-1] for row in rows]) + _rivals(run.split)
+
+
+def _align_columns(rows: list[list[str]], notes: Sequence[str] | None = None) -> str:
+    """Columns: the first one to the left, the others to the right, notes behind them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row, note in zip(rows, notes or [""] * len(rows), strict=True):
+        cells = [
+            row[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            note,
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def draw_curves(history: History, path: Path, *, title: str) -> None:
+    """Draw training loss and validation metrics against rounds.
+
+    Args:
+        history: of `simulate`.
+        path: of the picture; its ending says the format.
+        title: above the picture.
+    """
+    from matplotlib.figure import Figure
+
+    data = frame(history)
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    loss, metric = figure.subplots(1, 2)
+    loss.plot(data["round"], data["loss"], color="tab:blue", linewidth=1)
+    loss.set(xlabel="round", ylabel="training loss per example")
+    # names of files hold anything: dollars are no formulas, lone bytes of other encodings no characters
+    loss.set_title(title.encode("utf-8", "backslashreplace").decode(), parse_math=False)
+    scored = data.dropna() if history.evaluations else data.iloc[:0]
+    for name, color in (("hr@10", "tab:orange"), ("ndcg@10", "tab:green")):
+        if len(scored):
+            metric.plot(
+                scored["round"], scored[f"validation/full/{name}"], color=color, marker=".", label=name
+            )
+    if len(scored):
+        metric.axvline(history.selected_round, color="grey", linestyle=":", label="selected round")
+        metric.legend(frameon=False)
+    metric.set(xlabel="round", ylabel="validation, full ranking", title="validation")
+    with warnings.catch_warnings():  # of characters that the font lacks
+        warnings.simplefilter("ignore")
+        figure.savefig(path, dpi=120)

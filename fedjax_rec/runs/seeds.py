@@ -1,0 +1,74 @@
+"""Runs that differ in their seed alone: which these are, and what is missing among them."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedjax_rec.runs.configuration import before_tuning
+
+if TYPE_CHECKING:
+    from fedjax_rec.runs.compare import StoredRun
+
+# settings that make no other configuration
+_IGNORED_SETTINGS = (
+    "seed",
+    "out",
+    "dataset",  # where it lies: its hash is a part of the protocol
+    "data_dir",
+    "devices",
+    "lanes",
+    "row_update",
+    "stream_clients",
+    "baselines",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "pause_exit_code",
+    "cache",
+)
+
+
+def group_by_seeds(runs: Sequence["StoredRun"]) -> list[list["StoredRun"]]:
+    """Put runs together that differ in their seed alone; what a search chose for each makes no difference.
+
+    Args:
+        runs: in any order.
+
+    Returns:
+        the groups, in the order of their first runs.
+
+    Example:
+        >>> group_by_seeds([])
+        []
+    """
+    groups: dict[str, list[Any]] = {}
+    for run in runs:
+        asked = before_tuning(run.config)
+        settings = {name: value for name, value in asked.items() if name not in _IGNORED_SETTINGS}
+        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
+    return list(groups.values())
+
+
+def warn_of_seeds(groups: Sequence[Sequence["StoredRun"]]) -> tuple[str, ...]:
+    """Say where rows are means over other seeds: one that failed left no run, and is no part of a mean.
+
+    Args:
+        groups: of `group_by_seeds`.
+
+    Returns:
+        a line for each group that lacks a seed.
+
+    Example:
+        >>> warn_of_seeds([])
+        ()
+    """
+    seeds = [{run.config.get("seed", 0) for run in group} for group in groups]
+    everything = set[Any]().union(*seeds)
+    lines = []
+    for group, own in zip(groups, seeds, strict=True):
+        missing = sorted(everything - own, key=str)
+        if missing:
+            lines.append(
+                f"{group[0].name}: {len(own)} of {len(everything)} seeds, none of {', '.join(map(str, missing))}; "
+                "a seed that failed leaves no run, and a mean without it is too good"
+            )
+    return tuple(lines)

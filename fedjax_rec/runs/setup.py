@@ -1,0 +1,252 @@
+"""What settings make before anything is trained: data, split, clients, algorithm; what cannot work is refused."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import jax
+import numpy as np
+
+from fedjax_rec.algorithms.registry import entry_of
+from fedjax_rec.client.population import Population, population_of
+from fedjax_rec.client.stored import StoredPopulation
+from fedjax_rec.compatibility import RunFeature, check_together
+from fedjax_rec.data.interactions import Dataset
+from fedjax_rec.data.splits import Split, merge_validation
+from fedjax_rec.errors import ParameterError
+from fedjax_rec.evaluation.evaluator import EvaluationPoint
+from fedjax_rec.evaluation.protocol import Protocol
+from fedjax_rec.privacy.accounting import MAX_EPSILON
+from fedjax_rec.privacy.spending import Spending, secret_key, spending_of
+from fedjax_rec.runs.availability import check_population, devices_of
+from fedjax_rec.runs.build import (
+    clip_batch_size,
+    fold_in_of,
+    make_that_fits,
+    point_of,
+    private_of,
+    settings_by_events,
+    with_sized_defaults,
+)
+from fedjax_rec.runs.inputs import load_attributes, load_inputs, protocol_of
+from fedjax_rec.runs.settings import Settings
+from fedjax_rec.samplers.data_independent import default_cohort
+from fedjax_rec.training.checkpoints.manager import Checkpoints
+from fedjax_rec.training.checkpoints.store import find_latest
+from fedjax_rec.types import Algorithm, Key, State
+
+
+class Setup(NamedTuple):
+    """What the settings make before anything is trained."""
+
+    settings: Settings  # with what was chosen here
+    dataset: Dataset
+    split: Split  # what is trained on
+    population: Population  # its clients, made once for the plan, the training and the traffic
+    heldout: Split | None  # of held-out clients, where the splitter makes some
+    attributes: dict[str, np.ndarray]
+    protocol: Protocol
+    algorithm: Algorithm
+    point: EvaluationPoint  # with which parameters clients are ranked
+    fold_in_point: EvaluationPoint | None  # the same of held-out clients
+    stored: StoredPopulation | None = None  # all clients, where the split is of a sample of a store's
+    by_events: tuple[str, ...] = ()  # settings that are what follows from the number of events
+
+    @property
+    def training(self) -> Split | StoredPopulation:
+        """What `simulate` is given."""
+        return self.split if self.stored is None else self.stored
+
+    def ranked(self, state: State) -> State:
+        """The state of the clients of the split."""
+        return state if self.stored is None else self.stored.of_sample(state)
+
+    @property
+    def tested(self) -> Split:
+        """Holds the test items."""
+        return self.split if self.heldout is None else self.heldout
+
+    @property
+    def test_point(self) -> EvaluationPoint:
+        """With which parameters they are ranked."""
+        return self.point if self.fold_in_point is None else self.fold_in_point
+
+
+def set_up(settings: Settings, on_stage: Callable[[str], Any]) -> Setup:
+    """Read and divide the data, and make the algorithm; whatever cannot work is refused here.
+
+    Args:
+        settings: the experiment, completed.
+        on_stage: called with a line of text when what takes long begins.
+
+    Returns:
+        what the settings make.
+
+    Raises:
+        ValueError: on data or settings that cannot work.
+    """
+    dataset, split, heldout, stored = load_inputs(settings)
+    num_clients = split.num_users if stored is None else stored.num_clients
+    _check(settings, split, num_clients)
+    size = split.size if stored is None else stored.size
+    settings = with_sized_defaults(settings, size)
+    attributes = load_attributes(settings, split if heldout is None else heldout)
+    protocol = protocol_of(settings, dataset, split)
+    if settings.private:
+        on_stage("accounting for the privacy of its users")
+    private = private_of(settings, num_clients)
+    if private is not None:  # recorded, for whoever goes on for more rounds
+        settings = dataclasses.replace(settings, capacity=private.sampler.capacity, delta=private.delta)
+    population = population_of(split) if stored is None else stored.directory
+    algorithm = make_that_fits(clip_batch_size(settings, population.max_examples), population, private)
+    setup = Setup(
+        settings=settings,
+        dataset=dataset,
+        split=split,
+        population=population,
+        heldout=heldout,
+        attributes=attributes,
+        protocol=protocol,
+        algorithm=algorithm,
+        point=point_of(settings, algorithm, population),
+        # held-out clients are ranked as they are folded in, which may be refused: before training
+        fold_in_point=None if heldout is None else fold_in_of(settings, algorithm, heldout),
+        stored=stored,
+        by_events=settings_by_events(settings, size),
+    )
+    spending = spending_after(settings, setup, cast("int", settings.rounds))
+    if spending is not None and math.isinf(spending.epsilon):
+        raise ParameterError(
+            f"{settings.rounds} rounds with noise_multiplier={settings.noise_multiplier} spend an epsilon of more "
+            f"than {MAX_EPSILON:g}, which hides nothing; raise {{noise_multiplier}}, or lower {{rounds}} or "
+            f"{{cohort}}"
+        )
+    return setup
+
+
+def at_lower_rate(settings: Settings) -> Settings | None:
+    """The settings with which a run that diverged is tried again, once.
+
+    Args:
+        settings: of the run that diverged, completed.
+
+    Returns:
+        the same with a third of the clients' learning rate; None where there is none to lower, or where a
+        second run would spend its users' privacy twice.
+
+    Example:
+        >>> from fedjax_rec.runs.settings import complete
+        >>> round(at_lower_rate(complete(Settings(learning_rate=0.3))).learning_rate, 6)
+        0.1
+    """
+    if not settings.learning_rate or settings.private:
+        return None
+    return dataclasses.replace(settings, learning_rate=settings.learning_rate / 3)
+
+
+def with_settings(settings: Settings, setup: Setup) -> Setup:
+    """The same data, for other settings of the algorithm.
+
+    Args:
+        settings: of the algorithm, without noise.
+        setup: what other settings made.
+
+    Returns:
+        with the algorithm and points of these.
+    """
+    algorithm = make_that_fits(clip_batch_size(settings, setup.population.max_examples), setup.population)
+    return setup._replace(
+        settings=settings,
+        algorithm=algorithm,
+        point=point_of(settings, algorithm, setup.population),
+        fold_in_point=None if setup.heldout is None else fold_in_of(settings, algorithm, setup.heldout),
+    )
+
+
+def spending_after(settings: Settings, setup: Setup, rounds: int) -> Spending | None:
+    """What so many rounds spend, read off the algorithm and the population that run.
+
+    Args:
+        settings: of the run.
+        setup: what they made.
+        rounds: T.
+
+    Returns:
+        what is spent; None without noise.
+    """
+    num_clients = setup.population.num_clients
+    delta = num_clients**-1.1 if settings.delta is None else settings.delta
+    return spending_of(
+        setup.algorithm,
+        num_clients,
+        rounds,
+        delta,
+        secret=settings.secret_noise,
+        by_events=setup.by_events,
+    )
+
+
+def key_of(settings: Settings, checkpoint: Checkpoints | None) -> Key | int:
+    """What the run's randomness comes from: the seed, or a secret that only checkpoints hold.
+
+    Args:
+        settings: of the run.
+        checkpoint: where it is saved, perhaps already; None for nowhere.
+
+    Returns:
+        a number, or a key that is secret.
+    """
+    if not settings.secret_noise:
+        return settings.seed
+    latest = None if checkpoint is None else find_latest(Path(checkpoint.folder) / "train")
+    if latest is None or latest.path is None:
+        return secret_key()
+    words = np.array(latest.meta["custom_metadata"]["key"], np.uint32)
+    return jax.random.wrap_key_data(jax.numpy.asarray(words), impl="threefry2x32")
+
+
+def merge_validation_of(settings: Settings, setup: Setup) -> Setup:
+    """The same on train + validation, for the refit.
+
+    Args:
+        settings: of the run.
+        setup: what they made.
+
+    Returns:
+        with the merged split, its population and point.
+    """
+    split = merge_validation(setup.split)
+    population = population_of(split)
+    point = point_of(settings, setup.algorithm, population)
+    return setup._replace(split=split, population=population, point=point)
+
+
+def _check(settings: Settings, split: Split, num_clients: int) -> None:
+    cohort = settings.cohort or default_cohort(num_clients)
+    if cohort > num_clients:
+        raise ParameterError(
+            f"cohort={cohort} exceeds the population of {num_clients} clients; lower {{cohort}}"
+        )
+    if (settings.minimum_cohort or 1) > cohort:
+        raise ParameterError(
+            f"{{minimum_cohort}}={settings.minimum_cohort} is more than the {cohort} clients of a cohort: every "
+            "round would be skipped; lower it, or raise {cohort}"
+        )
+    check_population(devices_of(vars(settings)), num_clients)
+    if settings.loss != "mse" and (settings.num_negatives or 0) > split.num_items:
+        raise ParameterError(
+            f"num_negatives={settings.num_negatives} exceeds the catalogue of {split.num_items} items; lower "
+            "{num_negatives}"
+        )
+    entry = entry_of(settings.algorithm)
+    check_together(
+        {
+            RunFeature.ALGORITHM_OF_RATINGS: settings.algorithm if entry.needs_ratings else None,
+            RunFeature.ALGORITHM_OF_ORDER: settings.algorithm if entry.needs_order else None,
+            RunFeature.RATINGS_LOSS: settings.loss == "mse",
+            RunFeature.NO_RATINGS: split.name if split.ratings is None else None,
+            RunFeature.NO_TIMESTAMPS: split.name if split.order == "random" else None,
+        }
+    )

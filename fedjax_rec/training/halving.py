@@ -1,0 +1,126 @@
+"""Successive halving: many settings for few rounds, the best of them for more, the last few for all.
+
+Jamieson & Talwalkar 2016, "Non-stochastic best arm identification and hyperparameter optimization"
+(arXiv:1502.07943), algorithm 1, with a third kept at each rung (Li et al. 2018, "Hyperband", arXiv:1603.06560,
+eta = 3). A rung is a `sweep`, so that its trials share compiled programs; a trial that is kept starts anew, and
+its run is as long as the rung. N settings and T rounds make K rungs of about N T / 3^(K - 1) rounds each.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fedjax_rec.data.splits import Split
+from fedjax_rec.training.sweep import ERROR_METRICS, Sweep, Trial, sweep
+from fedjax_rec.training.trials import Factory
+
+KEPT = 3  # one of so many goes on
+
+
+class Halving(NamedTuple):
+    """All rungs, the shortest first."""
+
+    rungs: tuple[Sweep, ...]
+    best: Trial  # of the last rung, whose trials alone had all rounds
+
+    @property
+    def num_settings(self) -> int:
+        """How many settings were tried."""
+        return len(self.rungs[0].trials)
+
+
+def rungs_of(count: int, rounds: int, eval_every: int) -> list[tuple[int, int]]:
+    """How many settings each rung has, and for how many rounds.
+
+    Args:
+        count: settings to try.
+        rounds: of the last rung.
+        eval_every: rounds between validations, of which a rung has at least two, if a run has.
+
+    Returns:
+        pairs of settings and rounds.
+
+    Example:
+        >>> rungs_of(20, 400, 20)
+        [(20, 40), (6, 120), (2, 400)]
+        >>> rungs_of(5, 1, 1)
+        [(5, 1)]
+    """
+    counts = [count]
+    lengths = [rounds]
+    while counts[-1] >= KEPT and lengths[-1] >= 2 * KEPT * eval_every:
+        counts.append(counts[-1] // KEPT)
+        lengths.append(lengths[-1] // KEPT // eval_every * eval_every)
+    return list(zip(counts, reversed(lengths), strict=True))
+
+
+def halve(
+    factory: Factory,
+    split: Split,
+    settings: Sequence[Mapping[str, Any]],
+    *,
+    rounds: int,
+    eval_every: int,
+    seed: int = 0,
+    metric: str = "ndcg@10",
+    on_rung: Callable[[int, int, int, int], Any] | None = None,
+    on_block: Callable[[int, int], Any] | None = None,
+    on_trial: Callable[[Trial], Any] | None = None,
+) -> Halving:
+    """Find the best of many settings on validation.
+
+    Args:
+        factory: settings -> algorithm.
+        split: its validation items are ranked, over the full catalogue.
+        settings: the trials.
+        rounds: T, of the last rung; 1 where all rounds of an algorithm are the same.
+        eval_every: rounds between validations.
+        seed: of all runs.
+        metric: as in `sweep`.
+        on_rung: called before each rung with its number, from 1, the number of rungs, settings and rounds.
+        on_block: as in `sweep`, of a rung.
+        on_trial: as in `sweep`, in every rung.
+
+    Returns:
+        what was tried.
+
+    Raises:
+        ValueError: as `sweep`.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> split = fr.leave_one_out(fr.data.synthetic(60, 90))
+        >>> trials = [{"dim": 4, "learning_rate": rate} for rate in (0.05, 1e30, 0.02)]
+        >>> found = halve(fr.fedmf, split, trials, rounds=6, eval_every=1)
+        >>> [len(rung.trials) for rung in found.rungs], found.best.settings["learning_rate"] < 1
+        ([3, 1], True)
+    """
+    plan = rungs_of(len(settings), rounds, eval_every)
+    sign = -1.0 if metric in ERROR_METRICS else 1.0
+    going = [dict(each) for each in settings]
+    rungs: list[Sweep] = []
+    for number, (count, long) in enumerate(plan, start=1):
+        if rungs:
+            going = [trial.settings for trial in _ranked(rungs[-1].trials, sign)[:count]]
+        if on_rung is not None:
+            on_rung(number, len(plan), len(going), long)
+        rungs.append(
+            sweep(
+                factory,
+                split,
+                going,
+                rounds=long,
+                eval_every=eval_every,
+                seeds=(seed,),
+                metric=metric,
+                on_block=on_block,
+                on_trial=on_trial,
+            )
+        )
+    return Halving(tuple(rungs), rungs[-1].best)
+
+
+def _ranked(trials: Sequence[Trial], sign: float) -> list[Trial]:
+    """The best first; what has diverged is left out."""
+    known = [trial for trial in trials if trial.round and not math.isnan(trial.validation)]
+    return sorted(known, key=lambda trial: -sign * trial.validation)

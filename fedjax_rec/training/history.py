@@ -1,0 +1,219 @@
+"""When a run stops, what it says on the way, and what is known of it afterwards."""
+
+import math
+import re
+import warnings
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+
+from fedjax_rec.evaluation.metrics import KS
+from fedjax_rec.types import Algorithm, Plan, RoundInfo, State
+
+Metrics = dict[str, float]
+
+
+class Stop(NamedTuple):
+    """When a run ends, besides its number of rounds.
+
+    A run always stops as "diverged" when its loss is no longer finite or a thousand times that of the first round,
+    or when three rounds in a row are lost (`fedjax_rec.training.divergence.diverged`).
+    """
+
+    metric: str = "ndcg@10"  # full-ranking validation metric
+    target: float | None = None  # stop once the metric reaches this
+    patience: int | None = None  # stop after so many rounds without a better metric
+    seconds: float | None = None  # stop after so much wall-clock time, checked after each block
+    patience_share: float | None = (
+        None  # stop after so large a share of the rounds so far without a better one
+    )
+    min_rounds: int = 0  # before which no patience ends
+
+    def ends_at(self, best_round: int) -> int | None:
+        """The round at which patience ends, if none after the best one so far is better.
+
+        Args:
+            best_round: with the best validation so far.
+
+        Returns:
+            the round; None without patience.
+
+        Example:
+            >>> Stop(patience_share=0.25, min_rounds=400).ends_at(120), Stop(patience_share=0.25).ends_at(900)
+            (400, 1200)
+        """
+        ends = []
+        if self.patience is not None:
+            ends.append(best_round + self.patience)
+        if self.patience_share is not None:
+            ends.append(math.ceil(best_round / (1 - self.patience_share)))
+        return max(self.min_rounds, *ends) if ends else None
+
+
+class PrivacyBudget(Protocol):
+    """What a run asks before it goes on, such as `fedjax_rec.privacy.ledger.Ledger`."""
+
+    def admit(self, algorithm: Algorithm, num_clients: int) -> None:
+        """Raise an error if rounds of this algorithm on so many clients are not what is counted."""
+
+    def would_exceed(self, rounds: int, run: str = "") -> bool:
+        """Return whether so many rounds of a run, counted from its start, are more than is allowed."""
+
+    def check(self, rounds: int, done: int = 0, run: str = "") -> None:
+        """Raise an error that says how many are allowed, if so many rounds are too many; `done` were allowed."""
+
+    def record(self, rounds: int, run: str = "") -> None:
+        """Note that so many rounds of a run, counted from its start, were run; or refuse a run that may not be."""
+
+
+def cutoffs_of(stop: Stop) -> list[int]:
+    """The ranking cut-offs to measure: the usual ones and that of the stopping metric.
+
+    Args:
+        stop: the stopping rules.
+
+    Returns:
+        cut-offs, ascending.
+
+    Raises:
+        ValueError: if the metric is unknown.
+
+    Example:
+        >>> cutoffs_of(Stop(metric="hr@7"))
+        [5, 7, 10, 20]
+    """
+    found = re.fullmatch(r"(?:hr|ndcg|mrr)@([1-9]\d*)|mrr", stop.metric)
+    if not found:
+        raise ValueError(f"stop metric {stop.metric!r} is unknown; use hr@k, ndcg@k, mrr@k or mrr")
+    return sorted({*KS, *(int(k) for k in found.groups() if k)})
+
+
+class Progress(NamedTuple):
+    """What a progress callback gets after each block."""
+
+    round: int
+    rounds: int  # that will be reached, if no validation is better than the best so far
+    clients: int  # trained in this block
+    loss: float  # of the last round
+    validation: Metrics | None
+    clients_per_second: float
+    stopped: str  # empty while the run goes on, then as `History.stopped`
+    rule: str = "rounds"  # which will end it then: "rounds" or "patience"
+
+
+class History(NamedTuple):
+    """What happened, round by round."""
+
+    rounds: RoundInfo  # numpy leaves [T], one entry a round
+    evaluations: tuple[tuple[int, Metrics], ...]  # (round, validation metrics; full/..., sampled99/...)
+    selected_round: int  # the round whose state was returned
+    # "rounds", "target", "patience", "seconds", "diverged", "interrupted", or "repeats": others would be the same
+    stopped: str
+    seconds: float  # wall clock, everything included
+    train_seconds: float  # in compiled blocks of rounds
+    compile_seconds: float
+    num_compilations: int  # programs of the blocks of rounds; 1, unless jax compiled again on the way
+    plan: Plan  # the engine's choices: lanes, devices, ... and the memory they need
+    first_round: int = 1  # more than 1 where the run was resumed
+
+    @property
+    def still_improving(self) -> bool:
+        """Whether a ceiling cut a run off whose last validation was the best one."""
+        cut_off = self.stopped in ("rounds", "seconds", "interrupted")
+        return cut_off and len(self.evaluations) > 1 and self.evaluations[-1][0] == self.selected_round
+
+    @property
+    def clients_per_second(self) -> float:
+        """Clients trained per second spent in compiled blocks of rounds."""
+        return float(np.sum(self.rounds.clients)) / max(self.train_seconds, 1e-9)
+
+    @property
+    def lane_efficiency(self) -> float:
+        """Local batches that the clients needed / (lanes x loop steps)."""
+        return float(np.sum(self.rounds.batches)) / max(float(np.sum(self.rounds.lane_steps)), 1.0)
+
+
+class DivergedWarning(UserWarning):
+    """A run ended before its rounds, because its numbers were no longer finite or far too large."""
+
+
+def warn_if_diverged(history: History) -> None:
+    """Say so: its losses and metrics look like those of a model that learned nothing.
+
+    Args:
+        history: of a run.
+    """
+    if history.stopped != "diverged":
+        return
+    done = len(history.rounds.loss) + history.first_round - 1
+    found = "the best validated one before" if history.evaluations else "of no use"
+    text = (
+        f"training diverged by round {done}; the state is {found}, and history.stopped says 'diverged'; lower the "
+        "learning rate, or regularise more"
+    )
+    warnings.warn(text, DivergedWarning, stacklevel=3)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, or a notebook's stop button, ended a run after its block of rounds; `result` has what was done.
+
+    It is an error, so that no loop over runs takes half a run for a whole one.
+
+    Args:
+        state: as `simulate` would have returned it.
+        history: its `stopped` is "interrupted", unless the run had just ended.
+
+    Example:
+        >>> try:
+        ...     raise Interrupted("the state", "the history")
+        ... except KeyboardInterrupt as stop:
+        ...     state, history = stop.result
+        >>> state
+        'the state'
+    """
+
+    def __init__(self, state: State, history: History) -> None:
+        super().__init__(state, history)
+        self.result = (state, history)
+
+    def __str__(self) -> str:
+        history = self.result[1]
+        done = len(history.rounds.loss) + history.first_round - 1
+        return (
+            f"interrupted after round {done}, and what was done is kept; in a notebook: "
+            "import sys; state, history = sys.last_value.result"
+        )
+
+
+_COLUMNS = {"unsound": "unsound_clients", "skipped": "skipped_rounds", "missing": "missing_clients"}
+
+
+def frame(history: History) -> pd.DataFrame:
+    """A history as a data frame, a row a round; validation columns are NaN between evaluations.
+
+    Columns that add up to a key of a run's `result.json` have its name. Without noise there is no column "signal".
+
+    Args:
+        history: as `simulate` returns it.
+
+    Returns:
+        columns round, loss, clients, ..., validation/full/ndcg@10, ...
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> data = pd.DataFrame({"user": [0, 0, 1], "item": [0, 1, 1]})
+        >>> _, history = fr.simulate(fr.fedmf(dim=2, cohort=2), fr.Population.from_frame(data), rounds=4)
+        >>> frame(history)["round"].tolist()
+        [1, 2, 3, 4]
+    """
+    table = pd.DataFrame({name: np.asarray(values) for name, values in history.rounds._asdict().items()})
+    table = table.rename(columns=_COLUMNS)
+    if np.isinf(table["signal"]).all():
+        table = table.drop(columns="signal")
+    table.insert(0, "round", np.arange(len(table)) + history.first_round)
+    if not history.evaluations:
+        return table
+    rows = [{"round": done} | metrics for done, metrics in history.evaluations]
+    scores = pd.DataFrame(rows).set_index("round")
+    return table.join(scores.add_prefix("validation/"), on="round")

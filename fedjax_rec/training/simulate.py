@@ -1,0 +1,450 @@
+"""Simulation: rounds in compiled blocks, validation between blocks, stopping, history.
+
+One compiled program runs a whole block of rounds on device (`blocks.run_block`); `simulate` adds what needs the
+host: validation, stopping, progress, checkpoints.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_rec.client.keys import key_of
+from fedjax_rec.client.population import Population, check_order
+from fedjax_rec.client.stored import StoredPopulation
+from fedjax_rec.data.frames import Frame
+from fedjax_rec.data.splits import Split
+from fedjax_rec.engine.chunks import choose_run
+from fedjax_rec.engine.devices import check_surroundings, replicate
+from fedjax_rec.engine.plan import check_fits, with_copy
+from fedjax_rec.errors import check_arguments
+from fedjax_rec.evaluation.evaluator import EvaluationPoint, make_evaluator
+from fedjax_rec.evaluation.metrics import metrics_from_ranks
+from fedjax_rec.evaluation.summary import name_sampled
+from fedjax_rec.federation.blocks import Compilations, check_state
+from fedjax_rec.federation.host_memory import (
+    Block,
+    copy_state,
+    copy_to_host,
+    make_block,
+    put_state,
+    start_state,
+)
+from fedjax_rec.training.checkpoints.leaves import digest, to_arrays
+from fedjax_rec.training.checkpoints.manager import (
+    FINAL,
+    Best,
+    CheckpointManager,
+    Checkpoints,
+    RunIdentity,
+    Snapshot,
+    check_checkpoints,
+    fingerprint,
+    open_checkpoints,
+)
+from fedjax_rec.training.checkpoints.signals import StopRequest, defer_interrupt
+from fedjax_rec.training.divergence import LOST, diverged, first_loss
+from fedjax_rec.training.history import (
+    History,
+    Interrupted,
+    Metrics,
+    PrivacyBudget,
+    Progress,
+    Stop,
+    cutoffs_of,
+    warn_if_diverged,
+)
+from fedjax_rec.training.identity import (
+    describe_leaf,
+    digest_values,
+    identify_run,
+    name_of,
+    name_point,
+    what_must_match,
+)
+from fedjax_rec.training.inputs import clients_of
+from fedjax_rec.types import Algorithm, Key, Plan, RoundInfo, State
+
+
+def simulate(
+    algorithm: Algorithm,
+    data: Split | Population | StoredPopulation | Frame,
+    *,
+    population: Population | None = None,
+    rounds: int = 400,
+    seed: int | Key = 0,
+    eval_every: int = 10,
+    stop: Stop | None = None,
+    state: State | None = None,
+    keep: str = "best",
+    point: EvaluationPoint | None = None,
+    on_block: Callable[[Progress], Any] | None = None,
+    checkpoint: Checkpoints | None = None,
+    resume: bool | None = None,
+    ledger: PrivacyBudget | None = None,
+) -> tuple[State, History]:
+    """Run a federated algorithm, selecting the round on validation.
+
+    Args:
+        algorithm: as `federate`, `fedmf` and their like return it.
+        data: a split (its validation items are ranked every `eval_every` rounds), a bare population, one in
+            a store (`open_population`; its sample is ranked), or a frame or data set for `leave_one_out`.
+        population: the split's clients, where `population_of` has made them already; by default made here.
+        rounds: the number of rounds to reach (counted from the very start, also with `state`).
+        seed: an integer or a key; with the data and the algorithm it decides everything. A key, which may be a
+            secret (`privacy.secret_key`), stands in checkpoints, which then only their owner can read.
+        eval_every: rounds in a compiled block, and between validations.
+        stop: further stopping rules; none by default.
+        state: where to go on from; consumed.
+        keep: "best" returns the state of the best validation round, "last" the last one.
+        point: with which parameters validation ranks (`evaluation.evaluation_points`); by default the server's.
+        on_block: called with a `Progress` after each block, once it is saved if it was time.
+        checkpoint: where to save the run; it then goes on from the newest sound checkpoint there, bit for bit.
+        resume: True if there must be a checkpoint, False if there may not be one; by default either will do.
+        ledger: of a privacy budget (`fedjax_rec.privacy.ledger`), asked before each block of rounds, and told
+            of it.
+
+    Returns:
+        the state, and the history. A run that diverged warns (`DivergedWarning`).
+
+    Raises:
+        ValueError: if a setting is out of range, the cohort exceeds the population, or the checkpoints are another
+            run's, naming what differs; if a ledger is of other rounds than the algorithm's; before the block
+            that would overspend a ledger's budget, once the run is saved if it has checkpoints.
+        OSError: if a checkpoint cannot be written; earlier ones are whole.
+        Paused: (an exit with status 0) if a signal stopped a run with checkpoints, once it was saved.
+        Interrupted: (a KeyboardInterrupt) if SIGINT stopped one without; `result` is what was done until then.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> split = fr.leave_one_out(fr.load_dataset("synthetic"))
+        >>> state, history = simulate(fr.fedmf(dim=8), split, rounds=3, eval_every=2)
+        >>> [r for r, _ in history.evaluations], history.stopped
+        ([2, 3], 'rounds')
+    """
+    check_arguments(simulate, locals())
+    check_surroundings()
+    _check_ranges(rounds, eval_every, keep)
+    if checkpoint is not None:
+        check_checkpoints(checkpoint, eval_every)
+    stop = stop or Stop()
+    check_arguments(Stop, stop._asdict())
+    cutoffs = cutoffs_of(stop)
+    start_time = time.perf_counter()
+    key = key_of(seed)
+    data, population = clients_of(data, population)
+    check_order(algorithm, population)
+    evaluate = _make_validator(algorithm, data, cutoffs, point)
+    keeps_best = keep == "best" and evaluate is not None
+    if ledger is not None:
+        ledger.admit(algorithm, population.num_clients)
+    chunked, plan = choose_run(algorithm, population)
+    plan = with_copy(plan) if keeps_best else plan
+    check_fits(plan)  # before there is a state
+    # Clients and state where the rounds want them: on every device of the mesh.
+    population = replicate(population.without_ids(), algorithm.mesh)
+    start = "the algorithm's own"
+    if state is None:
+        state = start_state(algorithm, chunked, key, population)
+    else:
+        check_state(algorithm, key, state, population)
+        start = "" if checkpoint is None else digest(to_arrays(state))[:12]  # rounds consume it
+        state = put_state(chunked, algorithm.mesh, state if chunked is None else copy_to_host(state))
+    name = ""
+    if ledger is not None:
+        name = name_of(algorithm, key, state, population, data)
+        ledger.record(int(state.round), name)
+    block_size = eval_every if checkpoint is not None else min(eval_every, max(rounds, 1))
+    block = make_block(algorithm, chunked, block_size, data if isinstance(data, StoredPopulation) else None)
+    run = _Run(
+        block,
+        plan,
+        evaluate=evaluate,
+        stop=stop,
+        keeps_best=keeps_best,
+        on_block=on_block,
+        ledger=ledger,
+        name=name,
+        start_time=start_time,
+        repeats=algorithm.repeats,
+    )
+    if checkpoint is None:
+        with defer_interrupt() as run.request:
+            return run.run(key, state, population, rounds, block_size)
+    # The same with checkpoints: what they must have been written by, and where to go on.
+    shapes = jax.tree.map(describe_leaf, state)  # rounds consume the state itself
+
+    def identify() -> RunIdentity:
+        must_match = what_must_match(seed, eval_every, keep, stop, data, population)
+        must_match |= {"point": name_point(point), "state": start}
+        values = digest_values(algorithm, key, shapes, population)
+        program = fingerprint(block.text(key, shapes, population))
+        return identify_run(checkpoint, must_match, plan, values, program)
+
+    is_number = isinstance(seed, (int, np.integer))
+    with open_checkpoints(checkpoint, identify, resume, confidential=not is_number) as manager:
+        state = run.resume(manager, state, rounds, partial(put_state, chunked, algorithm.mesh))
+        return run.run(key, state, population, rounds, block_size)
+
+
+def _check_ranges(rounds: int, eval_every: int, keep: str) -> None:
+    if not 0 <= rounds < 2**31:
+        raise ValueError(f"rounds must be at least 0 and below 2^31, not {rounds}")
+    if eval_every < 1:
+        raise ValueError(f"eval_every must be at least 1, not {eval_every}")
+    if keep not in ("best", "last"):
+        raise ValueError(f"keep={keep!r} is unknown; choose one of 'best', 'last'")
+
+
+def _make_validator(
+    algorithm: Algorithm,
+    data: Split | Population | StoredPopulation,
+    cutoffs: list[int],
+    point: EvaluationPoint | None,
+) -> Callable[[State], Metrics] | None:
+    """State -> metrics by "full/..." and "sampled99/..."; None where there is nothing to validate on."""
+    if isinstance(data, StoredPopulation):
+        of_sample = data.of_sample
+        ranked = None if data.split is None else _make_validator(algorithm, data.split, cutoffs, point)
+        return None if ranked is None else lambda state: ranked(of_sample(state))
+    if not isinstance(data, Split) or not (data.validation >= 0).any():
+        return None
+    rank = make_evaluator(algorithm, data, which="validation", point=point)
+    names = {"full": "full", "sampled": name_sampled(data)}
+
+    def evaluate(state: State) -> Metrics:
+        metrics: Metrics = {}
+        for ranking, ranks in rank(state)._asdict().items():
+            values = metrics_from_ranks(ranks, cutoffs)
+            metrics |= {f"{names[ranking]}/{name}": value for name, value in values.items()}
+        return metrics
+
+    return evaluate
+
+
+class _Run:
+    """The host's side of one run: the only mutable object of the simulation."""
+
+    def __init__(
+        self,
+        block: Block,
+        plan: Plan,
+        *,
+        evaluate: Callable[[State], Metrics] | None,
+        stop: Stop,
+        keeps_best: bool,
+        on_block: Callable[[Progress], Any] | None,
+        ledger: PrivacyBudget | None,
+        name: str,
+        start_time: float,
+        repeats: bool,
+    ) -> None:
+        self.block = block
+        self.plan = plan
+        self.evaluate = evaluate
+        self.stop = stop
+        self.keeps_best = keeps_best
+        self.on_block = on_block
+        self.ledger = ledger
+        self.name = name  # under which the ledger knows it
+        self.start_time = start_time
+        self.repeats = repeats
+        self.all_done = "rounds"  # why a run ends that has nothing left to do
+        self.compilations = Compilations(block.name)
+        self.compile_seconds = 0.0
+        self.train_seconds = 0.0
+        self.first_round = 1
+        self.infos: list[RoundInfo] = []  # one a block
+        self.evaluations: list[tuple[int, Metrics]] = []
+        self.best = Best()
+        self.manager: CheckpointManager | None = None
+        self.request = StopRequest()
+        self.stopped = ""  # why the run that goes on had ended, if more rounds do not undo it
+
+    def resume(
+        self, manager: CheckpointManager, state: State, rounds: int, put: Callable[[State], State]
+    ) -> State:
+        """Go on from the newest checkpoint; where there is none, the start is the first."""
+        self.manager = manager
+        self.request = manager.request
+        self.first_round = int(state.round) + 1
+        snapshot = manager.restore(state, rounds)
+        if snapshot is None:
+            if manager.checkpoints.every is not None:
+                manager.save(int(state.round), "", partial(self._snapshot, state, ""), force=True)
+            return state
+        self.infos = [] if snapshot.infos is None else [snapshot.infos]
+        self.evaluations = list(snapshot.evaluations)
+        self.best = snapshot.best
+        if self.best.state is not None:
+            self.best = self.best._replace(state=put(self.best.state))
+        self.first_round = snapshot.first_round
+        self.stopped = snapshot.stopped if snapshot.stopped in FINAL else ""
+        self.start_time -= snapshot.seconds["all"]
+        self.train_seconds = snapshot.seconds["train"]
+        return put(snapshot.state)
+
+    def run(
+        self, key: Key, state: State, population: Population, rounds: int, block_size: int
+    ) -> tuple[State, History]:
+        """Block after block, until the rounds are reached or a rule stops the run."""
+        rounds_done = int(state.round)
+        if self.manager is None:
+            self.first_round = rounds_done + 1
+        if self.repeats and rounds > self.first_round:
+            rounds, self.all_done = self.first_round, "repeats"
+        stopped = self.stopped or ("" if rounds_done < rounds else self.all_done)
+        state = self._compile(key, state, population)
+        while not stopped:
+            self._stop_if_requested(rounds_done, state)
+            # Blocks end at multiples of their size, so that a resumed run validates in the same rounds.
+            count = min(block_size - rounds_done % block_size, rounds - rounds_done)
+            if self.ledger is not None:
+                if self.ledger.would_exceed(rounds, self.name):  # beside what others have spent by now
+                    self._ask_ledger(state, rounds_done, rounds_done + count)
+                self.ledger.record(rounds_done + count, self.name)  # before anything of it is known
+            state = self._train_block(key, state, population, count)
+            rounds_done += count
+            validation = None
+            if self._has_diverged():
+                stopped = "diverged"
+            else:
+                validation = self._validate(rounds_done, state)
+                stopped = self._stop_reason(rounds_done, rounds, validation)
+            if self.manager is not None:
+                self.manager.save(rounds_done, stopped, partial(self._snapshot, state, stopped))
+            self._report(rounds_done, rounds, count, validation, stopped)
+        self._stop_if_requested(rounds_done, state, stopped)
+        state, history = self._result(rounds_done, state, stopped)
+        warn_if_diverged(history)
+        return state, history
+
+    def _result(self, rounds_done: int, state: State, stopped: str) -> tuple[State, History]:
+        if self.best.state is not None:
+            return self.best.state, self._history(self.best.round, stopped)
+        return state, self._history(rounds_done, stopped)
+
+    def _stop_if_requested(self, rounds_done: int, state: State, stopped: str = "") -> None:
+        """End here if a signal asked for it: once all is saved, or with what was done."""
+        if self.manager is not None:
+            self.manager.pause_if_requested(rounds_done, partial(self._snapshot, state, stopped))
+        elif self.request.signal:
+            raise Interrupted(*self._result(rounds_done, state, stopped or "interrupted"))
+
+    def _compile(self, key: Key, state: State, population: Population) -> State:
+        """Compile by running a block of no rounds."""
+        tick = time.perf_counter()
+        with self.compilations:
+            state, _ = jax.block_until_ready(self.block.run(key, state, population, jnp.int32(0)))
+        self.compile_seconds = time.perf_counter() - tick
+        return state
+
+    def _train_block(self, key: Key, state: State, population: Population, count: int) -> State:
+        num_rounds = jnp.int32(count)
+        tick = time.perf_counter()
+        with self.compilations:
+            state, infos = jax.block_until_ready(self.block.run(key, state, population, num_rounds))
+        self.train_seconds += time.perf_counter() - tick
+        self.infos.append(jax.tree.map(lambda x: np.asarray(x)[:count], infos))
+        return state
+
+    def _ask_ledger(self, state: State, rounds_done: int, after: int) -> None:
+        """Let the ledger refuse the coming block, once what was done is saved."""
+        assert self.ledger is not None  # noqa: S101 - why this is called; this tells the type checker
+        if self.manager is not None and self.ledger.would_exceed(after, self.name):
+            self.manager.save(rounds_done, "", partial(self._snapshot, state, ""), force=True)
+        self.ledger.check(after, rounds_done, self.name)
+
+    def _has_diverged(self) -> bool:
+        """By the last blocks: as many as rounds in a row are needed to see that."""
+        first = next(filter(math.isfinite, map(first_loss, self.infos)), math.inf)
+        return diverged(_concatenate(self.infos[-LOST:]), first)
+
+    def _validate(self, rounds_done: int, state: State) -> Metrics | None:
+        if self.evaluate is None:
+            return None
+        metrics = self.evaluate(state)
+        self.evaluations.append((rounds_done, metrics))
+        value = metrics[f"full/{self.stop.metric}"]
+        if value > self.best.value:
+            spare = self.best.state if self.plan.stream_clients else None
+            self.best = Best(value, rounds_done)  # the one before goes first, or is written over
+            if self.keeps_best:  # the next block consumes `state`
+                self.best = Best(value, rounds_done, copy_state(state, spare))
+        return metrics
+
+    def _stop_reason(self, rounds_done: int, rounds: int, validation: Metrics | None) -> str:
+        """As `History.stopped`; empty if the run goes on."""
+        stop = self.stop
+        if validation is not None:
+            value = validation[f"full/{stop.metric}"]
+            if stop.target is not None and value >= stop.target:
+                return "target"
+            end = stop.ends_at(self.best.round)
+            if end is not None and rounds_done >= end:
+                return "patience"
+        if stop.seconds is not None and time.perf_counter() - self.start_time >= stop.seconds:
+            return "seconds"
+        return self.all_done if rounds_done >= rounds else ""
+
+    def _report(
+        self, rounds_done: int, rounds: int, count: int, validation: Metrics | None, stopped: str
+    ) -> None:
+        if self.on_block is None:
+            return
+        last = self.infos[-1]
+        clients = sum(int(np.sum(info.clients)) for info in self.infos)
+        end = None if self.evaluate is None else self.stop.ends_at(max(self.best.round, 0))
+        by_patience = end is not None and end < rounds
+        progress = Progress(
+            round=rounds_done,
+            rounds=max(cast("int", end), rounds_done) if by_patience else rounds,
+            clients=int(np.sum(last.clients)),
+            loss=float(last.loss[count - 1]),
+            validation=validation,
+            clients_per_second=clients / max(self.train_seconds, 1e-9),
+            stopped=stopped,
+            rule="patience" if by_patience else "rounds",
+        )
+        self.on_block(progress)
+
+    def _snapshot(self, state: State, stopped: str) -> Snapshot:
+        seconds = {
+            "all": time.perf_counter() - self.start_time,
+            "train": self.train_seconds,
+            "compile": self.compile_seconds,
+        }
+        return Snapshot(
+            state=state,
+            infos=_concatenate(self.infos) if self.infos else None,
+            evaluations=tuple(self.evaluations),
+            best=self.best,
+            first_round=self.first_round,
+            stopped=stopped,
+            seconds=seconds,
+        )
+
+    def _history(self, selected_round: int, stopped: str) -> History:
+        nothing: Any = (np.zeros(0) for _ in RoundInfo._fields)
+        return History(
+            rounds=_concatenate(self.infos) if self.infos else RoundInfo(*nothing),
+            evaluations=tuple(self.evaluations),
+            selected_round=selected_round,
+            stopped=stopped,
+            seconds=time.perf_counter() - self.start_time,
+            train_seconds=self.train_seconds,
+            compile_seconds=self.compile_seconds,
+            num_compilations=max(self.compilations.count, 1),
+            plan=self.plan,
+            first_round=self.first_round,
+        )
+
+
+def _concatenate(infos: list[RoundInfo]) -> RoundInfo:
+    """Several blocks' reports as one, leaves [T]."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *infos)

@@ -1,0 +1,194 @@
+"""Files of settings, several runs of one command, what is shown, and flags of algorithms of one's own."""
+
+import json
+
+import pytest
+
+from fedjax_rec.algorithms.own import adopt
+from fedjax_rec.cli.main import build_parser, main
+from fedjax_rec.cli.run import values_of_run
+from fedjax_rec.runs.configuration import command_of, read_configuration, repeating
+from fedjax_rec.runs.settings import Settings
+
+OWN = "experiments.your_algorithm.algorithm:your_algorithm"
+SMALL = ["--rounds", "2", "--eval-every", "1", "--num-candidates", "9", "--devices", "1", "--no-cache"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with a small file of events."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{user},{(user * 3 + step * 7) % 40}" for user in range(30) for step in range(8)]
+    (tmp_path / "events.csv").write_text("user,item\n" + "\n".join(rows))
+    return tmp_path
+
+
+def refuse(arguments, capsys):
+    """The one line with which a command is refused."""
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert "error" in lines[-1]
+    return lines[-1]
+
+
+def values(*arguments):
+    return values_of_run(build_parser("run").parse_args(["run", *arguments]))
+
+
+def test_flags_go_over_a_file(folder, capsys):
+    """A setting of the file holds where no flag says otherwise, a default as well as any other value."""
+    (folder / "mine.toml").write_text(
+        "rounds = 7\nseed = 3\n[model]\nalgorithm = 'fedncf'\nlearning-rate = 1\noptions = {layers = 2}\n"
+    )
+    found = {"rounds": 7, "seed": 3, "algorithm": "fedncf", "learning_rate": 1.0, "options": "layers=2"}
+    assert values("--config", "mine.toml") == found
+    assert values("--config", "mine.toml", "--seed", "0", "--layers", "3") == found | {
+        "seed": 0,
+        "options": "layers=3",
+    }
+    assert values("--config", "mine.toml", "--algorithm", "fedals") == {
+        "rounds": 7,
+        "seed": 3,
+        "algorithm": "fedals",
+    }
+    for text, words in (
+        ("round = 1", "unknown setting 'round'; did you mean 'rounds'"),
+        ("a b", "is no TOML"),
+        ("dim = 2\n[model]\ndim = 4", "dim is set twice"),
+        ("algorithm = 3", "algorithm must be a name, or a list of names, not 3"),
+    ):
+        (folder / "bad.toml").write_text(text)
+        assert words in refuse(["run", "--config", "bad.toml"], capsys)
+    (folder / "list.toml").write_text("algorithm = ['fedmf', 'fedals']")
+    assert values("--config", "list.toml") == {"algorithm": "fedmf,fedals"}
+    assert "no run folder" in refuse(["run", "--config", str(folder)], capsys)
+    assert "No such file" in refuse(["run", "--config", "nowhere.toml"], capsys)
+
+
+def test_own_settings_are_flags(capsys):
+    """Of the algorithm that is chosen, whoever wrote it."""
+    assert values("--algorithm", "fedncf", "--layers", "2") == {"algorithm": "fedncf", "options": "layers=2"}
+    assert "unknown setting '--layers'" in refuse(["run", "--layers", "2"], capsys)
+    assert "must be of type int" in refuse(["run", "--algorithm", "fedncf", "--layers", "a"], capsys)
+
+
+def test_help_fits_two_screens(capsys, monkeypatch):
+    """With the defaults of the algorithm that is chosen, and all that it has alone."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for arguments, words in (
+        ([], "by algorithm; fedmf 64"),
+        (["--algorithm", "fedncf"], "--layers"),
+        ([f"--algorithm={OWN}"], f"by algorithm; {OWN} 16"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["run", *arguments, "--help"])
+        text = capsys.readouterr().out
+        assert words in " ".join(text.split())
+        assert len(text.splitlines()) <= 90
+        assert "--staleness-exponent" not in text
+
+
+def test_a_dry_run_trains_nothing(folder, capsys):
+    """The settings with all that is chosen, the plan, and the command."""
+    arguments = ["run", "--dataset", "events.csv", "--dim", "4", *SMALL, "--dry-run"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "fedjax-rec run --dataset events.csv" in text
+    assert "fedavg" in text
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["clients"], found["settings"]["server"]) == (30, "fedavg")
+    assert [path.name for path in folder.iterdir()] == ["events.csv"]
+
+
+def test_several_runs_and_their_repetition(folder, capsys):
+    """Seed by seed, one table; quiet, and as JSON; a folder is repeated to the bit."""
+    arguments = ["run", "--dataset", "events.csv", "--dim", "2", *SMALL, "--quiet"]
+    assert main([*arguments, "--algorithm", OWN, "--seeds", "2", "--out", "all"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    names = ["your_algorithm-0", "your_algorithm-1"]
+    assert sorted(path.name for path in (folder / "all").iterdir()) == names
+    assert "ndcg@10" in out
+    assert "mean of 2 seeds" in out
+    assert main(["run", "--config", "all/your_algorithm-1", "--quiet", "--json", "--out", "again"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    found = json.loads(out)
+    assert (found["algorithm"], found["seed"]) == (OWN, 1)
+    assert {"commit", "command"} <= found.keys()
+    assert main([*found["command"].split()[1:], "--dry-run"]) == 0
+    histories = [(folder / name / "history.csv").read_text() for name in ("again", "all/your_algorithm-1")]
+    losses = [[line.split(",")[1] for line in text.splitlines()] for text in histories]
+    assert losses[0] == losses[1]
+
+
+def test_algorithms_one_by_one(folder, capsys):
+    """A flag for each is the same as commas; none runs twice, and none runs if a folder is taken."""
+    assert values("--algorithm", "fedmf", "--algorithm=fedals") == {"algorithm": "fedmf,fedals"}
+    assert values("--algorithm", "fedncf", "--algorithm", "fedmf", "--layers", "2")["options"] == "layers=2"
+    arguments = ["run", "--dataset", "events.csv", "--out", "all", *SMALL]
+    assert "--algorithm fedmf is given twice" in refuse([*arguments, "--algorithm", "fedmf,fedmf"], capsys)
+    (folder / "all" / "fedmf-1").mkdir(parents=True)
+    (folder / "all" / "fedmf-1" / "kept.txt").write_text("")
+    assert "exists and is not empty" in refuse([*arguments, "--seeds", "2"], capsys)
+    assert [path.name for path in (folder / "all").iterdir()] == ["fedmf-1"]
+
+
+def test_several_dry_runs_are_one_object(folder, capsys):
+    """Which any parser of JSON reads."""
+    arguments = ["run", "--dataset", "events.csv", "--dim", "4", *SMALL, "--dry-run", "--json"]
+    assert main([*arguments, "--algorithm", f"fedmf,{OWN}"]) == 0
+    found = json.loads(capsys.readouterr().out)["runs"]
+    assert [plan["settings"]["algorithm"] for plan in found] == ["fedmf", OWN]
+    assert [path.name for path in folder.iterdir()] == ["events.csv"]
+
+
+def test_every_algorithm_is_checked_before_the_first_one_runs(folder, capsys):
+    """A setting that the second one has not ends the command."""
+    arguments = ["run", "--dataset", "events.csv", "--algorithm", "fedmf,fedals", "--learning-rate", "1"]
+    assert "fedals has no learning_rate" in refuse(arguments, capsys)
+    assert "--seeds must be at least 1" in refuse([*arguments[:3], "--seeds", "0"], capsys)
+    assert [path.name for path in folder.iterdir()] == ["events.csv"]
+
+
+def test_the_command_of_a_run_makes_it():
+    """Every kind of setting comes back from the command's own flags."""
+    settings = Settings(dim=8, refit=True, cache=False, learning_rate=0.1, out="a b", algorithm=OWN)
+    words = command_of(settings)
+    assert words.endswith("--no-cache --out 'a b'")
+    assert values(*words.replace("'a b'", "a_b").split()[2:]) == {
+        "dim": 8,
+        "refit": True,
+        "cache": False,
+        "learning_rate": 0.1,
+        "out": "a_b",
+        "algorithm": OWN,
+    }
+
+
+def test_numbers_of_a_command_are_the_run_s_own():
+    """To the last digit, and text that begins with - is a value."""
+    words = command_of(Settings(learning_rate=0.12345678901234567, dataset="-odd.csv"))
+    assert values(*words.split()[2:]) == {"learning_rate": 0.12345678901234567, "dataset": "-odd.csv"}
+    assert repeating(Settings(algorithm=adopt(lambda: None), out="a")) is None  # type: ignore[arg-type, return-value]
+
+
+def test_a_folder_gives_its_settings(folder):
+    """Without where it was written."""
+    config = {"rounds": 3, "dim": None, "out": "here", "rules": {"server": "fedavg(1.0)"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert read_configuration(folder) == {"rounds": 3}
+    tuned = {"learning_rate": 0.3, "before_tuning": {"learning_rate": None, "options": "layers=2"}}
+    (folder / "config.json").write_text(json.dumps(config | tuned))
+    assert read_configuration(folder) == {"rounds": 3, "options": "layers=2"}
+    for wrong, words in (
+        ({"before_tuning": 3}, "must have settings"),
+        ({"before_tuning": {"rouds": 3}}, "must have settings"),
+        ({"given": {}}, "a folder of baselines"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | wrong))
+        with pytest.raises(ValueError, match=words):
+            read_configuration(folder)

@@ -1,0 +1,77 @@
+"""Settings that follow from the size of the data: sane at every size, and the same on both sides."""
+
+import jax
+import numpy as np
+import pytest
+
+import fedjax_rec as fr
+from fedjax_rec.data.defaults import Size, als_ridge_of_one, als_weights, ease_penalty, fcf_weights
+from fedjax_rec.evaluation.central.registry import method_settings
+from fedjax_rec.runs.build import with_sized_defaults
+from fedjax_rec.runs.settings import Settings, complete
+
+ML_100K = Size(943, 1682, 98_114)
+GOWALLA = Size(29_858, 40_979, 659_365)
+
+
+@pytest.fixture(scope="module")
+def split():
+    return fr.leave_one_out(fr.data.synthetic(60, 90, seed=2))
+
+
+def test_a_penalty_does_not_grow_with_the_catalogue():
+    """The ridge of a mean user is the same on any data, whatever the weight of the unobserved."""
+    for size in (ML_100K, GOWALLA, Size(10, 10**6, 100)):
+        ridges = [
+            weights.regularisation * als_ridge_of_one(size, weights.unobserved)
+            for weights in (als_weights(size), als_weights(size, unobserved=1e-3))
+        ]
+        assert ridges == pytest.approx([8.0, 8.0])
+
+
+def test_sparse_data_weigh_the_unobserved_less():
+    weights = [als_weights(size).unobserved for size in (ML_100K, GOWALLA, Size(10**6, 10**6, 10**7))]
+    assert weights[0] == 0.3
+    assert weights == sorted(weights, reverse=True)
+    assert 0.001 < weights[2] < 0.01
+
+
+@pytest.mark.parametrize("size", [Size(0, 0, 0), Size(1, 1, 1), Size(3, 5, 15)])
+def test_tiny_data_have_defaults(size):
+    weights = [*als_weights(size), *fcf_weights(size)] if size.num_events else [ease_penalty(size) + 1]
+    assert np.isfinite(weights).all()
+    assert min(weights) > 0
+
+
+def test_what_is_given_is_kept():
+    assert als_weights(GOWALLA, 0.5, 0.25) == (0.5, 0.25)
+    assert als_weights(GOWALLA, regularisation=0.5).unobserved == als_weights(GOWALLA).unobserved
+    assert fcf_weights(GOWALLA, alpha=2.0).regularisation == pytest.approx(6.0)
+    assert fcf_weights(GOWALLA, 2.0, 1.0) == (2.0, 1.0)
+
+
+def test_both_sides_have_the_same_defaults(split):
+    """What the server of `fedals` sends is what central iALS solves with, and what a run writes down."""
+    population = fr.population_of(split)
+    sent = fr.fedals(dim=2).init(jax.random.key(0), population).server.shared["weights"]
+    central = method_settings("ials", split)
+    written = with_sized_defaults(complete(Settings(algorithm="fedals")), split.size)
+    for name, value in sent.items():
+        assert float(value) == pytest.approx(central[name])
+    assert written.regularisation == central["regularisation"]
+    assert written.own_options() == {"unobserved": central["unobserved"]}
+    sent = fr.fcf(dim=2, alpha=2.0).init(jax.random.key(0), population).server.shared["weights"]
+    assert {name: float(value) for name, value in sent.items()} == {"alpha": 2.0, "regularisation": 6.0}
+
+
+def test_settings_that_follow_from_others(split):
+    """A weight that is given changes the penalty on both sides alike; a penalty that is given stays."""
+    given = Settings(algorithm="fedals", options="unobserved=0.01,memory=0.5")
+    found = with_sized_defaults(complete(given), split.size)
+    central = method_settings("ials", split, {"unobserved": 0.01})
+    assert found.regularisation == central["regularisation"]
+    assert found.own_options() == {"unobserved": 0.01, "memory": 0.5}
+    kept = with_sized_defaults(complete(Settings(algorithm="fedals", regularisation=0.7)), split.size)
+    assert kept.regularisation == 0.7
+    assert with_sized_defaults(kept, GOWALLA) == kept
+    assert with_sized_defaults(complete(Settings()), split.size) == complete(Settings())

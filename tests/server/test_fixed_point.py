@@ -1,0 +1,113 @@
+"""Fixed-point sums: they cannot wrap, have the same bits on any devices, and count what they cut off."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_rec as fr
+from fedjax_rec.server import aggregators
+from fedjax_rec.testing import KEY, assert_close, fixed, run, tiny_population
+
+pytestmark = pytest.mark.as_compiled
+
+SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10, "learning_rate": 0.3}
+IDS = np.array([0, 1, 2, 3, 4, 5, 9])  # client 3 has no data
+
+
+@pytest.fixture(scope="module")
+def population():
+    return tiny_population()
+
+
+def test_more_clients_than_fixed_point_was_made_for(population):
+    """Sums that could wrap are refused when the cohort is known."""
+    few = aggregators.fixed_point(aggregators.total(), capacity=2)
+    with pytest.raises(ValueError, match="raise their capacity"):
+        run(fr.fedmf(**SMALL, sampler=fixed(IDS), aggregator=few), population, rounds=1)
+
+
+@pytest.mark.parametrize("capacity", [1, 7, 1000, 10**6])
+@pytest.mark.parametrize("limit", [0.256, 1.0, 3.7])
+def test_fixed_point_cannot_wrap(capacity, limit):
+    """The largest possible sum fits into 31 bits, and one bit more would not be safe."""
+    try:
+        found = aggregators.fixed_point(aggregators.total(), capacity=capacity, limit=limit).fixed
+    except ValueError:
+        return
+    assert found is not None
+    assert capacity * (np.floor(limit * 2.0**found.bits) + 1) <= 2**31 - 1
+    assert capacity * (np.floor(limit * 2.0 ** (found.bits + 1)) + 1) > 2**31 - 1
+
+
+@pytest.mark.parametrize(("loss", "epochs"), [("bce", 1), ("bpr", 2), ("mse", 1)])
+def test_fixed_point_has_equal_bits(population, loss, epochs):
+    """Integer sums: the same bits on 1, 2, 4, 8 devices with equal lanes each, and in any order of the cohort."""
+    rng = np.random.default_rng(0)
+    ids = np.arange(population.num_clients)
+    small = SMALL | {"learning_rate": 0.02}
+    states = []
+    for devices, order in ((1, ids), (2, ids), (4, ids), (8, ids), (1, rng.permutation(ids)), (8, ids[::-1])):
+        algorithm = fr.fedmf(
+            **small,
+            sampler=fixed(order),
+            aggregator=aggregators.fixed_point(aggregators.mean(), capacity=len(ids), limit=4.0),
+            loss=loss,
+            local_epochs=epochs,
+            lanes=2 * devices,
+            mesh=fr.client_mesh(devices),
+        )
+        states.append(run(algorithm, population, rounds=3))
+    for state in states[1:]:
+        assert_close(state, states[0], "fixed point", 0)
+    plain = fr.fedmf(**small, sampler=fixed(ids), loss=loss, local_epochs=epochs, aggregator="mean")
+    assert_close(states[0].server, run(plain, population, rounds=3).server, "against floats", 1e-4)
+
+
+def test_fixed_point_with_adam(population):
+    """Clients with Adam and several epochs: the same bits on two devices and four, to rounding on one."""
+    one, two, four = (
+        run(
+            fr.fedmf(
+                **SMALL,
+                sampler=fixed(np.arange(population.num_clients)),
+                aggregator=aggregators.fixed_point(
+                    aggregators.mean(), capacity=population.num_clients, limit=4.0
+                ),
+                local_optimizer=optax.adam(0.02),
+                local_epochs=2,
+                lanes=2 * devices,
+                mesh=fr.client_mesh(devices),
+            ),
+            population,
+            rounds=2,
+        )
+        for devices in (1, 2, 4)
+    )
+    assert_close(four, two, "two devices and four", 0)
+    assert_close(two, one, "one device and two", 1e-6)
+
+
+def test_fixed_point_counts_what_it_cuts_off(population):
+    """Numbers beyond the limit are cut off and counted; whose are no numbers is left out."""
+
+    def info(limit, rate=3.0, scale=0.1):
+        aggregator = aggregators.fixed_point(aggregators.total(), capacity=len(IDS), limit=limit)
+        algorithm = fr.fedmf(
+            **SMALL | {"learning_rate": rate, "init_scale": scale}, sampler=fixed(IDS), aggregator=aggregator
+        )
+        state = algorithm.init(jax.random.key(KEY), population)
+        after, found = jax.jit(algorithm.round)(jax.random.key(KEY), state, population)
+        gap = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), after.server.tables, state.server.tables)
+        return int(found.saturated), max(gap.values()), int(found.unsound)
+
+    assert info(10.0)[0] == 0
+    cut, moved, unsound = info(0.2)
+    assert cut > 0 == unsound
+    assert moved <= 0.2 * len(IDS) * (1 + 1e-6)
+    cut, moved, unsound = info(10.0, scale=1e30)  # scores overflow: not every delta is a number
+    assert (cut, moved) == (0, 0.0)
+    assert unsound > 0

@@ -1,0 +1,174 @@
+"""Simulation: compiled blocks, stopping rules, selection."""
+
+from importlib import import_module
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+import fedjax_rec as fr
+from fedjax_rec.runs.build import make_algorithm
+from fedjax_rec.runs.inputs import load_split
+from fedjax_rec.runs.settings import Settings
+from fedjax_rec.server.optimizers import LOCALS, SERVERS
+from fedjax_rec.testing import assert_close, check_one_trace, tiny_population
+
+pytestmark = pytest.mark.as_compiled
+
+
+@pytest.fixture(scope="module")
+def split():
+    return load_split(Settings())[1]
+
+
+@pytest.fixture(scope="module")
+def algorithm():
+    return fr.fedmf(dim=4, cohort=50)
+
+
+def test_one_trace_over_200_random_cohorts():
+    """One compilation of the round serves 200 random cohorts."""
+    check_one_trace(
+        lambda **federation: fr.fedmf(dim=2, cohort=5, **federation), tiny_population(), rounds=200
+    )
+
+
+def test_simulate_equals_train(split, algorithm):
+    """Blocks of 3 rounds, the last one shorter, equal one pure run of 7, and only one block was compiled."""
+    state, history = fr.simulate(algorithm, split, rounds=7, eval_every=3, keep="last", seed=5)
+    population = fr.population_of(split)
+    expected, infos = jax.jit(lambda key: fr.training.train(key, algorithm, population, 7))(jax.random.key(5))
+    assert_close(state, expected, "blocks against one run")
+    np.testing.assert_allclose(history.rounds.loss, infos.loss, rtol=1e-5)
+    assert history.num_compilations == 1
+    assert [done for done, _ in history.evaluations] == [3, 6, 7]
+
+
+def test_a_population_is_taken_as_it_is(split, algorithm, monkeypatch):
+    """A split's clients that exist already are trained, to the same bits; another population is refused."""
+    population = fr.population_of(split)
+    expected, _ = fr.simulate(algorithm, split, rounds=2, eval_every=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(import_module("fedjax_rec.training.inputs"), "population_of", None)
+        state, _ = fr.simulate(algorithm, split, population=population, rounds=2, eval_every=2)
+    assert_close(state, expected, "a population that exists", 0)
+    with pytest.raises(ValueError, match=r"is not that of .*: 24 clients against"):
+        fr.simulate(algorithm, split, population=tiny_population(), rounds=1)
+    with pytest.raises(ValueError, match="population= goes with a split"):
+        fr.simulate(algorithm, population, population=population, rounds=1)
+
+
+def test_best_state_is_the_best_validation_round(split, algorithm):
+    """The returned state is the one that was validated best, not the last."""
+    state, history = fr.simulate(algorithm, split, rounds=8, eval_every=2)
+    best = max(history.evaluations, key=lambda pair: pair[1]["full/ndcg@10"])
+    assert history.selected_round == best[0] == int(state.round)
+    ranks = fr.make_evaluator(algorithm, split, which="validation")(state)
+    assert fr.evaluation.metrics_from_ranks(ranks.full)["ndcg@10"] == best[1]["full/ndcg@10"]
+
+
+@pytest.mark.parametrize(
+    ("stop", "reason"),
+    [
+        (fr.Stop(target=0.0), "target"),
+        (fr.Stop(patience=2), "patience"),
+        (fr.Stop(seconds=1e-9), "seconds"),
+        (fr.Stop(), "rounds"),
+    ],
+)
+def test_stopping_rules(split, reason, stop):
+    """Each rule stops the run, and the history says which."""
+    still = fr.fedmf(dim=4, cohort=50, learning_rate=0.0)  # never gets better than at its first validation
+    _, history = fr.simulate(still, split, rounds=6, eval_every=1, stop=stop)
+    assert history.stopped == reason
+    expected = {"target": 1, "patience": 3, "seconds": 1, "rounds": 6}[reason]
+    assert len(history.rounds.loss) == expected
+
+
+def test_divergence_stops(split):
+    """A loss that is no longer finite ends the run with a warning, and the best state before it is kept."""
+    wild = fr.fedmf(dim=4, cohort=500, learning_rate=0.5)
+    with pytest.warns(
+        fr.training.DivergedWarning, match="diverged by round .*; the state is the best validated"
+    ):
+        state, history = fr.simulate(wild, split, rounds=200, eval_every=1)
+    assert history.stopped == "diverged"
+    assert 0 < history.selected_round < len(history.rounds.loss) < 200
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.server))
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [{"server": name} for name in SERVERS] + [{"local_optimizer": name} for name in LOCALS],
+    ids=str,
+)
+def test_every_named_rule_learns(choice):
+    """Each named server rule and local optimizer lowers the training loss with its default rate."""
+    algorithm = make_algorithm(Settings(dim=4, cohort=24, batch_size=20, **choice))
+    _, infos = jax.jit(lambda key: fr.training.train(key, algorithm, tiny_population(), 60))(
+        jax.random.key(0)
+    )
+    assert np.mean(infos.loss[-5:]) < 0.95 * np.mean(infos.loss[:5])
+
+
+def test_resume_from_a_state(split, algorithm):
+    """Going on from round 4 equals running straight through, bit for bit."""
+    straight, _ = fr.simulate(algorithm, split, rounds=8, eval_every=4, keep="last")
+    half, _ = fr.simulate(algorithm, split, rounds=4, eval_every=4, keep="last")
+    resumed, history = fr.simulate(algorithm, split, rounds=8, eval_every=4, keep="last", state=half)
+    assert_close(resumed, straight, "a resumed run", 0)
+    assert fr.frame(history)["round"].tolist() == [5, 6, 7, 8]
+
+
+def test_unknown_stop_metric(split, algorithm):
+    """A stopping metric is checked before any training, and any cut-off can be asked for."""
+    with pytest.raises(ValueError, match="'auc' is unknown"):
+        fr.simulate(algorithm, split, rounds=1, stop=fr.Stop(metric="auc"))
+    _, history = fr.simulate(algorithm, split, rounds=1, stop=fr.Stop(metric="hr@50"))
+    assert "full/hr@50" in history.evaluations[0][1]
+
+
+def test_frame_without_validation():
+    """A bare population has no validation; the frame has a row a round."""
+    frame = pd.DataFrame({"user": [0, 0, 1], "item": [0, 1, 1]})
+    _, history = fr.simulate(fr.fedmf(dim=2, cohort=2), fr.Population.from_frame(frame), rounds=3)
+    table = fr.frame(history)
+    assert table["round"].tolist() == [1, 2, 3]
+    assert (table["clients"] == 2).all()
+
+
+def test_cohort_larger_than_population():
+    """The error names both numbers."""
+    with pytest.raises(ValueError, match="cohort of 30 exceeds the population of 24"):
+        fr.simulate(fr.fedmf(dim=2, cohort=30), tiny_population(), rounds=1)
+
+
+def test_learning_rates_as_a_batch():
+    """A vmap over learning rates equals the loop: settings may be traced."""
+    population, key = tiny_population(), jax.random.key(0)
+
+    def final(rate):
+        return fr.training.train(key, fr.fedmf(dim=2, cohort=6, lanes=2, learning_rate=rate), population, 2)[
+            0
+        ]
+
+    rates = np.array([0.01, 0.1], np.float32)
+    batch = jax.jit(jax.vmap(final))(rates)
+    loop = jax.tree.map(lambda *states: np.stack(states), *(jax.jit(final)(rate) for rate in rates))
+    assert_close(batch, loop, "learning rates")
+
+
+def test_a_state_of_another_algorithm_is_refused():
+    """What a state carries must be what the algorithm reads: the error names the part."""
+    population = tiny_population()
+    plain, late = fr.fedmf(dim=2), fr.fedmf(dim=2, asynchronous=fr.FedBuff(buffer=2, concurrency=4))
+    loss = fr.fedmf(dim=2, sampler=fr.samplers.power_of_choice(12, cohort=4))
+    for first, second, part in (
+        (plain, late, "in_flight"),
+        (late, plain, "in_flight"),
+        (plain, loss, "tracked"),
+    ):
+        state, _ = fr.simulate(first, population, rounds=1, keep="last")
+        with pytest.raises(ValueError, match=rf"state\.{part} is not that of this algorithm"):
+            fr.simulate(second, population, rounds=1, state=state)
