@@ -15,6 +15,7 @@ from fedjax_rec.testing import KEY, assert_close, fixed, run, tiny_population
 pytestmark = pytest.mark.as_compiled
 
 SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10, "learning_rate": 0.3}
+ADAM: dict[str, Any] = {"dim": 3, "batch_size": 10, "local_optimizer": optax.adam(0.02)}
 IDS = np.array([0, 1, 2, 3, 4, 5, 9])  # client 3 has no data
 
 
@@ -72,12 +73,11 @@ def test_fixed_point_with_adam(population):
     one, two, four = (
         run(
             fr.fedmf(
-                **SMALL,
+                **ADAM,
                 sampler=fixed(np.arange(population.num_clients)),
                 aggregator=aggregators.fixed_point(
                     aggregators.mean(), capacity=population.num_clients, limit=4.0
                 ),
-                local_optimizer=optax.adam(0.02),
                 local_epochs=2,
                 lanes=2 * devices,
                 mesh=fr.client_mesh(devices),
