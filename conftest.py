@@ -1,12 +1,13 @@
 """Strict settings for the whole suite: 8 host devices, no silent broadcasting, shared compiled programs.
 
-jaxlib 0.10 has two sets of CPU emitters, and takes two thirds of the time with those that are not its default.
-All workers of pytest-xdist but the last one use them; the last one compiles as a user does, and takes the modules
-that compare bits of different programs (`pytestmark = pytest.mark.as_compiled`) before any other. Where it is
-one of three or more it then ends, because the others do the rest in less time. With one worker, or none, and
-with later versions of jaxlib, which have no choice, everything is compiled as a user's is.
+A program is compiled in a third of the time without LLVM's optimisations, without two passes over loops, and, in
+jaxlib 0.10, by the set of CPU emitters that is not its default. All workers of pytest-xdist but the last one do so;
+the last one compiles as a user does, and takes the modules that compare bits of different programs
+(`pytestmark = pytest.mark.as_compiled`) before any other. Where it is one of three or more it then ends, because
+the others do the rest in less time. With one worker, or none, everything is compiled as a user's is.
 """
 
+import gc
 import os
 import tempfile
 from functools import cache
@@ -26,7 +27,15 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 ROOT = Path(__file__).resolve().parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
-OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+QUICK_FLAGS = [
+    "--xla_backend_optimization_level=0",
+    "--xla_disable_hlo_passes=while-loop-invariant-code-motion,simplify-while-loops",
+]
+if version("jaxlib").startswith("0.10."):  # later ones refuse to start with a flag that they don't know
+    QUICK_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+
+# Tracing makes objects by the million and hardly any circles of them: looking for those takes 5 % of the time.
+gc.set_threshold(100_000, 20, 10)
 
 
 @pytest.fixture(scope="session")
@@ -39,9 +48,8 @@ def shared_data() -> Path:
 
 def pytest_xdist_setupnodes(specs):
     """All workers but the last one, and those that replace them after a crash, compile quickly."""
-    if version("jaxlib").startswith("0.10."):  # later ones refuse to start with a flag that they don't know
-        for spec in specs[:-1]:
-            spec.env["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {OLDER_EMITTERS}"
+    for spec in specs[:-1]:
+        spec.env["XLA_FLAGS"] = " ".join([os.environ["XLA_FLAGS"], *QUICK_FLAGS])
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -95,7 +103,7 @@ def _as_compiled(nodeid: str) -> bool:
 @pytest.fixture(scope="module", autouse=True)
 def _programs(request):
     """Forget a module's programs at its end: kept, they slow down the next ones, which have no use for them."""
-    if request.node.get_closest_marker("as_compiled") and OLDER_EMITTERS in os.environ["XLA_FLAGS"]:
+    if request.node.get_closest_marker("as_compiled") and QUICK_FLAGS[0] in os.environ["XLA_FLAGS"]:
         pytest.fail("marked as_compiled, but not compiled as a user's is")
     yield
     jax.clear_caches()

@@ -73,6 +73,11 @@ def check_faults(faults: Faults) -> None:
         raise ParameterError(
             "{Faults.partial}=True needs a deadline, after which the late send what they have"
         )
+    if (faults.spread or faults.jitter) and faults.deadline is None and faults.keep is None:
+        name, value = ("spread", faults.spread) if faults.spread else ("jitter", faults.jitter)
+        raise ParameterError(
+            f"{{Faults.{name}}}={value} changes nothing where nobody waits for slow devices; give a deadline or keep"
+        )
 
 
 def apply_faults(

@@ -20,6 +20,7 @@ import numpy as np
 
 MAX_SHUFFLE = 1 << 20  # largest domain of `shuffle_index`: two 10-bit limbs keep products below 2^32
 NUM_STRIDES = 1024
+UNROLLED_ROUNDS = 3  # a loop step of the engine names its batches: it is slowed by a loop, and programs grow without
 
 
 def _mix(value: jax.Array, key: jax.Array) -> jax.Array:
@@ -63,12 +64,22 @@ def permute_index(key: jax.Array, index: jax.Array, size: int) -> jax.Array:
     y = position // jnp.uint32(width)
     x = position - y * jnp.uint32(width)
     # A Feistel round adds a keyed hash of one coordinate to the other, modulo its range: cells stay distinct.
-    for number in range(_double_rounds(size)):
-        x = _wrap(x + _below(y, key[0] + jnp.uint32(number * 0x68E31DA4 & 0xFFFFFFFF), width), width)
-        y = _wrap(y + _below(x, key[1] + jnp.uint32(number * 0xB5297A4D & 0xFFFFFFFF), height), height)
-        # Fused into one kernel, the rounds are recomputed for each of their uses: jaxlib 0.12 then compiles
-        # 4 rounds in 9 s and 8 in minutes.
-        x, y = jax.lax.optimization_barrier((x, y))
+
+    def mix_cells(number: jax.Array, cells: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        x, y = cells
+        turn = number.astype(jnp.uint32)
+        x = _wrap(x + _below(y, key[0] + turn * jnp.uint32(0x68E31DA4), width), width)
+        y = _wrap(y + _below(x, key[1] + turn * jnp.uint32(0xB5297A4D), height), height)
+        return x, y
+
+    rounds = _double_rounds(size)
+    if rounds > UNROLLED_ROUNDS:
+        x, y = jax.lax.fori_loop(0, rounds, mix_cells, (x, y))
+    else:
+        for number in range(rounds):
+            # Fused into one kernel, the rounds are recomputed for each of their uses: jaxlib 0.12 then compiles
+            # 4 rounds in 9 s and 8 in minutes.
+            x, y = jax.lax.optimization_barrier(mix_cells(jnp.uint32(number), (x, y)))
     # Read row by row again, the cells are a permutation; those beyond the domain count as empty slots.
     value = y * jnp.uint32(width) + x
     inside = (position < width * height) & (value < size)

@@ -273,10 +273,14 @@ def _at_least_one(cohort: int | None) -> int | None:
 def _first(words: jax.Array, cohort: int, num_clients: int) -> jax.Array:
     """Walk each position through the permutation until it lands inside the population (a few steps at most)."""
 
-    def outside(ids: jax.Array) -> jax.Array:
-        return (ids >= num_clients).any()
+    def outside(walked: tuple[jax.Array, jax.Array]) -> jax.Array:
+        is_start, ids = walked
+        return is_start | (ids >= num_clients).any()
 
-    def walk(ids: jax.Array) -> jax.Array:
-        return jnp.where(ids >= num_clients, permute_index(words, ids, domain(num_clients)), ids)
+    def walk(walked: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        is_start, ids = walked
+        moved = permute_index(words, ids, domain(num_clients))
+        return jnp.zeros_like(is_start), jnp.where(is_start | (ids >= num_clients), moved, ids)
 
-    return jax.lax.while_loop(outside, walk, permute_index(words, jnp.arange(cohort), domain(num_clients)))
+    _, ids = jax.lax.while_loop(outside, walk, (jnp.bool_(True), jnp.arange(cohort)))
+    return ids
