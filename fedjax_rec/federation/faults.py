@@ -76,7 +76,7 @@ def check_faults(faults: Faults) -> None:
     if (faults.spread or faults.jitter) and faults.deadline is None and faults.keep is None:
         name, value = ("spread", faults.spread) if faults.spread else ("jitter", faults.jitter)
         raise ParameterError(
-            f"{{Faults.{name}}}={value} changes nothing where nobody waits for slow devices; give a deadline or keep"
+            f"{{Faults.{name}}}={value} changes nothing where nobody waits for the slow; give a deadline or keep"
         )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 MAX_SHUFFLE = 1 << 20  # largest domain of `shuffle_index`: two 10-bit limbs keep products below 2^32
 NUM_STRIDES = 1024
-UNROLLED_ROUNDS = 3  # a loop step of the engine names its batches: it is slowed by a loop, and programs grow without
+UNROLLED_ROUNDS = 3  # more are a loop: slower in the engine's loop step, but programs stay small
 
 
 def _mix(value: jax.Array, key: jax.Array) -> jax.Array:
