@@ -1,8 +1,8 @@
 """Strict settings for the whole suite: 8 host devices, no silent broadcasting, shared compiled programs.
 
 A program is compiled in a third of the time without LLVM's optimisations, without two passes over loops and, in
-jaxlib 0.10, by the set of CPU emitters that is not its default. All workers of pytest-xdist but the last one do so,
-and the last one compiles as a user does, and takes the modules that compare bits of different programs
+jaxlib 0.10, by the set of CPU emitters that is not its default. All workers of pytest-xdist but the last one do
+so, and the last one compiles as a user does, and takes the modules that compare bits of different programs
 (`pytestmark = pytest.mark.as_compiled`) before any other. Where it is one of three or more it then ends, because
 the others do the rest in less time. With one worker, or none, everything is compiled as a user's is.
 """
