@@ -1,4 +1,4 @@
-"""The wheel that would be published: what it holds and says of itself, and that it works away from the checkout."""
+"""The wheel that would be published: what it holds and says of itself, and that it trains away from here."""
 
 import email
 import os
@@ -98,8 +98,13 @@ def test_the_wheel_works_away_from_the_checkout(installed, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "folder/result.json").is_file()
-    lines = "import fedjax_rec as fr\nfrom fedjax_rec.cli.main import main\nprint(fr.__file__)\nmain(['new', 'mine'])"
-    new = _python(installed, "-c", lines, cwd=tmp_path)
+    lines = [
+        "import fedjax_rec as fr",
+        "from fedjax_rec.cli.main import main",
+        "print(fr.__file__)",
+        "main(['new', 'mine'])",
+    ]
+    new = _python(installed, "-c", "\n".join(lines), cwd=tmp_path)
     assert new.stdout.splitlines()[0] == str(installed / "fedjax_rec/__init__.py"), new.stderr
     assert (tmp_path / "mine.py").is_file()
     assert (tmp_path / "test_mine.py").is_file()
