@@ -8,8 +8,6 @@ import pytest
 from experiments.faults import __main__ as script
 from experiments.faults.registry import FAULTS, Tally, fault, tally
 
-pytestmark = pytest.mark.as_compiled
-
 script.register()
 README = Path(script.__file__).with_name("README.md").read_text(encoding="utf-8")
 

@@ -23,8 +23,6 @@ from fedjax_rec.transforms.clipping import clip
 from tests.references import fedbuff as slow
 from tests.references import fedmf as ref
 
-pytestmark = pytest.mark.as_compiled
-
 SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10}
 RATE, STRENGTH, NEGATIVES, BATCH, SERVER_RATE = 0.05, 0.02, 3, 8, 0.5
 ROUNDS = 7

@@ -18,8 +18,6 @@ from fedjax_rec.server.aggregators import gaussian, total
 from fedjax_rec.testing import KEY, assert_close, fixed, tiny_population
 from fedjax_rec.transforms.clipping import clip
 
-pytestmark = pytest.mark.as_compiled
-
 SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10}
 MANY = 4000
 

@@ -35,8 +35,6 @@ from fedjax_rec.training.checkpoints.manager import Checkpoints
 from fedjax_rec.transforms.error_feedback import error_feedback
 from fedjax_rec.transforms.sparsification import top_k
 
-pytestmark = pytest.mark.as_compiled
-
 KEY = jax.random.key(3)
 SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10}
 PRIVATE = dp_fedavg(24, cohort=8, rounds=5, clip=0.5, delta=1e-3, noise_multiplier=2.0)

@@ -18,8 +18,6 @@ from fedjax_rec.transforms.chaining import chain
 from fedjax_rec.transforms.clipping import clip
 from fedjax_rec.types import Server, Stack, Update
 
-pytestmark = pytest.mark.as_compiled
-
 SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10, "learning_rate": 0.3}
 
 
@@ -95,6 +93,7 @@ def test_a_stack_is_summed_as_integers():
         assert np.abs(signed).max() > 2**18
 
 
+@pytest.mark.as_compiled
 def test_order_devices_and_masks_leave_no_trace(population):
     """Rounds in which clients fail after the masks were made: the same state, bit for bit, masked or not."""
     ids = np.arange(population.num_clients)

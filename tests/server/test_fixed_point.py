@@ -42,6 +42,7 @@ def test_fixed_point_cannot_wrap(capacity, limit):
     assert capacity * (np.floor(limit * 2.0 ** (found.bits + 1)) + 1) > 2**31 - 1
 
 
+@pytest.mark.as_compiled
 @pytest.mark.parametrize(("loss", "epochs"), [("bce", 1), ("bpr", 2), ("mse", 1)])
 def test_fixed_point_has_equal_bits(population, loss, epochs):
     """Integer sums: the same bits on 1, 2, 4, 8 devices with equal lanes each, and in any order of the cohort."""

@@ -37,8 +37,6 @@ from fedjax_rec.training.checkpoints.seal import SEAL, find_damage, list_files, 
 from fedjax_rec.training.checkpoints.signals import catch_stop_signals
 from fedjax_rec.training.checkpoints.store import SCHEMA, find_latest, list_checkpoints, write_checkpoint
 
-pytestmark = pytest.mark.as_compiled
-
 
 @pytest.fixture
 def half(tmp_path):

@@ -14,8 +14,6 @@ from fedjax_rec.runs.settings import Settings
 from fedjax_rec.server.optimizers import LOCALS, SERVERS
 from fedjax_rec.testing import assert_close, check_one_trace, tiny_population
 
-pytestmark = pytest.mark.as_compiled
-
 
 @pytest.fixture(scope="module")
 def split():

@@ -26,8 +26,6 @@ from fedjax_rec.training.sweep import (
 from fedjax_rec.training.trials import plan_swaps
 from fedjax_rec.types import Plan
 
-pytestmark = pytest.mark.as_compiled
-
 SMALL: dict[str, Any] = {"dim": 4, "batch_size": 20, "cohort": 20, "lanes": 4}
 TRIALS = [{"learning_rate": 0.02, "regularisation": 0.0}, {"learning_rate": 0.1, "regularisation": 0.05}]
 ROUNDS, EVERY = 7, 3
