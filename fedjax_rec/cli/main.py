@@ -44,6 +44,7 @@ COMMANDS = {  # each is the module of its name; in the order of `--help`, with w
     "data": "list, describe or download data sets, make stores",
     "baselines": "fit central baselines on the split of a run",
     "sweep": "try settings on validation, over several seeds",
+    "plan": "predict memory and time of a run, also on devices that are not here",
     "compare": "compare finished runs of one protocol",
     "recommend": "list what a trained model recommends",
     "export": "write vectors, lists, or runs for ranx and trec_eval",
