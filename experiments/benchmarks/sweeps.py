@@ -63,8 +63,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             run, sweep = one_by_one(Path(folder)), batched(Path(folder))
         print(
-            f"turn {turn}: {run.wall:.1f} s one by one ({run.processor:.1f} of the processor), {sweep.wall:.1f} s as "
-            f"a sweep ({sweep.processor:.1f})",
+            f"turn {turn}: {run.wall:.1f} s one by one ({run.processor:.1f} of the processor), "
+            f"{sweep.wall:.1f} s as a sweep ({sweep.processor:.1f})",
             flush=True,
         )
         if turn:

@@ -50,6 +50,7 @@ COMMANDS = {  # each is the module of its name; in the order of `--help`, with w
     "export": "write vectors, lists, or runs for ranx and trec_eval",
     "algorithms": "list the algorithms, or describe one",
     "new": "write an algorithm of your own to start from",
+    "bench": "measure how fast rounds are on this machine",
     "doctor": "versions, devices, and how fast item rows are added up here",
     "version": "show the versions of this program and of what it stands on",
 }

@@ -29,6 +29,7 @@ FLAGS = {  # parameter, as errors name it: the flag that sets it
     **{name: _flag_of(name) for name in ("set", "seeds", "budget", "halving")},  # of `sweep`
     **{name: _flag_of(name) for name in ("clients", "items", "events_per_client", "longest")},  # of `plan`
     **{name: _flag_of(name) for name in ("stored", "device", "count")},
+    "seconds": "--seconds",  # of `bench`
 }
 
 

@@ -161,8 +161,9 @@ def printable_table(found: dict[str, Any]) -> str:
         lines.append("a thread fetches histories from the store meanwhile, which decides where it is slower")
     if "median_error" in found:
         lines.append(
-            f"its error on {found['held_out_points']} points held out of the fit: {found['median_error']:.0%} in the "
-            f"median, {found['worst_error']:.0%} at worst; other work on the machine comes on top"
+            f"its error on {found['held_out_points']} points held out of the fit: "
+            f"{found['median_error']:.0%} in the median, {found['worst_error']:.0%} at worst; other work on the "
+            "machine comes on top"
         )
     return printable_lines(lines)
 

@@ -2,8 +2,8 @@
 
 On a CPU core of here the seconds of a round are a sum of simple counts (`counts_of`), whose coefficients were
 fitted by `experiments.scaling` to its committed points. On an accelerator they are a step's fixed cost times the
-steps of the longest lane, and bytes over a share of the bandwidth; both come from two runs on one H200
-(`experiments/benchmarks/NOTES.md`), and what is said of other accelerators is a prediction: their bandwidth is that
+steps of the longest lane, and bytes over a share of the bandwidth: both from two runs on one H200
+(`experiments/benchmarks/NOTES.md`). What is said of other accelerators is a prediction: their bandwidth is that
 of their data sheets, the rest is the H200's.
 """
 

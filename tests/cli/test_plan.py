@@ -73,10 +73,10 @@ def test_the_command_prints_memory_and_time(capsys):
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (["--clients", "100e6", "--items", "10e6", "--device", "h200"], "leave them in a store on disk (--stored;"),
-        (["--clients", "15e6", "--items", "1e5", "--device", "v5e"], "leave histories in a store on disk (--stored)"),
+        (["--clients", "100e6", "--items", "10e6", "--device", "h200"], "leave them in a store on disk (--stored"),
+        (["--clients", "15e6", "--items", "1e5", "--device", "v5e"], "leave histories in a store"),
         (["--clients", "1e6", "--items", "1e6", "--dim", "512", "--device", "v5e"], "lower --dim"),
-        (["--clients", "1e3", "--items", "1e3", "--device", "h300"], "unknown --device 'h300'; did you mean 'h200'?"),
+        (["--clients", "1e3", "--items", "1e3", "--device", "h300"], "unknown --device 'h300'; did you mean"),
         (["--clients", "1e3", "--items", "50"], "change --events-per-client or --longest"),
         (["--clients", "0", "--items", "500"], "--clients must be at least 1, not 0"),
         (["--clients", "100", "--items", "500", "--cohort", "200"], "--cohort=200 exceeds the population"),
