@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.sweeps [REPEATS]
 
 Both are whole processes with compiled programs kept on the disk by a first, untimed turn; they take turns, so that
-other work on the machine hits both. Takes about four minutes on two cores. A run does more than a trial: it ranks
+other work on the machine hits both. Takes some minutes on two cores. A run does more than a trial: it ranks
 the test items and writes its folder; `NOTES.md` has what this gave.
 """
 

@@ -157,7 +157,7 @@ def seconds_of(machine: Machine, work: Work) -> float:
     Example:
         >>> h200 = Work(6040, 166, 178, 13.2, 860, 64, 3706, 1, 1, 755)  # measured: 12.3 ms
         >>> round(1000 * seconds_of(machine_of("h200"), h200), 1)
-        12.7
+        12.4
     """
     if machine.is_cpu:
         from fedjax_rec.runs.fitted import COEFFICIENTS
