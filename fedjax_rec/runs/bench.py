@@ -142,7 +142,8 @@ def _measure(shape: BenchShape, seconds: float) -> Measured:
     tick = time.perf_counter()
     state, _ = jax.block_until_ready(block(key, state, population, jnp.int32(0)))
     compile_seconds = time.perf_counter() - tick
-    rounds, spent = 1, []
+    rounds = 1
+    spent: list[float] = []
     begin = time.perf_counter()
     while len(spent) < LEAST_REPEATS or time.perf_counter() - begin < seconds:
         tick = time.perf_counter()
