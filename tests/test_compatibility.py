@@ -378,7 +378,7 @@ CHOICES: dict[RunFeature, Choice] = {
 }
 OF_DATA = {  # features that settings alone do not make; what lacks them is refused in `tests/cli`
     _R.ALGORITHM_OF_RATINGS, _R.ALGORITHM_OF_ORDER, _R.NO_RATINGS, _R.NO_TIMESTAMPS, _R.CENTRAL_ONLY, _R.NOISE,
-    _R.STORE, _R.NO_STORE, _R.RANKED_SAMPLE, _R.OTHER_EVENTS,
+    _R.SWEEP, _R.STORE, _R.NO_STORE, _R.RANKED_SAMPLE, _R.OTHER_EVENTS,
 }  # fmt: skip
 
 

@@ -26,6 +26,10 @@ FLAGS = {  # parameter, as errors name it: the flag that sets it
     **{field.name: _flag_of(field.name) for field in dataclasses.fields(Settings)},
     **{f"Faults.{field}": _flag_of(setting) for setting, field in FAULTS.items()},
     **{f"FedBuff.{field}": _flag_of(setting) for setting, field in FEDBUFF.items()},
+    **{name: _flag_of(name) for name in ("set", "seeds", "budget", "halving")},  # of `sweep`
+    **{name: _flag_of(name) for name in ("clients", "items", "events_per_client", "longest")},  # of `plan`
+    **{name: _flag_of(name) for name in ("stored", "device", "count")},
+    "seconds": "--seconds",  # of `bench`
 }
 
 

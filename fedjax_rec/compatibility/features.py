@@ -94,6 +94,7 @@ class RunFeature(_Named):
     NEGATIVES = "`negatives='paper-leaky'`"
     BASELINES = "`baselines`", "central baselines beside the run"
     TUNE = "`tune`", "settings are tried on validation"
+    SWEEP = "`fedjax-rec sweep`", "settings are tried on validation"
     TUNE_BASELINES = "`tune_baselines`"
     RATINGS_LOSS = "`loss='mse'`", "it fits ratings"
     REFIT = "`refit`"

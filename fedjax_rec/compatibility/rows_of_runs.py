@@ -43,6 +43,18 @@ TUNED_RUNS: Rows = {
         "tune={one} ranks with the server's item table, and the run with the clients' own",
         "leave out {tune} or {evaluation_point}",
     ),
+    (_R.SWEEP, _R.NOISE): (
+        "a sweep would train on the same users again and again, and spend each time",
+        "leave out noise, or choose the settings beforehand",
+    ),
+    (_R.SWEEP, _R.EVALUATION_POINT): (
+        "a sweep ranks with the server's item table, and evaluation_point={other!r} with the clients' own",
+        "leave out {evaluation_point}",
+    ),
+    (_R.SWEEP, _R.TUNE): (
+        "a sweep tries the settings that it is given, and tune={other} others",
+        "leave out {tune}",
+    ),
 }
 OF_COHORTS = (_R.DROP_OUT, _R.AWAKE, _R.DEADLINE, _R.KEEP_FIRST, _R.MINIMUM_COHORT)
 ASYNCHRONOUS_RUNS: Rows = {
@@ -102,6 +114,10 @@ STORES: Rows = {
     (_R.STORE, _R.TUNE): (
         "tune={other} tries settings on all clients in memory, and a store may not fit there",
         "leave out {tune}",
+    ),
+    (_R.SWEEP, _R.STORE): (
+        "a sweep tries settings on all clients in memory, and a store may not fit there",
+        "use the file that it was made from",
     ),
     (_R.STORE, _R.NEGATIVES): (
         "negatives={other!r} needs the held-out events of all clients, which a store's fetch does not bring",

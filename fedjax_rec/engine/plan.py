@@ -255,10 +255,10 @@ def check_fits(plan: Plan, fixed: FixedPoint | None = None) -> None:
         )
     on_host = {name: size for name, size in plan.num_bytes.items() if name.startswith("host")}
     if not on_host or jax.default_backend() == "cpu":  # whose devices share the host's memory
-        return _check_room(plan.num_bytes, device_bytes(plan.devices), plan.cohort)
+        return check_room(plan.num_bytes, device_bytes(plan.devices), plan.cohort)
     on_device = {name: plan.num_bytes[name] for name in plan.num_bytes.keys() - on_host}
-    _check_room(on_device, device_bytes(plan.devices), plan.cohort)
-    return _check_room(on_host, host_bytes(), plan.cohort)
+    check_room(on_device, device_bytes(plan.devices), plan.cohort)
+    return check_room(on_host, host_bytes(), plan.cohort)
 
 
 def fits(plan: Plan) -> bool:
@@ -281,7 +281,20 @@ def fits(plan: Plan) -> bool:
     return True
 
 
-def _check_room(num_bytes: dict[str, int], room: int, cohort: int) -> None:
+def check_room(num_bytes: dict[str, int], room: int, cohort: int) -> None:
+    """Refuse a plan that takes more than there is.
+
+    Args:
+        num_bytes: by what they hold.
+        room: bytes.
+        cohort: C, which the error names.
+
+    Raises:
+        ParameterError: naming what takes most, and the way out.
+
+    Example:
+        >>> check_room({"model": 2**30}, 2**31, 100)
+    """
     need = sum(num_bytes.values())
     if need <= room:
         return

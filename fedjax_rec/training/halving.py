@@ -101,7 +101,7 @@ def halve(
     rungs: list[Sweep] = []
     for number, (count, long) in enumerate(plan, start=1):
         if rungs:
-            going = [trial.settings for trial in _ranked(rungs[-1].trials, sign)[:count]]
+            going = [trial.settings for trial in ranked(rungs[-1].trials, sign)[:count]]
         if on_rung is not None:
             on_rung(number, len(plan), len(going), long)
         rungs.append(
@@ -120,7 +120,19 @@ def halve(
     return Halving(tuple(rungs), rungs[-1].best)
 
 
-def _ranked(trials: Sequence[Trial], sign: float) -> list[Trial]:
-    """The best first; what has diverged is left out."""
+def ranked(trials: Sequence[Trial], sign: float) -> list[Trial]:
+    """Put the best trials first, and leave out what has diverged.
+
+    Args:
+        trials: of a rung.
+        sign: -1 where less is better.
+
+    Returns:
+        those that reached a metric.
+
+    Example:
+        >>> [t.round for t in ranked([Trial({}, 0.1, 1, 0.0, ()), Trial({}, 0.3, 2, 0.0, ())], 1.0)]
+        [2, 1]
+    """
     known = [trial for trial in trials if trial.round and not math.isnan(trial.validation)]
     return sorted(known, key=lambda trial: -sign * trial.validation)

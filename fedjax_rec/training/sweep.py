@@ -40,7 +40,7 @@ from fedjax_rec.evaluation.protocol import Protocol
 from fedjax_rec.evaluation.ranking import MidRanks, count_rivals, make_ranker
 from fedjax_rec.training.checkpoints.signals import defer_interrupt
 from fedjax_rec.training.search_spaces import TrialSettings, grid
-from fedjax_rec.training.trials import Curve, Factory, Objective, TrialBatch, TrialBudget
+from fedjax_rec.training.trials import Curve, Factory, Objective, TrialBatch, TrialBudget, over_seeds
 from fedjax_rec.types import KEY_IMPL, Algorithm, Plan, PyTree, State
 
 ERROR_METRICS = ("rmse", "mae")  # of predicted ratings: less is better
@@ -58,6 +58,7 @@ class Trial(NamedTuple):
     seconds: float  # its share of its batch's wall clock, compilation included
     # (round, metric), mean over seeds, as far as it went; NaN where a run has diverged, which ends it
     curve: tuple[tuple[int, float], ...]
+    by_seed: tuple[float, ...] = ()  # the metric of each seed in the best round
 
 
 class Sweep(NamedTuple):
@@ -247,9 +248,10 @@ def _best(table: Sequence[Trial], sign: float) -> Trial:
 
 
 def _trial(settings: TrialSettings, curve: Curve, sign: float, seconds: float) -> Trial:
-    known = [(rounds_done, value) for rounds_done, value in curve if not math.isnan(value)]
+    means = over_seeds(curve)
+    known = [(rounds_done, value) for rounds_done, value in means if not math.isnan(value)]
     best_round, value = max(known, key=lambda point: sign * point[1], default=(0, math.nan))
-    return Trial(settings, value, best_round, seconds, tuple(curve))
+    return Trial(settings, value, best_round, seconds, means, dict(curve).get(best_round, ()))
 
 
 # --- Objectives ----------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from fedjax_rec.types import Algorithm, PyTree, RoundInfo, State
 
 Factory = Callable[..., Algorithm]
 Measure = Callable[[dict, Algorithm, State, Population], PyTree]  # compiled, of one run
-Curve = list[tuple[int, float]]  # (round, mean metric over seeds), until the trial ends
+Curve = list[tuple[int, tuple[float, ...]]]  # (round, metric of each seed), until the trial ends
 
 
 class Objective(NamedTuple):
@@ -118,7 +118,7 @@ class TrialBatch:
                 values = [
                     math.nan if _has_diverged(infos, run) else self._value(measured, run) for run in own
                 ]
-                curves[trial].append((first + count, float(np.mean(values))))
+                curves[trial].append((first + count, tuple(values)))
             on_rounds(count * num_runs)
             if is_stopped():
                 break
@@ -131,10 +131,11 @@ class TrialBatch:
         """Whether a trial has diverged, or lost patience."""
         if not curve:
             return False
-        rounds_done, value = curve[-1]
+        means = over_seeds(curve)
+        rounds_done, value = means[-1]
         if math.isnan(value):
             return True
-        best_round, _ = max(curve, key=lambda point: self.sign * point[1])  # of equals the first
+        best_round, _ = max(means, key=lambda point: self.sign * point[1])  # of equals the first
         return self.budget.patience is not None and rounds_done - best_round >= self.budget.patience
 
     def _arguments(self, trials: list[TrialSettings], devices: int) -> PyTree:
@@ -169,6 +170,22 @@ class TrialBatch:
         shapes = jax.eval_shape(measure, state)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.cond(wanted, measure, lambda _: zeros, state)
+
+
+def over_seeds(curve: Curve) -> tuple[tuple[int, float], ...]:
+    """The curve of a trial, whose metric is the mean of its seeds.
+
+    Args:
+        curve: of the single seeds.
+
+    Returns:
+        (round, mean); NaN where a seed has none.
+
+    Example:
+        >>> over_seeds([(3, (0.25, 0.75))])
+        ((3, 0.5),)
+    """
+    return tuple((rounds_done, float(np.mean(values))) for rounds_done, values in curve)
 
 
 def plan_swaps(active: np.ndarray, devices: int) -> list[tuple[int, int]]:

@@ -1,0 +1,1 @@
+"""How rounds scale on two cores, and the model that `fedjax-rec plan` predicts their time with."""

@@ -1,0 +1,190 @@
+"""`fedjax-rec plan`: what a run would need on a device that need not be here, before there is any data."""
+
+import argparse
+import json
+from typing import Any
+
+from fedjax_rec.cli.parser import add_settings
+from fedjax_rec.errors import printable
+from fedjax_rec.runs.settings import Settings
+
+SETTING_GROUPS = ("model", "client", "server")
+SETTING_FIELDS = ("clip", "rounds", "lanes", "stream_clients")
+
+
+def add_parser(commands: Any) -> None:
+    """Describe `plan` and its flags."""
+    parser = commands.add_parser(
+        "plan",
+        help="predict memory and time of a run, also on devices that are not here",
+        description="Predict what a run needs, from sizes alone: memory by the engine's plan, of which nothing is "
+        "allocated, and time by a model fitted to measurements. What cannot fit is refused, with the way out.",
+        usage="%(prog)s --clients N --items N [--device NAME] [--count N] [--SETTING VALUE ...]",
+        allow_abbrev=False,
+    )
+    sizes = parser.add_argument_group("sizes")
+    sizes.add_argument("--clients", type=_count, required=True, metavar="N", help="how many, such as 100e6")
+    sizes.add_argument(
+        "--items", type=_count, required=True, metavar="N", help="in the catalogue, such as 10e6"
+    )
+    sizes.add_argument(
+        "--events-per-client", type=float, default=100.0, metavar="N", help="their mean number (default: 100)"
+    )
+    sizes.add_argument(
+        "--longest",
+        type=_count,
+        metavar="N",
+        help="events of the longest client (default: 10 times the mean)",
+    )
+    sizes.add_argument(
+        "--stored", action="store_true", help="histories wait in a store on disk, of `data convert`"
+    )
+    machine = parser.add_argument_group("devices")
+    machine.add_argument(
+        "--device",
+        default="cpu",
+        metavar="NAME",
+        help="cpu (a core of here), h200, h100, a100, v5e or v6e (default: cpu)",
+    )
+    machine.add_argument("--count", type=_count, default=1, metavar="N", help="so many of them (default: 1)")
+    machine.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_settings(parser, SETTING_GROUPS, SETTING_FIELDS, given_only=True)
+
+
+def _count(text: str) -> int:
+    """A whole number, also as 10e6."""
+    number = float(text)
+    if not number.is_integer():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number")
+    return int(number)
+
+
+def call(given: argparse.Namespace) -> int:
+    """Predict, and print."""
+    from fedjax_rec.runs.forecast import LONG_TAIL, Shape, forecast
+
+    values = {name: value for name, value in vars(given).items() if name in Settings.__dataclass_fields__}
+    longest = (
+        min(given.items, int(LONG_TAIL * given.events_per_client)) if given.longest is None else given.longest
+    )
+    shape = Shape(given.clients, given.items, given.events_per_client, longest, given.stored)
+    settings = Settings(**values)
+    found = as_dict(forecast(settings, shape, given.device, given.count), settings.rounds)
+    print(json.dumps(found, indent=2) if given.json else printable_table(found))
+    return 0
+
+
+def as_dict(found: Any, rounds: int | None) -> dict[str, Any]:
+    """A forecast as plain values.
+
+    Args:
+        found: of `runs.forecast.forecast`.
+        rounds: that are asked for, if any.
+
+    Returns:
+        by name.
+    """
+    from fedjax_rec.runs import fitted
+
+    plan = found.plan
+    on_host = {name: size for name, size in plan.num_bytes.items() if name.startswith("host")}
+    on_device = {name: size for name, size in plan.num_bytes.items() if name not in on_host}
+    shown: dict[str, Any] = {
+        "algorithm": found.settings.algorithm,
+        "devices": plan.devices,
+        "cohort": plan.cohort,
+        "lanes": plan.lanes,
+        "schedule": plan.schedule,
+        "memory_of_a_device": {name: size // plan.devices for name, size in on_device.items()},
+        "memory": sum(on_device.values()),
+        "room": found.room,
+        "host_memory": sum(on_host.values()),
+        "stored": found.stored,
+        "basis": found.basis,
+        "seconds": found.seconds,
+    }
+    if found.seconds is None:
+        return shown
+    per_second = plan.cohort / found.seconds
+    shown |= {
+        "clients_per_second": per_second,
+        "examples_per_second": per_second * found.work.events * found.work.epochs,
+    }
+    if rounds is not None:
+        shown["seconds_of_all_rounds"] = rounds * found.seconds
+    if found.basis.startswith("of a core"):
+        shown |= {
+            "held_out_points": fitted.HELD_OUT,
+            "median_error": fitted.MEDIAN_ERROR,
+            "worst_error": fitted.WORST_ERROR,
+        }
+    return shown
+
+
+def printable_table(found: dict[str, Any]) -> str:
+    """A forecast as text.
+
+    Args:
+        found: of `as_dict`.
+
+    Returns:
+        lines.
+    """
+    gib = 2**30
+    plural = "s" * (found["devices"] > 1)
+    lines = [
+        (
+            f"{found['algorithm']}: cohorts of {found['cohort']:,} on {found['devices']} device{plural}, "
+            f"{found['lanes']:,} lanes, {found['schedule']}"
+        ),
+        "memory of a device, by the engine's plan:",
+    ]
+    lines += [
+        f"{name:>12}  {size / gib:12,.3f} GiB" for name, size in found["memory_of_a_device"].items() if size
+    ]
+    lines.append(
+        f"{'in all':>12}  {found['memory'] / gib:12,.3f} GiB of {found['room'] / gib:,.1f} on all devices"
+    )
+    if found["host_memory"]:
+        lines.append(f"{'host':>12}  {found['host_memory'] / gib:12,.3f} GiB in host memory")
+    if found["seconds"] is None:
+        lines.append("time: not predicted, only rounds of fedmf were measured")
+        return printable_lines(lines)
+    lines.append(
+        f"time of a round: {_duration(found['seconds'])}, {found['clients_per_second']:,.0f} clients/s, "
+        f"{found['examples_per_second']:,.0f} examples/s"
+    )
+    if "seconds_of_all_rounds" in found:
+        lines.append(f"time of all rounds: {_duration(found['seconds_of_all_rounds'])}, without validation")
+    lines.append(f"the time is {found['basis']}")
+    if found["stored"]:
+        lines.append("a thread fetches histories from the store meanwhile, which decides where it is slower")
+    if "median_error" in found:
+        lines.append(
+            f"its error on {found['held_out_points']} points held out of the fit: "
+            f"{found['median_error']:.0%} in the median, {found['worst_error']:.0%} at worst; other work on the "
+            "machine comes on top"
+        )
+    return printable_lines(lines)
+
+
+def printable_lines(lines: list[str]) -> str:
+    """Lines as a terminal may show them.
+
+    Args:
+        lines: of a table.
+
+    Returns:
+        one text.
+
+    Example:
+        >>> printable_lines(["a", "b"]).count(chr(10))
+        1
+    """
+    return "\n".join(printable(line) for line in lines)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:,.1f} ms"
+    return f"{seconds:,.1f} s" if seconds < 600 else f"{seconds / 3600:,.1f} h"
