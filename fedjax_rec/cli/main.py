@@ -44,6 +44,7 @@ COMMANDS = {  # each is the module of its name; in the order of `--help`, with w
     "data": "list, describe or download data sets, make stores",
     "baselines": "fit central baselines on the split of a run",
     "compare": "compare finished runs of one protocol",
+    "report": "write one HTML page about runs",
     "recommend": "list what a trained model recommends",
     "export": "write vectors, lists, or runs for ranx and trec_eval",
     "algorithms": "list the algorithms, or describe one",

@@ -3,10 +3,12 @@
 `settings` is every knob of a run as one value, `availability` those of clients that fail or come late; `inputs`
 reads the data, `build` makes the algorithm, `experiment` trains and measures it, `baselines` the central methods;
 `run_folder` writes results, by the tools of `folders`, `recommender` reads the model of one, `saving` writes one
-that was trained by hand, `resume` goes on with them, `compare` and `comparison_formats` compare them, and `report`
-is what a person sees. May import all wings but `cli`.
+that was trained by hand, `resume` goes on with them, `compare` and `comparison_formats` compare them, `report`
+is what a person sees, `plots` has the figures, and `page` writes both as one page of HTML, by the tools of
+`markup`. May import all wings but `cli`.
 """
 
+from fedjax_rec.runs import plots
 from fedjax_rec.runs.baselines import run_baseline_experiment, save_baseline_run
 from fedjax_rec.runs.compare import compare_runs
 from fedjax_rec.runs.experiment import Outcome, run_experiment
@@ -20,6 +22,7 @@ __all__ = [
     "Settings",
     "compare_runs",
     "load",
+    "plots",
     "run_baseline_experiment",
     "run_experiment",
     "save",

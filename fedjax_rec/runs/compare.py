@@ -351,6 +351,24 @@ def _array_suffix(ranking: str, protocol: dict[str, Any]) -> str:
     return "full" if ranking == "full" else "sampled"
 
 
+def user_values(run: StoredRun, metric: str, ranking: str = "full") -> np.ndarray:
+    """A metric of each user of a run.
+
+    Args:
+        run: as `read_run` gives it.
+        metric: as of `compare_runs`.
+        ranking: `full`, or `sampled99` by the protocol's number of candidates.
+
+    Returns:
+        float64[N], NaN of users without a test item.
+
+    Raises:
+        ValueError: if the metric or the ranking is unknown, or the run has no such ranks.
+    """
+    check_metric(metric)
+    return _user_values(run, metric, _array_suffix(ranking, run.protocol))
+
+
 def _user_values(run: StoredRun, metric: str, suffix: str) -> np.ndarray:
     """float64[N], a metric of each user."""
     rivals = _array(run, f"rivals_{suffix}") if metric == "auc" else None
