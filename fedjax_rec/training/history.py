@@ -4,6 +4,7 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -133,11 +134,8 @@ class History(NamedTuple):
         Returns:
             the figure, of matplotlib.
         """
-        import fedjax_rec as fr  # figures are drawn on a higher floor, and this is a short way to them
-
-        return fr.plots.learning_curves(
-            self, metrics=metrics if self.evaluations else (), loss=loss, **options
-        )
+        plots = import_module("fedjax_rec").plots  # of a higher floor, to which this is a short way
+        return plots.learning_curves(self, metrics=metrics if self.evaluations else (), loss=loss, **options)
 
     @property
     def still_improving(self) -> bool:
