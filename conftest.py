@@ -2,11 +2,12 @@
 
 A program is compiled in a third of the time without LLVM's optimisations, without two passes over loops and, in
 jaxlib 0.10, by the set of CPU emitters that is not its default. All workers of pytest-xdist but the last one do
-so, and the last one compiles as a user does, and takes the modules that compare bits of different programs
-(`pytestmark = pytest.mark.as_compiled`) before any other. Where it is one of three or more it then ends, because
-the others do the rest in less time. With one worker, or none, everything is compiled as a user's is.
+so, and the last one compiles as a user does, and takes the tests that compare bits of different programs
+(`pytest.mark.as_compiled`, on a test or a module) before any other. Where it is one of three or more it then ends,
+because the others do the rest in less time. With one worker, or none, everything is compiled as a user's is.
 """
 
+import ast
 import gc
 import os
 import tempfile
@@ -58,9 +59,10 @@ def pytest_xdist_make_scheduler(config, log):
 
     class ByModuleAndCase(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid):
-            """What stays together; a law's id ends with -LAW]."""
+            """What stays together: a module but for its marked tests; a law's id ends with -LAW]."""
             laws = "test_laws.py::test_law[" in nodeid
-            return nodeid.rpartition("-")[0] if laws else super()._split_scope(nodeid)
+            scope = nodeid.rpartition("-")[0] if laws else super()._split_scope(nodeid)
+            return f"{scope}::as_compiled" if _as_compiled(nodeid) else scope
 
         def schedule(self):
             """Put the worker that is needed first: where there is less work than workers, those behind it go."""
@@ -71,16 +73,16 @@ def pytest_xdist_make_scheduler(config, log):
             super().schedule()
 
         def _assign_work_unit(self, node):
-            """Give marked modules to who compiles as a user does, and before any other; to nobody else."""
+            """Give marked tests to who compiles as a user does, and before any other; to nobody else."""
             quick = _compiles_quickly(node)
             marked_only = not quick and sum(map(_compiles_quickly, self.assigned_work)) > 1
             scopes = [
                 scope
                 for scope in self.workqueue
-                if not (quick and _as_compiled(scope)) and not (marked_only and not _as_compiled(scope))
+                if not (quick and _is_marked(scope)) and not (marked_only and not _is_marked(scope))
             ]
             if scopes:
-                self.workqueue.move_to_end(max(scopes, key=_as_compiled), last=False)
+                self.workqueue.move_to_end(max(scopes, key=_is_marked), last=False)
                 super()._assign_work_unit(node)
             else:
                 node.shutdown()  # it ends what it has
@@ -89,21 +91,45 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def _compiles_quickly(node) -> bool:
-    """Whether `pytest_xdist_setupnodes` gave a worker the older emitters."""
+    """Whether `pytest_xdist_setupnodes` gave a worker the flags for it."""
     return "XLA_FLAGS" in node.gateway.spec.env
 
 
-@cache
+def _is_marked(scope: str) -> bool:
+    """Whether a group of tests is of those that are marked."""
+    return scope.endswith("::as_compiled")
+
+
 def _as_compiled(nodeid: str) -> bool:
-    """Whether a test or a group of them belongs to a module that is marked as comparing bits of programs."""
-    path = ROOT / nodeid.partition("::")[0]
-    return path.suffix == ".py" and "pytest.mark.as_compiled" in path.read_text(encoding="utf-8")
+    """Whether a test is marked as comparing bits of programs, itself or with its module."""
+    path, _, name = nodeid.partition("::")
+    marked = _marked_in(ROOT / path)
+    return "pytestmark" in marked or name.partition("[")[0] in marked
+
+
+@cache
+def _marked_in(path: Path) -> set[str]:
+    """The functions of a module that are marked, and `pytestmark` where all are."""
+    if path.suffix != ".py" or "pytest.mark.as_compiled" not in (text := path.read_text(encoding="utf-8")):
+        return set()
+    mark = "pytest.mark.as_compiled"
+    return {
+        node.name if isinstance(node, ast.FunctionDef) else "pytestmark"
+        for node in ast.parse(text).body
+        if (isinstance(node, ast.FunctionDef) and mark in map(ast.unparse, node.decorator_list))
+        or (isinstance(node, ast.Assign) and ast.unparse(node) == f"pytestmark = {mark}")
+    }
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _programs(request):
+def _programs():
     """Forget a module's programs at its end: kept, they slow down the next ones, which have no use for them."""
-    if request.node.get_closest_marker("as_compiled") and QUICK_FLAGS[0] in os.environ["XLA_FLAGS"]:
-        pytest.fail("marked as_compiled, but not compiled as a user's is")
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _compiled_as_marked(request):
+    """Refuse to compare bits of programs that are not compiled as a user's are."""
+    if request.node.get_closest_marker("as_compiled") and QUICK_FLAGS[0] in os.environ["XLA_FLAGS"]:
+        pytest.fail("marked as_compiled, but not compiled as a user's is")

@@ -254,10 +254,6 @@ _ROWS: Rows = {  # in the order in which they are met: what is made first is che
         (_F.ASYNCHRONOUS, other): (f"asynchronous rounds cannot have {what}", way_out)
         for other, (what, way_out) in _ASYNCHRONOUS.items()
     },
-    (_F.SAMPLER, _F.COHORT): (
-        "cohort={other} changes nothing beside a sampler, which draws cohorts of its own size",
-        "leave out {cohort}",
-    ),
     **_IN_NOISE,
     **_COLLUDING,
     **{

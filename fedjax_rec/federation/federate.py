@@ -134,7 +134,8 @@ def federate(
         model: how parameters start and score.
         work: one client's local training.
         sampler: who takes part in a round; by default `cohort` clients drawn uniformly.
-        cohort: C; by default a tenth of all clients, between 200 and 1,000.
+        cohort: C; by default a tenth of all clients, between 200 and 1,000. A sampler draws cohorts of its own size
+            instead.
         aggregator: how updates are summed, or its name in `aggregators.NAMES`.
         server_optimizer: any optax transformation; `optax.sgd(1.0)` (FedAvg) by default.
         transform: what a client does to its whole update before it sends it (`fedjax_rec.transforms`).
