@@ -80,6 +80,11 @@ class Comparison(NamedTuple):
     rows: tuple[ComparisonRow, ...]
     warnings: tuple[str, ...] = ()  # what a reader must know before he believes the table
 
+    def _repr_html_(self) -> str:
+        from fedjax_rec.runs.comparison_formats import to_html  # which reads this module
+
+        return to_html(self)
+
 
 def read_run(folder: str | Path) -> StoredRun:
     """Read what a comparison needs of a run folder.

@@ -12,7 +12,6 @@ import fedjax_rec as fr
 from fedjax_rec.client.exactness import try_optimizer
 from fedjax_rec.testing import check_dense, tiny_population
 
-
 VIEW = fr.Params(
     {"vector": jnp.zeros(3)}, {"w": jnp.zeros(2)}, {"vector": jnp.zeros((5, 3)), "bias": jnp.zeros(5)}
 )

@@ -16,7 +16,6 @@ from fedjax_rec.testing import fixed, tiny_population
 from fedjax_rec.transforms.clipping import clip
 from fedjax_rec.transforms.compression import quantise
 
-
 KEY = jax.random.key(3)
 SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10}
 WAYS: dict[str, dict[str, Any]] = {  # each way by which updates reach the sums

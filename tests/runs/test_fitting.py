@@ -1,5 +1,6 @@
 """`fr.fit`, `fr.evaluate`, `fr.recommend`: what runs give, in three lines; and reprs that fit one."""
 
+import signal
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_an_interrupted_fit_keeps_and_measures_what_was_done():
 
     def stop(progress):
         if progress.round == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(fr.runs.FitInterrupted, match="interrupted after round 2") as end:
         fr.fit(frame(), "fedmf", on_block=stop, refit=True, learning_rate=0.5, **CHOSEN)

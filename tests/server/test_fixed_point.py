@@ -12,7 +12,6 @@ import fedjax_rec as fr
 from fedjax_rec.server import aggregators
 from fedjax_rec.testing import KEY, assert_close, fixed, run, tiny_population
 
-
 SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10, "learning_rate": 0.3}
 ADAM: dict[str, Any] = {"dim": 3, "batch_size": 10, "local_optimizer": optax.adam(0.02)}
 IDS = np.array([0, 1, 2, 3, 4, 5, 9])  # client 3 has no data
