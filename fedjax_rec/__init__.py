@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from fedjax_rec.evaluation import make_evaluator
     from fedjax_rec.evaluation import run_baselines as baselines
     from fedjax_rec.federation import Faults, FedBuff, client_update, federate
-    from fedjax_rec.runs import load, top_k
+    from fedjax_rec.runs import evaluate, fit, load, plots, recommend, top_k
     from fedjax_rec.runs import save_model as save
     from fedjax_rec.training import Stop, frame, progress_bar, simulate, sweep, train_seeds
     from fedjax_rec.training.checkpoints import Checkpoints
@@ -73,7 +73,7 @@ _NAMES = {  # wing or module: what stands here besides, under its own name or NA
     "engine": ("client_mesh", "use_cores"),
     "evaluation": ("make_evaluator", "baselines=run_baselines"),
     "federation": ("Faults", "FedBuff", "client_update", "federate"),
-    "runs": ("load", "save=save_model", "top_k"),
+    "runs": ("evaluate", "fit", "load", "plots", "recommend", "save=save_model", "top_k"),
     "training": ("Stop", "frame", "progress_bar", "simulate", "sweep", "train_seeds"),
     "training.checkpoints": ("Checkpoints",),
     "types": ("Batch", "ClientWork", "Model", "Params", "Server", "Update"),

@@ -357,6 +357,9 @@ class State(NamedTuple):
     in_flight: PyTree = ()  # asynchronous rounds: who is training, and the models that they were sent
     adversary: PyTree = ()  # what colluding clients know
 
+    def __repr__(self) -> str:
+        return f"<State: {jax.tree.map(jnp.shape, self.server)}, private {jax.tree.map(jnp.shape, self.private)}>"
+
     @property
     def store(self) -> ClientStore:
         """What all clients keep."""
@@ -399,16 +402,11 @@ class Plan(NamedTuple):
 
 
 class ChunkedRound(NamedTuple):
-    """A round in chunks of clients, whose leaves wait in host memory (`federation.streaming`).
-
-    The states that these functions take and return hold no client's leaves: `state.store` is empty.
-    """
+    """A round in chunks of clients, whose leaves wait in host memory: in these states `state.store` is empty."""
 
     plan: Plan  # of which `stream_clients` is S, clients of a chunk
-    # (key, ids int32[S], server) -> leaves [S, ...]
-    init_clients: Callable[[Key, jax.Array, Server], ClientStore]
-    # (key, state, population) -> the cohort in whole chunks, longest client first
-    draw: Callable[[Key, State, Any], Any]
+    init_clients: Callable[[Key, jax.Array, Server], ClientStore]  # (key, ids int32[S], server) -> [S, ...]
+    draw: Callable[[Key, State, Any], Any]  # -> the cohort in whole chunks, longest client first
     # (key, state, population, cohort, first slot int32[], store [S, ...]) -> the engine's result, sound bool[S]
     train: Callable[[Key, State, Any, Any, jax.Array, ClientStore], tuple[Any, jax.Array]]
     # (key, state, population, cohort, sums, sound bool[C]) -> state, info
@@ -433,12 +431,14 @@ class Algorithm(NamedTuple):
     work: ClientWork
     plan: Callable[[Any], Plan]  # population -> what the engine will do
     mesh: jax.sharding.Mesh | None = None
-    # population -> `round` in chunks, which `simulate` then runs; None: in one piece
-    streaming: Callable[[Any], ChunkedRound | None] | None = None
+    streaming: Callable[[Any], ChunkedRound | None] | None = None  # population -> `round` in chunks
     mechanism: Mechanism | None = None  # None: nothing is known of what rounds reveal
     # `round` on one lane of one device, whatever the engine would choose; its text tells values from others
     plain_round: Callable[[Key, State, Any], tuple[State, RoundInfo]] | None = None
     repeats: bool = False  # whether all rounds give the model of the first, which is then the last
+
+    def __repr__(self) -> str:
+        return f"<Algorithm at {id(self):#x}>"  # its functions' own texts fill a screen
 
 
 class Adversary(NamedTuple):

@@ -108,7 +108,7 @@ def test_import_needs_five_packages_only():
         "    sys.modules[name] = None\n"
         "import fedjax_rec\n"
         "assert not [name for name in sys.modules if name.startswith(('fedjax_rec.cli.', 'fedjax_rec.runs'))]\n"
-        "fedjax_rec.load, fedjax_rec.top_k\n"
+        "fedjax_rec.load, fedjax_rec.top_k, fedjax_rec.plots.learning_curves\n"
         "assert not [name for name in sys.modules if name.startswith('fedjax_rec.cli.')]\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603

@@ -46,6 +46,7 @@ COMMANDS = {  # each is the module of its name; in the order of `--help`, with w
     "sweep": "try settings on validation, over several seeds",
     "plan": "predict memory and time of a run, also on devices that are not here",
     "compare": "compare finished runs of one protocol",
+    "report": "write one HTML page about runs",
     "recommend": "list what a trained model recommends",
     "export": "write vectors, lists, or runs for ranx and trec_eval",
     "algorithms": "list the algorithms, or describe one",

@@ -38,7 +38,7 @@ class Vocabulary:
     data_fields=["examples", "offsets", "membership"],
     meta_fields=["num_items", "max_examples", "vocabulary", "stored"],
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Population:
     """All clients' private data, stacked for simulation.
 
@@ -67,6 +67,10 @@ class Population:
         """Numbers of clients, items and examples, all static: what settings follow from."""
         examples = next(iter(self.examples.values()), np.zeros(0))
         return Size(self.num_clients, self.num_items, examples.shape[0])
+
+    def __repr__(self) -> str:
+        users, items, events = self.size
+        return f"<Population: {users:,} clients, {items:,} items, {events:,} examples>"
 
     def without_ids(self) -> "Population":
         """The same clients without their vocabulary: what programs are compiled for.

@@ -32,6 +32,9 @@ class Interactions(NamedTuple):
         """Number of items I."""
         return len(self.item_ids)
 
+    def __repr__(self) -> str:
+        return f"<Interactions: {len(self.users):,} of {self.num_users:,} users, {self.num_items:,} items>"
+
 
 class Heldout(NamedTuple):
     """An official test set that comes with a pre-split data set."""
@@ -77,3 +80,8 @@ class Dataset(NamedTuple):
         None  # int8[M], which of `SPLIT_PARTS` each event is in, where somebody split them
     )
     reading: str | None = None  # the flags that read it so; None where it comes from no file of events
+
+    def __repr__(self) -> str:
+        table = self.interactions
+        size = f"{len(table.users):,} events of {table.num_users:,} users, {table.num_items:,} items"
+        return f"<Dataset {self.name}: {size}>"

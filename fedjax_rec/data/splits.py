@@ -81,6 +81,12 @@ class Split(NamedTuple):
         """Numbers of users, items and training events: what settings follow from."""
         return Size(self.num_users, self.num_items, len(self.items))
 
+    def __repr__(self) -> str:
+        held = sum(int((codes >= 0).sum()) for codes in (self.validation, self.test))
+        held = held if self.heldout is None else sum(len(part.items) for part in self.heldout)
+        size = f"{self.num_users:,} users, {self.num_items:,} items"
+        return f"<Split of {self.name}: {size}, {len(self.items):,} training events, {held:,} held out>"
+
 
 def leave_one_out(
     dataset: Dataset | Interactions | Frame,

@@ -80,6 +80,11 @@ class Comparison(NamedTuple):
     rows: tuple[ComparisonRow, ...]
     warnings: tuple[str, ...] = ()  # what a reader must know before he believes the table
 
+    def _repr_html_(self) -> str:
+        from fedjax_rec.runs.comparison_formats import to_html  # which reads this module
+
+        return to_html(self)
+
 
 def read_run(folder: str | Path) -> StoredRun:
     """Read what a comparison needs of a run folder.
@@ -349,6 +354,24 @@ def _array_suffix(ranking: str, protocol: dict[str, Any]) -> str:
     if ranking not in {"full", "sampled", sampled}:
         raise ValueError(f"unknown ranking {ranking!r}; choose one of 'full', {sampled!r}")
     return "full" if ranking == "full" else "sampled"
+
+
+def user_values(run: StoredRun, metric: str, ranking: str = "full") -> np.ndarray:
+    """A metric of each user of a run.
+
+    Args:
+        run: as `read_run` gives it.
+        metric: as of `compare_runs`.
+        ranking: `full`, or `sampled99` by the protocol's number of candidates.
+
+    Returns:
+        float64[N], NaN of users without a test item.
+
+    Raises:
+        ValueError: if the metric or the ranking is unknown, or the run has no such ranks.
+    """
+    check_metric(metric)
+    return _user_values(run, metric, _array_suffix(ranking, run.protocol))
 
 
 def _user_values(run: StoredRun, metric: str, suffix: str) -> np.ndarray:

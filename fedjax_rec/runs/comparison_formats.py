@@ -9,6 +9,7 @@ from typing import Any
 
 from fedjax_rec.errors import printable
 from fedjax_rec.runs.compare import Comparison, ComparisonRow
+from fedjax_rec.runs.markup import escape, table
 
 SIGNIFICANCE_STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))  # p below the bound has the stars
 NOTE = (
@@ -148,16 +149,62 @@ def _markdown(comparison: Comparison) -> str:
     return "\n".join([*lines, "", notes.replace("*", "\\*")])
 
 
+def to_html(comparison: Comparison) -> str:
+    """A comparison as a notebook shows it.
+
+    Args:
+        comparison: of `compare_runs`.
+
+    Returns:
+        HTML; names are escaped.
+
+    Example:
+        >>> row = ComparisonRow("hr@10", "<b>", "fedmf", (0,), 0.5, 0.4, 0.6, *[None] * 7)
+        >>> "<td>&lt;b&gt;</td>" in to_html(Comparison("full", "0" * 12, 9, (row,)))
+        True
+    """
+    header, *rows = [[escape(cell) for cell in cells] for cells in _grid(comparison)]
+    notes = "".join(f"<p>{escape(line)}</p>" for line in (NOTE, *comparison.warnings))
+    return f"<p>{escape(_title(comparison))}</p>{table(header, rows)}{notes}"
+
+
 def _latex(comparison: Comparison) -> str:
-    grid = [[_escape(cell) for cell in cells] for cells in _grid(comparison)]
-    columns = "ll" + "r" * (len(grid[0]) - 3) + "l"
-    header, *body = [f"{' & '.join(cells)} \\\\" for cells in grid]
+    """As papers set it: a row a run, a column a metric, the best mean in bold, stars against the first run."""
+    metrics = list(dict.fromkeys(row.metric for row in comparison.rows))
+    by_metric = [[row for row in comparison.rows if row.metric == metric] for metric in metrics]
+    best = [max((row.mean for row in rows), default=math.nan) for rows in by_metric]
+    header = f"{' & '.join(['method', *(_escape(_shown(metric)) for metric in metrics)])} \\\\"
+    body = []
+    for rows in zip(*by_metric, strict=True):
+        cells = [_latex_cell(row, bold=row.mean == top) for row, top in zip(rows, best, strict=True)]
+        body.append(f"{' & '.join([_latex_name(rows[0]), *cells])} \\\\")
+    columns = "l" + "r" * len(metrics)
     rules = [r"\toprule", header, r"\midrule", *body, r"\bottomrule"]
-    notes = [
-        f"% {line}"
-        for line in (f"{_title(comparison)}; needs the package booktabs", NOTE, *comparison.warnings)
-    ]
+    title = f"{_title(comparison)}; needs the package booktabs"
+    spread = "after +-: half of the interval, or where a row has several seeds their standard deviation"
+    notes = [f"% {line}" for line in (title, NOTE, spread, *comparison.warnings)]
     return "\n".join([*notes, f"\\begin{{tabular}}{{{columns}}}", *rules, r"\end{tabular}"])
+
+
+def _shown(metric: str) -> str:
+    """The name of a metric as papers write it."""
+    name, at, k = metric.partition("@")
+    return f"{'Recall' if name == 'recall' else name.replace('_', ' ').upper()}{at}{k}"
+
+
+def _latex_name(row: ComparisonRow) -> str:
+    """The run, by its algorithm where the folder does not say it."""
+    folder = row.run.replace("\\", "/").rpartition("/")[2]
+    known = row.algorithm in folder or not row.algorithm
+    return rf"\texttt{{{_escape(folder)}}}" + ("" if known else rf" (\texttt{{{_escape(row.algorithm)}}})")
+
+
+def _latex_cell(row: ComparisonRow, *, bold: bool) -> str:
+    """Mean, stars, half of the interval's width, or the deviation over seeds."""
+    mean = rf"\textbf{{{row.mean:.4f}}}" if bold else f"{row.mean:.4f}"
+    stars = significance_stars(row.p)
+    spread = (row.high - row.low) / 2 if row.seed_deviation is None else row.seed_deviation
+    return mean + (f"$^{{{stars}}}$" if stars else "") + rf" {{\scriptsize $\pm$ {spread:.4f}}}"
 
 
 def _escape(text: str) -> str:

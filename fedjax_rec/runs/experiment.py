@@ -9,13 +9,14 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import numpy as np
 
 from fedjax_rec.algorithms.own import adopt
 from fedjax_rec.client.population import population_of
+from fedjax_rec.data.interactions import Dataset
 from fedjax_rec.data.splits import Split, append_users, known_items
 from fedjax_rec.errors import ParameterError
 from fedjax_rec.evaluation.central.price import Price, price_of_federation
@@ -28,10 +29,10 @@ from fedjax_rec.evaluation.ranking import Ranks
 from fedjax_rec.evaluation.reference_ranks import popularity_scores, rank_common_scores, truth_ranks
 from fedjax_rec.evaluation.summary import K, Metrics, result_metrics, summarise
 from fedjax_rec.federation.traffic import Traffic, count_traffic, upload_of
-from fedjax_rec.privacy.spending import Spending
 from fedjax_rec.runs.baselines import baseline_details
 from fedjax_rec.runs.build import advice
 from fedjax_rec.runs.inputs import with_absolute_paths
+from fedjax_rec.runs.outcome import Outcome, Trained
 from fedjax_rec.runs.settings import Settings, complete
 from fedjax_rec.runs.setup import (
     Setup,
@@ -46,7 +47,7 @@ from fedjax_rec.runs.stores import count_items
 from fedjax_rec.runs.tuning import noting, tune
 from fedjax_rec.training.checkpoints.manager import Checkpoints, check_checkpoints
 from fedjax_rec.training.halving import Halving
-from fedjax_rec.training.history import DivergedWarning, History, Progress, Stop
+from fedjax_rec.training.history import DivergedWarning, History, Interrupted, Progress, Stop
 from fedjax_rec.training.simulate import simulate
 from fedjax_rec.types import Algorithm, Key, PyTree, State
 
@@ -64,49 +65,6 @@ MAY_DIFFER = {  # settings, when a run goes on
 }
 
 
-class Trained(NamedTuple):
-    """The model that a run will test, as soon as it is there."""
-
-    settings: Settings
-    algorithm: Algorithm
-    split: Split  # what it was trained on: with refit, train + validation
-    users: Split  # all that it can be asked for: those of `split`, then held-out ones
-    known: tuple[np.ndarray, np.ndarray]  # all that they have met, of `known_items`
-    state: State
-    scored_leaves: PyTree  # private leaves with which the users are scored
-    history: History  # of the run that selected the round
-    num_clients: int  # that train; the split may be of a sample of them
-    asked: Settings | None = None  # before anything was chosen by itself
-
-
-class Outcome(NamedTuple):
-    """All that a run found out."""
-
-    settings: Settings
-    protocol: Protocol
-    algorithm: Algorithm
-    split: Split  # what the tested model was trained on: with refit, train + validation
-    tested: Split  # holds the test items; another than `split` where the splitter holds out clients
-    state: State  # the tested model
-    users: Split  # all that the model can be asked for: those of `split`, then those of `tested` if it has others
-    known: tuple[np.ndarray, np.ndarray]  # all that they have met, of `known_items`
-    scored_leaves: PyTree  # private leaves with which they are scored
-    history: History  # of the run that selected the round
-    traffic: Traffic
-    test: Ranks
-    validation: Ranks | None  # of the selected state, before any refit
-    popularity: Ranks
-    metrics: dict[str, dict[str, Any]]  # {"test": {"full": {...}, "sampled99": {...}, ...}, ...}
-    baselines: dict[str, dict[str, Metrics]]  # {"popularity": {...}, "best_reachable": {...}}
-    centrals: dict[str, BaselineResult]  # the central baselines that the settings name
-    price: Price | None  # of federation, where there are some
-    spending: Spending | None  # what the rounds spent of the users' privacy, where noise was added
-    seconds: float
-    num_clients: int  # that train; `split` and `tested` may be of a sample of them
-    tuning: Halving | None = None  # what was tried before, where settings were
-    asked: Settings | None = None  # before anything was chosen by itself
-
-
 def run_experiment(
     settings: Settings,
     *,
@@ -116,6 +74,8 @@ def run_experiment(
     on_trained: Callable[[Trained], Any] | None = None,
     checkpoint: Checkpoints | None = None,
     resume: bool | None = None,
+    dataset: Dataset | None = None,
+    keep_interrupted: bool = False,
 ) -> Outcome:
     """Run what the settings say.
 
@@ -128,6 +88,10 @@ def run_experiment(
         on_trained: called with the model before it is ranked, so that it can be kept whatever follows.
         checkpoint: where to save the run; its refit is saved beside it.
         resume: as in `simulate`.
+        dataset: instead of the one that the settings name, whose name is then that of this one: no command makes
+            such a run again.
+        keep_interrupted: whether a run that Ctrl-C ends while it trains is measured as it is then, without a
+            refit; its `history.stopped` is "interrupted".
 
     Returns:
         the outcome.
@@ -144,10 +108,10 @@ def run_experiment(
     start_time = time.perf_counter()
     if algorithm is not None:
         settings = dataclasses.replace(settings, algorithm=adopt(algorithm))
-    asked = with_absolute_paths(settings)
+    asked = with_absolute_paths(settings) if dataset is None else settings
     settings = complete(asked)
     on_stage(f"reading {settings.dataset}")
-    setup = set_up(settings, on_stage)
+    setup = set_up(settings, on_stage, dataset)
     settings = setup.settings
     key = key_of(settings, checkpoint)
     split = setup.split
@@ -162,7 +126,7 @@ def run_experiment(
     # Train, select the round on validation, and perhaps train again on train + validation for so many rounds.
     with noting(tuning):
         state, history, settings, setup = _train(
-            settings, setup, key, on_stage, on_block, stage_checkpoints, resume
+            settings, setup, key, on_stage, on_block, stage_checkpoints, resume, keep_interrupted
         )
     state = setup.ranked(state)
     if on_trained is not None:
@@ -171,7 +135,7 @@ def run_experiment(
     on_stage("ranking every validation item")
     validation = make_evaluator(setup.algorithm, split, which="validation", point=setup.point)(state)
     validated = result_metrics(validation, split, sampled, "validation")
-    if settings.refit:
+    if settings.refit and history.stopped != "interrupted":
         on_stage(f"refitting on train + validation for {history.selected_round} rounds")
         setup = merge_validation_of(settings, setup)
         state = _refit(settings, setup, history.selected_round, on_block, stage_checkpoints("refit"))
@@ -190,7 +154,7 @@ def run_experiment(
     if setup.dataset.truth is not None:
         best = truth_ranks(setup.dataset, setup.tested)
         baselines["best_reachable"] = result_metrics(best, setup.tested, sampled)
-    trained = _trained(setup, state, history, asked)
+    trained = _trained(setup, state, history, asked if dataset is None else None)
     return Outcome(
         settings=settings,
         protocol=protocol,
@@ -214,7 +178,7 @@ def run_experiment(
         seconds=time.perf_counter() - start_time,
         num_clients=trained.num_clients,
         tuning=tuning,
-        asked=asked,
+        asked=trained.asked,
     )
 
 
@@ -226,19 +190,20 @@ def _train(
     on_block: Callable[[Progress], Any] | None,
     stage_checkpoints: StageCheckpoints,
     resume: bool | None,
+    keep: bool,
 ) -> tuple[State, History, Settings, Setup]:
     """The selected state and its history; of a run that diverged, once more at a lower rate, if that is better."""
     clients, items = setup.population.num_clients, setup.split.num_items
     on_stage(f"compiling {settings.algorithm} for {clients:,} clients, {items:,} items")
     on_stage(_rule(settings))
-    state, history = _select(settings, setup, key, on_block, stage_checkpoints("train"), resume)
+    state, history = _select(settings, setup, key, on_block, stage_checkpoints("train"), resume, keep)
     if history.stopped == "diverged" and (milder := at_lower_rate(settings)) is not None:
         on_stage(
             f"diverged in round {len(history.rounds.loss)} at learning_rate={settings.learning_rate:g}; once "
             f"more at {milder.learning_rate:g}"
         )
         again = with_settings(milder, setup)
-        found = _select(milder, again, key, on_block, stage_checkpoints("again"), None)
+        found = _select(milder, again, key, on_block, stage_checkpoints("again"), None, keep)
         if _best(found[1]) >= _best(history):
             (state, history), settings, setup = found, milder, again
     if history.stopped == "diverged" and not history.evaluations:
@@ -278,6 +243,14 @@ def _simulate(*given: Any, **options: Any) -> tuple[State, History]:
         return simulate(*given, **options)
 
 
+def _simulate_as_far(*given: Any, **options: Any) -> tuple[State, History]:
+    """As `_simulate`, also as far as it came."""
+    try:
+        return _simulate(*given, **options)
+    except Interrupted as stop:
+        return stop.result
+
+
 def _select(
     settings: Settings,
     setup: Setup,
@@ -285,9 +258,11 @@ def _select(
     on_block: Callable[[Progress], Any] | None,
     checkpoint: Checkpoints | None,
     resume: bool | None,
+    keep: bool,
 ) -> tuple[State, History]:
-    """Train, and keep the state of the best round on validation."""
-    return _simulate(
+    """Train, and keep the state of the best round on validation; `keep` what there is when Ctrl-C ends it."""
+    train = _simulate_as_far if keep else _simulate
+    return train(
         setup.algorithm,
         setup.training,
         population=setup.population if setup.stored is None else None,
@@ -360,7 +335,7 @@ def _measure_test(sampled: str, setup: Setup, state: State, test: Ranks) -> dict
     }
 
 
-def _trained(setup: Setup, state: State, history: History, asked: Settings) -> Trained:
+def _trained(setup: Setup, state: State, history: History, asked: Settings | None) -> Trained:
     users = setup.split if setup.heldout is None else append_users(setup.split, setup.heldout)
     return Trained(
         settings=setup.settings,

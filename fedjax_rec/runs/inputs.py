@@ -52,11 +52,12 @@ class Inputs(NamedTuple):
     stored: StoredPopulation | None = None  # all clients, where the split is of a sample of them
 
 
-def load_inputs(settings: Settings) -> Inputs:
+def load_inputs(settings: Settings, dataset: Dataset | None = None) -> Inputs:
     """Read the data and hold out what the protocol says.
 
     Args:
         settings: the experiment.
+        dataset: instead of the one that the settings name.
 
     Returns:
         the data set and its split.
@@ -69,13 +70,15 @@ def load_inputs(settings: Settings) -> Inputs:
         ('synthetic', None)
     """
     s = settings
-    if (opened := open_stored(settings)) is not None:
+    if dataset is None and (opened := open_stored(settings)) is not None:
         dataset, stored = opened
         assert stored.split is not None  # noqa: S101 - `open_stored` sampled it; this tells the type checker
         rivals_of(stored.split)
         return Inputs(dataset, stored.split, None, stored)
-    columns = {name: getattr(s, name) for name in _OF_FILES}
-    dataset = load_dataset(s.dataset, data_dir=s.data_dir, duplicates=s.duplicates, progress=True, **columns)
+    if dataset is None:
+        columns = {name: getattr(s, name) for name in _OF_FILES}
+        where = s.data_dir
+        dataset = load_dataset(s.dataset, data_dir=where, duplicates=s.duplicates, progress=True, **columns)
     if dataset.parts is not None and s.splitter != "given":
         dataset = dataset._replace(notes=(*dataset.notes, _TOGETHER))
     filters = {"min_user_events": s.min_user_events, "min_rating": s.min_rating, "core": s.core}

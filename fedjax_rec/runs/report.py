@@ -1,6 +1,5 @@
 """What a person sees of a run: a table, curves."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from fedjax_rec.data.splits import Split
 from fedjax_rec.evaluation.summary import name_sampled, tell_rivals
 from fedjax_rec.runs.baselines import BaselineRun
 from fedjax_rec.runs.experiment import Outcome
-from fedjax_rec.training.history import History, frame
+from fedjax_rec.training.history import History
 
 LEAKY = (
     "PAPER-LEAKY NEGATIVES: training spared the held-out items, which inflates the model's numbers; compare them "
@@ -191,33 +190,15 @@ def _align_columns(rows: list[list[str]], notes: Sequence[str] | None = None) ->
     return "\n".join(lines)
 
 
-def draw_curves(history: History, path: Path, *, title: str) -> None:
-    """Draw training loss and validation metrics against rounds.
+def draw_curves(outcome: Outcome, path: Path, *, title: str) -> None:
+    """Draw training loss and validation metrics against rounds, with baselines and the best reachable score.
 
     Args:
-        history: of `simulate`.
+        outcome: of `run_experiment`.
         path: of the picture; its ending says the format.
         title: above the picture.
     """
-    from matplotlib.figure import Figure
+    from fedjax_rec.runs.plots import learning_curves
 
-    data = frame(history)
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    loss, metric = figure.subplots(1, 2)
-    loss.plot(data["round"], data["loss"], color="tab:blue", linewidth=1)
-    loss.set(xlabel="round", ylabel="training loss per example")
-    # names of files hold anything: dollars are no formulas, lone bytes of other encodings no characters
-    loss.set_title(title.encode("utf-8", "backslashreplace").decode(), parse_math=False)
-    scored = data.dropna() if history.evaluations else data.iloc[:0]
-    for name, color in (("hr@10", "tab:orange"), ("ndcg@10", "tab:green")):
-        if len(scored):
-            metric.plot(
-                scored["round"], scored[f"validation/full/{name}"], color=color, marker=".", label=name
-            )
-    if len(scored):
-        metric.axvline(history.selected_round, color="grey", linestyle=":", label="selected round")
-        metric.legend(frameon=False)
-    metric.set(xlabel="round", ylabel="validation, full ranking", title="validation")
-    with warnings.catch_warnings():  # of characters that the font lacks
-        warnings.simplefilter("ignore")
-        figure.savefig(path, dpi=120)
+    metrics = ("hr@10", "ndcg@10") if outcome.history.evaluations else ()
+    learning_curves(outcome, metrics=metrics, loss=True, title=title, width=10).savefig(path, dpi=120)

@@ -257,7 +257,7 @@ def _draw(outcome: Outcome, folder: Path, on_message: Callable[[str], Any]) -> N
 
     title = f"{outcome.settings.algorithm} on {outcome.split.name}"
     try:
-        draw_curves(outcome.history, folder / "curves.png", title=title)
+        draw_curves(outcome, folder / "curves.png", title=title)
     except Exception as problem:
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
         on_message(f"{folder / 'curves.png'} could not be drawn, all else is there: {reason}")

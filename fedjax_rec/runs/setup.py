@@ -74,12 +74,13 @@ class Setup(NamedTuple):
         return self.point if self.fold_in_point is None else self.fold_in_point
 
 
-def set_up(settings: Settings, on_stage: Callable[[str], Any]) -> Setup:
+def set_up(settings: Settings, on_stage: Callable[[str], Any], dataset: Dataset | None = None) -> Setup:
     """Read and divide the data, and make the algorithm; whatever cannot work is refused here.
 
     Args:
         settings: the experiment, completed.
         on_stage: called with a line of text when what takes long begins.
+        dataset: instead of the one that the settings name.
 
     Returns:
         what the settings make.
@@ -87,12 +88,13 @@ def set_up(settings: Settings, on_stage: Callable[[str], Any]) -> Setup:
     Raises:
         ValueError: on data or settings that cannot work.
     """
-    dataset, split, heldout, stored = load_inputs(settings)
+    given = dataset is not None
+    dataset, split, heldout, stored = load_inputs(settings, dataset)
     num_clients = split.num_users if stored is None else stored.num_clients
     _check(settings, split, num_clients)
     size = split.size if stored is None else stored.size
     settings = with_sized_defaults(settings, size)
-    attributes = load_attributes(settings, split if heldout is None else heldout)
+    attributes = {} if given else load_attributes(settings, split if heldout is None else heldout)
     protocol = protocol_of(settings, dataset, split)
     if settings.private:
         on_stage("accounting for the privacy of its users")

@@ -3,7 +3,9 @@
 import math
 import re
 import warnings
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -116,6 +118,24 @@ class History(NamedTuple):
     num_compilations: int  # programs of the blocks of rounds; 1, unless jax compiled again on the way
     plan: Plan  # the engine's choices: lanes, devices, ... and the memory they need
     first_round: int = 1  # more than 1 where the run was resumed
+
+    def frame(self) -> pd.DataFrame:
+        """A row a round, as `fedjax_rec.training.frame` gives it."""
+        return frame(self)
+
+    def plot(self, *, metrics: Sequence[str] = ("ndcg@10",), loss: bool = True, **options: Any) -> Any:
+        """Draw loss and validation against rounds.
+
+        Args:
+            metrics: that validation measures; where nothing was validated they are left out.
+            loss: whether training loss has a panel, too.
+            options: others of `fr.plots.learning_curves`.
+
+        Returns:
+            the figure, of matplotlib.
+        """
+        plots = import_module("fedjax_rec").plots  # of a higher floor, to which this is a short way
+        return plots.learning_curves(self, metrics=metrics if self.evaluations else (), loss=loss, **options)
 
     @property
     def still_improving(self) -> bool:

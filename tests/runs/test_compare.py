@@ -180,16 +180,27 @@ def test_markdown(runs, capsys):
 
 
 def test_latex(runs, capsys, tmp_path):
-    """A tabular whose special characters are escaped."""
+    """A tabular of a row a run and a column a metric, as papers set it, whose special characters are escaped."""
     other = write_run(tmp_path / "a_b&c", np.arange(USERS))
-    main(["compare", runs[0], other, "--format", "latex"])
+    main(["compare", runs[0], other, "--format", "latex", "--metric", "ndcg@10,hr@5"])
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("%")]
-    assert (lines[0], lines[-1]) == (r"\begin{tabular}{llrrrrrl}", r"\end{tabular}")
+    assert (lines[0], lines[-1]) == (r"\begin{tabular}{lrr}", r"\end{tabular}")
     body = lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]
     assert len(body) == 2
     assert all(line.endswith(r"\\") for line in body)
-    assert r"a\_b\&c" in body[1]
-    assert r"95 \% interval" in lines[2]
+    assert lines[2] == r"method & NDCG@10 & HR@5 \\"
+    assert body[1].startswith(r"\texttt{a\_b\&c} (\texttt{fedmf}) & ")
+    first, second = compare_runs([runs[0], other]).rows
+    assert rf"\textbf{{{first.mean:.4f}}}" in body[0]
+    assert rf" & {second.mean:.4f}$^{{***}}$ {{\scriptsize $\pm$ " in body[1]
+    assert "*" not in body[0]
+
+
+def test_a_notebook_shows_a_table(runs, tmp_path):
+    """With names escaped."""
+    html = compare_runs([runs[0], write_run(tmp_path / "<b>&", np.arange(USERS))])._repr_html_()
+    assert "/&lt;b&gt;&amp;</td>" in html
+    assert html.count("<tr>") == 3
 
 
 def test_the_command_line_knows_all_formats(runs):
