@@ -130,6 +130,6 @@ def _programs():
 
 @pytest.fixture(autouse=True)
 def _compiled_as_marked(request):
-    """Refuse to compare bits of programs that are not compiled as a user's are."""
+    """Refuse to compare programs that are not compiled as a user's are."""
     if request.node.get_closest_marker("as_compiled") and QUICK_FLAGS[0] in os.environ["XLA_FLAGS"]:
         pytest.fail("marked as_compiled, but not compiled as a user's is")

@@ -84,10 +84,10 @@ def test_the_wheel_says_what_it_is(wheel):
     assert meta["Requires-Python"] == ">=3.11"
     assert licence == (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "fedjax-rec = fedjax_rec.cli.main:main" in entries
-    required = [line.split(">")[0] for line in meta.get_all("Requires-Dist") if "extra" not in line]
+    required = [line.split(">")[0] for line in meta.get_all("Requires-Dist", []) if "extra" not in line]
     assert required == NEEDED
     assert meta["Description-Content-Type"] == "text/markdown"
-    assert meta.get_payload().strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
+    assert str(meta.get_payload()).strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
 
 
 def test_the_wheel_works_away_from_the_checkout(installed, tmp_path):

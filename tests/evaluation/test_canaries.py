@@ -21,6 +21,8 @@ from fedjax_rec.evaluation import metrics, ranking
 from fedjax_rec.evaluation.ranking import MidRanks, count_rivals, make_ranker, rank_split
 from fedjax_rec.federation.blocks import run_block
 
+pytestmark = pytest.mark.as_compiled  # it compiles little and runs long, which optimised programs do sooner
+
 K = 10
 
 
