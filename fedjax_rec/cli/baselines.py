@@ -25,15 +25,13 @@ def add_parser(commands: Any) -> None:
     add_settings(parser, SETTING_GROUPS, SETTING_FIELDS)
     methods = parser.add_argument_group("methods")
     methods.add_argument(
-        "--only", default="all", metavar="NAMES", help="methods with commas between them (default: all)"
+        "--baselines", default="all", metavar="NAMES", help="methods with commas between them (default: all)"
     )
     methods.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="METHOD.SETTING=NUMBER",
-        help="use this setting, such as ease.regularisation=300, and do not choose the method's settings on "
-        "validation; may be repeated",
+        "--options",
+        metavar="METHOD.SETTING=NUMBER,...",
+        help="use these settings, such as ease.regularisation=300, and do not choose the method's settings on "
+        "validation",
     )
 
 
@@ -48,8 +46,8 @@ def call(given: argparse.Namespace) -> int:
 
     if settings.cache:
         keep_programs()
-    names = parse_method_names(given.only)
-    fixed = parse_method_settings(given.set)
+    names = parse_method_names(given.baselines)
+    fixed = parse_method_settings(given.options.split(",") if given.options else [])
     with reserve_folder(settings.out, f"{Path(settings.dataset).stem}-baselines") as folder:
         outcome = run_baseline_experiment(settings, names=names, fixed_settings=fixed, on_stage=stage)
         fill_baseline_folder(outcome, folder)

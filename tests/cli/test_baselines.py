@@ -17,7 +17,7 @@ FEW = "popularity,itemknn,ease"
 def folder(tmp_path_factory):
     """All methods on the embedded default, small where they would take seconds."""
     folder = tmp_path_factory.mktemp("central") / "base"
-    small = ["--set", "ials.dim=8", "--set", "ials.epochs=4", "--set", "mf.epochs=8", "--set", "mf.dim=16"]
+    small = ["--options", "ials.dim=8,ials.epochs=4,mf.epochs=8,mf.dim=16"]
     assert main(["baselines", "--refit", *small, "--out", str(folder)]) == 0
     return folder
 
@@ -101,7 +101,7 @@ def test_a_run_has_no_price_by_default(tmp_path):
 def test_tables_are_printed(tmp_path, monkeypatch, capsys):
     """A row for each method with its settings, the price of a run; stages go to standard error."""
     monkeypatch.chdir(tmp_path)
-    main(["baselines", "--only", "ease,popularity"])
+    main(["baselines", "--baselines", "ease,popularity"])
     out, err = capsys.readouterr()
     rows = [line.split()[0] for line in out.splitlines()]
     assert rows == ["test", "popularity", "ease", "best", "folder:"]
@@ -116,13 +116,13 @@ def test_tables_are_printed(tmp_path, monkeypatch, capsys):
 
 
 BAD = {
-    "unknown method": (["--only", "ease,eazi"], "unknown baseline 'eazi'; did you mean 'ease'"),
-    "unknown flag": (["--onli", "ease"], "did you mean --only?"),
+    "unknown method": (["--baselines", "ease,eazi"], "unknown baseline 'eazi'; did you mean 'ease'"),
+    "unknown flag": (["--baselinez", "ease"], "did you mean --baselines?"),
     "a flag of run": (["--rounds", "3"], "unknown setting '--rounds'"),
-    "no number": (["--set", "ease.regularisation=big"], "METHOD.SETTING=NUMBER"),
-    "no such setting": (["--set", "ease.reg=3"], "ease has no setting 'reg'"),
-    "not run": (["--only", "mf", "--set", "ease.regularisation=3"], "not among the baselines to run: mf"),
-    "bad value": (["--only", "ease", "--set", "ease.regularisation=-3"], "must be a finite number above 0"),
+    "no number": (["--options", "ease.regularisation=big"], "METHOD.SETTING=NUMBER"),
+    "no such setting": (["--options", "ease.reg=3"], "ease has no setting 'reg'"),
+    "not run": (["--baselines", "mf", "--options", "ease.regularisation=3"], "not among the baselines to run: mf"),
+    "bad value": (["--baselines", "ease", "--options", "ease.regularisation=-3"], "must be a finite number above 0"),
     "unknown data set": (["--dataset", "ml-100"], "did you mean 'ml-100k'"),
     "a file as parent": (["--out", "/dev/null/x"], "cannot be created"),
 }

@@ -138,7 +138,8 @@ def test_exports(run, call, tmp_path, capsys):
     assert set(relevant) == set(ranked) == set(model.user_ids.tolist())
     assert all(set(relevant[user]) <= set(ranked[user]) for user in ranked)
     call("export", "--what", "vectors", "--out", str(tmp_path / "v.npz"))
-    arrays = np.load(tmp_path / "v.npz")
+    with np.load(tmp_path / "v.npz") as archive:
+        arrays = dict(archive)
     np.testing.assert_array_equal(arrays["item/vector"], model.server.tables["vector"])
     assert arrays["user/vector"].shape == (USERS, 2)
     call("export", "--out", str(tmp_path / "lists.csv"), "-k", "2")

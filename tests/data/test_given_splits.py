@@ -178,7 +178,7 @@ def test_what_is_no_split(tmp_path):
 def test_the_command_line(tmp_path, capsys):
     """Baselines on a given split, and the protocol that says so."""
     write_lists(tmp_path)
-    flags = ["--splitter", "given", "--refit", "--only", "popularity", "--num-candidates", "2"]
+    flags = ["--splitter", "given", "--refit", "--baselines", "popularity", "--num-candidates", "2"]
     assert main(["baselines", "--dataset", str(tmp_path), *flags, "--out", str(tmp_path / "base")]) == 0
     assert "recall@20 full" in capsys.readouterr().out
     assert main(["data", "describe", str(tmp_path)]) == 0

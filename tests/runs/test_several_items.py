@@ -89,7 +89,8 @@ def test_a_stored_model_ranks_as_the_run_did(folder):
 
 def test_a_damaged_folder_is_refused(folder, tmp_path):
     """Bounds that do not divide the test items, and ranks that are not one for each."""
-    arrays = dict(np.load(folder / "per_user.npz"))
+    with np.load(folder / "per_user.npz") as archive:
+        arrays = dict(archive)
     for name in ("config.json", "protocol.json", "result.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     faults = {
