@@ -8,7 +8,6 @@ because the others do the rest in less time. With one worker, or none, everythin
 """
 
 import ast
-import gc
 import os
 import tempfile
 from functools import cache
@@ -34,9 +33,6 @@ QUICK_FLAGS = [
 ]
 if version("jaxlib").startswith("0.10."):  # later ones refuse to start with a flag that they don't know
     QUICK_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-
-# Tracing makes objects by the million and hardly any circles of them: looking for those takes 5 % of the time.
-gc.set_threshold(100_000, 20, 10)
 
 
 @pytest.fixture(scope="session")

@@ -121,8 +121,14 @@ BAD = {
     "a flag of run": (["--rounds", "3"], "unknown setting '--rounds'"),
     "no number": (["--options", "ease.regularisation=big"], "METHOD.SETTING=NUMBER"),
     "no such setting": (["--options", "ease.reg=3"], "ease has no setting 'reg'"),
-    "not run": (["--baselines", "mf", "--options", "ease.regularisation=3"], "not among the baselines to run: mf"),
-    "bad value": (["--baselines", "ease", "--options", "ease.regularisation=-3"], "must be a finite number above 0"),
+    "not run": (
+        ["--baselines", "mf", "--options", "ease.regularisation=3"],
+        "not among the baselines to run: mf",
+    ),
+    "bad value": (
+        ["--baselines", "ease", "--options", "ease.regularisation=-3"],
+        "must be a finite number above 0",
+    ),
     "unknown data set": (["--dataset", "ml-100"], "did you mean 'ml-100k'"),
     "a file as parent": (["--out", "/dev/null/x"], "cannot be created"),
 }

@@ -193,7 +193,15 @@ def test_without_standard_error(run, events, monkeypatch):
     assert json.loads(Path("full", "config.json").read_text())["dataset"] == str(events)
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", None)
-        baselines = ["baselines", "--dataset", str(events), "--num-candidates", "9", "--baselines", "popularity"]
+        baselines = [
+            "baselines",
+            "--dataset",
+            str(events),
+            "--num-candidates",
+            "9",
+            "--baselines",
+            "popularity",
+        ]
         assert main([*baselines, "--out", "missing"]) == 0
         sys.stderr.close()
     assert _names("missing") == ["config.json", "per_user.npz", "protocol.json", "result.json"]
