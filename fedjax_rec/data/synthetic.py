@@ -23,6 +23,9 @@ With the default settings and seed 0 (the last item held out, items seen before 
 | chance | .009 | .100 |
 """
 
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import numpy as np
 
 from fedjax_rec.data.errors import DataError
@@ -31,6 +34,7 @@ from fedjax_rec.errors import check_arguments
 
 _BLOCK = 64  # users whose scores are held in memory at once
 _ROWS = 32  # of them, sorted together
+_AHEAD = 4  # blocks that wait for a core
 _EVENTS = 2**20  # looked at together
 _START = 1_577_836_800  # 2020-01-01 00:00 UTC, seconds
 _DAY = 86_400
@@ -115,21 +119,32 @@ def _draws(rng: np.random.Generator, truth: Truth, lengths: np.ndarray) -> np.nd
     ends = np.cumsum(lengths)
     user_factors = truth.user_factors.astype(np.float64)
     item_factors = truth.item_factors.astype(np.float64).T.copy()
-    for start in range(0, len(lengths), _BLOCK):
+
+    def fill(start: int, uniform: np.ndarray) -> None:
         users = slice(start, start + _BLOCK)
-        values = _gumbel(rng, (len(lengths[users]), item_factors.shape[1]))
+        values = _gumbel(uniform)
         # Not a matrix product: BLAS would wake its threads for each of many small ones.
         for of_users, of_items in zip(user_factors[users].T, item_factors, strict=True):
             values += of_users[:, None] * of_items
         values += truth.item_bias
         items = taken[ends[start] - lengths[start] : ends[users][-1]]
         items[:] = _largest(values, lengths[users])
+
+    # Numbers are drawn in order, one block after the other; what is made of a block is its own, on a second core.
+    under_way: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(2) as threads:
+        for start in range(0, len(lengths), _BLOCK):
+            uniform = rng.random((len(lengths[start : start + _BLOCK]), item_factors.shape[1]))
+            under_way.append(threads.submit(fill, start, uniform))
+            if len(under_way) > _AHEAD:
+                under_way.popleft().result()
+        for block in under_way:
+            block.result()
     return taken
 
 
-def _gumbel(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """`rng.gumbel(size=shape)`, the same numbers, a whole array at a time."""
-    values = rng.random(shape)
+def _gumbel(values: np.ndarray) -> np.ndarray:
+    """What `rng.gumbel` makes of the numbers of `rng.random`, in their place, a whole array at a time."""
     np.subtract(1.0, values, out=values)
     np.log(values, out=values)
     np.negative(values, out=values)
