@@ -20,13 +20,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
 import fedjax_rec as fr
-from fedjax_rec.client.population import Population, build
+from fedjax_rec.client.population import Population
 from fedjax_rec.engine.devices import client_mesh, replicate, use_cores
 from fedjax_rec.federation.blocks import run_block
+from fedjax_rec.runs.bench import draw_histories
 
 SECONDS = 1.5  # on the clock, each point; at least three repeats
 MOST_ROUNDS = 256  # in a repeat
@@ -75,15 +75,8 @@ def draw(point: Point, seed: int = 0) -> Population:
     Returns:
         the population.
     """
-    rng = np.random.default_rng(seed)
-    sigma = 0.8
-    lengths = rng.lognormal(np.log(point.events) - sigma**2 / 2, sigma, point.clients)
-    counts = np.clip(lengths, 2, point.items // 4).astype(np.int64)
-    owners = np.repeat(np.arange(point.clients), counts)
-    drawn = np.minimum((point.items * rng.random(len(owners)) ** 3).astype(np.int64), point.items - 1)
-    pairs = np.unique(owners * point.items + drawn)
-    counts = np.bincount(pairs // point.items, minlength=point.clients)
-    return build(np.r_[0, np.cumsum(counts)], (pairs % point.items).astype(np.int32), None, point.items)
+    sizes = point.clients, point.items, point.events
+    return draw_histories(sizes, sigma=0.8, tilt=3, longest=point.items // 4, seed=seed)
 
 
 def measure(point: Point) -> dict[str, float]:

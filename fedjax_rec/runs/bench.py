@@ -80,15 +80,38 @@ def draw(shape: BenchShape, seed: int = 0) -> Population:
         >>> draw(BenchShape("tiny", clients=10, items=40, events=5)).num_clients
         10
     """
+    sizes = shape.clients, shape.items, shape.events
+    return draw_histories(sizes, sigma=_SIGMA, tilt=2, longest=shape.items // 2, seed=seed)
+
+
+def draw_histories(
+    sizes: tuple[int, int, float], *, sigma: float, tilt: int, longest: int, seed: int
+) -> Population:
+    """Lognormal lengths, and items of number I u^tilt, u uniform; what a client draws twice counts once.
+
+    Args:
+        sizes: clients, items, and mean events of a client.
+        sigma: standard deviation of the logarithm of lengths.
+        tilt: how popular the first items are; 1 for all alike.
+        longest: events of a client at most, before repeats are dropped.
+        seed: of the draw.
+
+    Returns:
+        the population.
+
+    Example:
+        >>> draw_histories((10, 40, 5), sigma=0.5, tilt=2, longest=20, seed=0).num_items
+        40
+    """
+    clients, items, events = sizes
     rng = np.random.default_rng(seed)
-    lengths = rng.lognormal(np.log(shape.events) - _SIGMA**2 / 2, _SIGMA, shape.clients)
-    counts = np.clip(lengths, 2, shape.items // 2).astype(np.int64)
-    owners = np.repeat(np.arange(shape.clients), counts)
-    items = np.minimum((shape.items * rng.random(len(owners)) ** 2).astype(np.int64), shape.items - 1)
-    pairs = np.unique(owners * shape.items + items)
-    counts = np.bincount(pairs // shape.items, minlength=shape.clients)
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    return build(offsets, (pairs % shape.items).astype(np.int32), None, shape.items)
+    lengths = rng.lognormal(np.log(events) - sigma**2 / 2, sigma, clients)
+    counts = np.clip(lengths, 2, longest).astype(np.int64)
+    owners = np.repeat(np.arange(clients), counts)
+    drawn = np.minimum((items * rng.random(len(owners)) ** tilt).astype(np.int64), items - 1)
+    pairs = np.unique(owners * items + drawn)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(pairs // items, minlength=clients))])
+    return build(offsets, (pairs % items).astype(np.int32), None, items)
 
 
 def run_bench(

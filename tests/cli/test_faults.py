@@ -11,6 +11,7 @@ import fedjax_rec as fr
 from fedjax_rec.cli.main import main
 from fedjax_rec.runs.availability import devices_of
 from fedjax_rec.runs.settings import Settings
+from tests.cli.refusals import check_refused_at_once
 
 SMALL = ["--rounds", "8", "--eval-every", "2", "--dim", "2", "--num-candidates", "9", "--devices", "1"]
 ASYNCHRONOUS = [
@@ -160,10 +161,4 @@ def test_bad_values_end_in_one_line(case, capsys, tmp_path, monkeypatch):
     """It names the flag, the status is 2, and nothing is written."""
     monkeypatch.chdir(tmp_path)
     arguments, message = BAD[case]
-    with pytest.raises(SystemExit) as stop:
-        main(["run", *arguments])
-    assert stop.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert len(lines) == 1
-    assert message in lines[0]
-    assert list(tmp_path.iterdir()) == []
+    check_refused_at_once(["run", *arguments], message, capsys, tmp_path)

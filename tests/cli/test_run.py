@@ -14,6 +14,7 @@ from fedjax_rec.runs.experiment import run_experiment
 from fedjax_rec.runs.folders import choose_folder
 from fedjax_rec.runs.run_folder import name_of, save
 from fedjax_rec.runs.settings import Settings
+from tests.cli.refusals import check_refused_at_once
 
 FILES = [
     "config.json",
@@ -215,13 +216,7 @@ def test_bad_settings(case, capsys, tmp_path, monkeypatch):
     """One line that names the value and the way out, status 2, nothing written."""
     monkeypatch.chdir(tmp_path)
     arguments, message = BAD[case]
-    with pytest.raises(SystemExit) as stop:
-        main(["run", *arguments])
-    assert stop.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert len(lines) == 1
-    assert message in lines[0]
-    assert list(tmp_path.iterdir()) == []
+    check_refused_at_once(["run", *arguments], message, capsys, tmp_path)
 
 
 FILES_BAD = {

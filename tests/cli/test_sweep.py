@@ -14,6 +14,7 @@ from fedjax_rec.runs import sweeps
 from fedjax_rec.runs.search_plan import TrialFactory, parse_grid
 from fedjax_rec.runs.settings import Settings, complete
 from fedjax_rec.training.sweep import SweepInterrupted
+from tests.cli.refusals import refusal
 
 SMALL = ["--dim", "2", "--num-candidates", "9", "--batch-size", "8", "--cohort", "20", "--quiet"]
 GRID = [
@@ -142,10 +143,7 @@ def test_a_finished_sweep_is_printed_again_and_another_one_refused(folder, event
     ],
 )
 def test_bad_input_is_one_line(given, text, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["sweep", *given])
-    told = capsys.readouterr().err
-    assert end.value.code == 2
+    told = refusal(["sweep", *given], capsys)
     assert text in told
     assert told.count("\n") == 1
 
