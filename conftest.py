@@ -5,6 +5,10 @@ jaxlib 0.10, by the set of CPU emitters that is not its default. All workers of 
 so, and the last one compiles as a user does, and takes the tests that compare bits of different programs
 (`pytest.mark.as_compiled`, on a test or a module) before any other. Where it is one of three or more it then ends,
 because the others do the rest in less time. With one worker, or none, everything is compiled as a user's is.
+
+Most of the time goes into compiling, so without `--thorough` a cross of settings is tried by some of its cells, of
+which each row and each column has one: what is left out is marked `pytest.mark.thorough`, with the reason why the
+rest guards the same. A release passes them all.
 """
 
 import ast
@@ -41,6 +45,22 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real data is absent: {SHARED_DATA} is not a directory")
     return SHARED_DATA
+
+
+def pytest_addoption(parser):
+    """Offer the cells of crosses that others cover."""
+    parser.addoption("--thorough", action="store_true", help="run the tests that are marked as thorough, too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave thorough tests out unless they are asked for; each says why the others guard the same."""
+    thorough = [item for item in items if item.get_closest_marker("thorough")]
+    for item in thorough:
+        if not item.get_closest_marker("thorough").args:
+            raise pytest.UsageError(f"{item.nodeid} is marked as thorough without a reason: thorough(why)")
+    if thorough and not config.getoption("--thorough"):
+        config.hook.pytest_deselected(items=thorough)
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
 
 
 def pytest_xdist_setupnodes(specs):

@@ -119,6 +119,7 @@ def test_the_step_descends_the_objective():
     assert lower == pytest.approx(((new - old) ** 2).sum() / rate, rel=0.02)
 
 
+@pytest.mark.thorough("a figure of a whole real set; on small data rounds equal the reference")
 def test_learns_ml_100k(shared_data):
     """Eighty rounds of the defaults at 16 dimensions; Adam's steps of .01 are small beside the first vectors."""
     split = fr.leave_one_out(fr.load_dataset("ml-100k", data_dir=shared_data))

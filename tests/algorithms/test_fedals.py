@@ -150,6 +150,7 @@ def test_equals_central_ials_and_scores_with_new_vectors():
     assert apart(scores, np.asarray(users) @ np.asarray(items).T) < 1e-4
 
 
+@pytest.mark.thorough("a figure of a whole real set; on small data it equals central iALS")
 def test_no_price_of_federation_on_ml_100k(shared_data):
     """Six sweeps at 32 dimensions: the same items, the same ranks but for ties of rounding, and good ones."""
     split = fr.data.merge_validation(fr.leave_one_out(fr.load_dataset("ml-100k", data_dir=shared_data)))

@@ -100,6 +100,7 @@ def test_a_round_of_nobody_changes_nothing():
     assert not np.asarray(state.server.tables["weight"]).any()
 
 
+@pytest.mark.thorough("a figure of a whole real set; on small data it equals central EASE")
 def test_no_price_of_federation_on_ml_100k(shared_data):
     """The central baseline's numbers on real data."""
     split = fr.leave_one_out(fr.load_dataset("ml-100k", data_dir=shared_data))

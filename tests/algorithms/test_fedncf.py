@@ -10,6 +10,7 @@ from fedjax_rec.client.keys import stream
 from fedjax_rec.samplers.data_independent import uniform
 from fedjax_rec.testing import fixed, tiny_population
 from fedjax_rec.types import Params
+from tests.crosses import sampled
 from tests.references import rounds as ref
 from tests.references.networks import neural_factorisation
 
@@ -56,7 +57,7 @@ def _worst(population, architecture, aggregator, aggregate, setting=SETTING):
     return max(apart)
 
 
-@pytest.mark.parametrize("architecture", TOWERS)
+@pytest.mark.parametrize("architecture", sampled(TOWERS, ["neumf"], "it is made of both others"))
 def test_rounds_equal_the_reference(architecture, population):
     """MF-FedAvg, two local epochs: every leaf, after every round."""
     assert _worst(population, architecture, "touchers", ref.touchers) <= 1

@@ -128,6 +128,7 @@ def test_denoising_is_lossless():
         assert np.abs(bad - other).max() > 1e-3
 
 
+@pytest.mark.thorough("a figure of a whole real set; on small data rounds equal the reference")
 def test_published_rmse(shared_data):
     """MovieLens 100K, one random 80/20 split, rho = 0: .9424 +- .0064 over the authors' five; 100 rounds.
 

@@ -152,6 +152,7 @@ def test_refused_settings():
         Settings(evaluation_point="locally")
 
 
+@pytest.mark.thorough("a figure of a whole real set; on small data evaluation/test_canaries finds the leak")
 def test_the_leak_pays_the_local_table(shared_data):
     """ML-100K, 30 rounds: sparing held-out items lifts each client's own table by far, as in published numbers."""
     split = fr.leave_one_out(fr.load_dataset("ml-100k", data_dir=shared_data))

@@ -1,7 +1,6 @@
 """The engine's automatic choices: lanes, devices, memory, compilations; and the benchmark that measures them."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import fedjax_rec as fr
 from fedjax_rec.client.membership import holds, make_membership
 from fedjax_rec.engine import devices, plan, waves
 from fedjax_rec.testing import fixed, tiny_population
+from tests.processes import user_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,7 +76,7 @@ def test_use_cores_in_a_fresh_process():
         "_, history = fr.simulate(algorithm, data, rounds=5, eval_every=2)\n"
         "print(history.num_compilations, history.plan.devices, history.plan.lanes)\n"
     )
-    clean = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    clean = user_environment()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean)  # noqa: S603
     assert done.stdout.split() == ["1", "2", "8"]
 
@@ -183,8 +183,8 @@ def test_benchmark_reports_what_it_promises(tmp_path):
         "engine.show(report)\n"
         "json.dump(report, open(sys.argv[1], 'w'))\n"
     )
-    clean = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    clean |= {"FEDJAX_REC_TORCH": "/nowhere", "FEDJAX_REC_FEDJAX": "/nowhere", "PYTHONPATH": str(ROOT)}
+    nowhere = {"FEDJAX_REC_TORCH": "/nowhere", "FEDJAX_REC_FEDJAX": "/nowhere"}
+    clean = user_environment() | nowhere | {"PYTHONPATH": str(ROOT)}
     target = tmp_path / "report.json"
     subprocess.run([sys.executable, "-c", code, str(target)], check=True, env=clean, cwd=ROOT)  # noqa: S603
     report = json.loads(target.read_text(encoding="utf-8"))

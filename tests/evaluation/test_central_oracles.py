@@ -21,6 +21,7 @@ from fedjax_rec.evaluation.central import (
 )
 from fedjax_rec.evaluation.central.example import tiny_split
 from fedjax_rec.evaluation.central.scorers import Scorer, gram_matrix
+from tests.crosses import sampled
 
 USERS = np.array([88, 0, 13, 13])
 
@@ -52,7 +53,7 @@ def test_pairs_are_counted(split, table):
     np.testing.assert_array_equal(gram_matrix(split), table.T @ table)
 
 
-@pytest.mark.parametrize("regularisation", [0.5, 30.0])
+@pytest.mark.parametrize("regularisation", sampled([0.5, 30.0], [30.0], "the strength is a number"))
 def test_ease_solves_the_constrained_ridge(split, table, regularisation):
     """Column by column, the ridge with b_jj = 0 by a Lagrange multiplier: the KKT equations."""
     size = split.num_items

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from functools import partial
 
 import numpy as np
@@ -79,9 +80,25 @@ def task():
     return Task("tiny", source, split, fr.population_of(split), Settings(), "id", Budget(2, 4))
 
 
-def test_smoke(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The folder of a smoke run, to be read only."""
+    folder = tmp_path_factory.mktemp("smoke")
+    assert main(["--smoke", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(task, tmp_path_factory):
+    """What two seeds of one variant gave, clean and leaky, to be read only."""
+    folder = tmp_path_factory.mktemp("results")
+    do([task], ("fedmf",), (0, 1), folder)
+    return read_all(folder)
+
+
+def test_smoke(smoke, tmp_path, capsys):
     """`--smoke` writes every unit and a table; a second call finds nothing left to do."""
-    assert main(["--smoke", "--out", str(tmp_path)]) == 0
+    shutil.copytree(smoke, tmp_path, dirs_exist_ok=True)
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*.json")}
     runs = {f"synthetic/fedmf.{policy}.{seed}.json" for policy in ("clean", "paper-leaky") for seed in (0, 1)}
     methods = ("fedmf", "central-popularity", "central-ease")
@@ -89,10 +106,10 @@ def test_smoke(tmp_path, capsys):
     assert files == runs | {f"synthetic/{name}.tune.0.json" for name in methods} | {
         "synthetic/reference.json"
     }
-    assert "| fedmf |" in capsys.readouterr().out
     assert (tmp_path / "benchmark.png").stat().st_size > 1000
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")}
     assert main(["--smoke", "--out", str(tmp_path)]) == 0
+    assert "| fedmf |" in capsys.readouterr().out
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.json")}
     text = "".join(path.read_text(encoding="utf-8") for path in tmp_path.glob("*/*.json"))
     assert str(tmp_path) not in text
@@ -161,13 +178,12 @@ def test_a_run_depends_on_defaults_rounds_and_patience(task, tmp_path, monkeypat
     assert left(task._replace(dataset="narrow"))[0]["defaults"]["dim"] == 8
 
 
-def test_protocols_and_stale_runs_share_no_table(task, tmp_path):
+def test_protocols_and_stale_runs_share_no_table(task, results):
     """Leaky results have an id of their own; a result of another protocol and old settings are refused."""
     assert units.leaky_id(task) != fr.evaluation.protocol_id(
         protocol_of(task.settings, task.source, task.split)
     )
-    do([task], ("fedmf",), (0, 1), tmp_path)
-    found = read_all(tmp_path)
+    found = [dict(result) for result in results]
     assert {r["protocol_id"] for r in found if r["policy"] == "paper-leaky"} == {units.leaky_id(task)}
     reference = next(r for r in found if r["name"] == "reference")
     with pytest.raises(ValueError, match="share no table"):
@@ -178,10 +194,9 @@ def test_protocols_and_stale_runs_share_no_table(task, tmp_path):
     assert "* fedmf, clean, seed 1: of settings that tuning no longer chooses" in render(found)
 
 
-def test_a_failed_seed_has_no_price(task, tmp_path):
+def test_a_failed_seed_has_no_price(results):
     """The mean of the seeds that are left is marked, and is set against nothing."""
-    do([task], ("fedmf",), (0, 1), tmp_path, leaky=False)
-    found = read_all(tmp_path)
+    found = [result for result in results if result["policy"] != "paper-leaky"]
     whole = re.search(r"\| fedmf \|.*", render(found))
     lost = next(
         n for n, r in enumerate(found) if (r["name"], r["policy"], r["seed"]) == ("fedmf", "clean", 1)
@@ -347,10 +362,15 @@ def test_ratings_table(task, tmp_path):
     assert not list(jobs([task], ("fedmf-ratings",), (0,), tmp_path, centrals=()))  # it has no ratings
 
 
-def test_a_lost_central_method_takes_all_prices(tmp_path):
-    """What may be the best of them is missing; and `--only` with central methods runs those."""
+def test_a_lost_central_method_takes_all_prices(smoke, tmp_path):
+    """What may be the best of them is missing; and `--only` with central methods runs those that are left."""
+    for path in smoke.glob("synthetic/*.json"):
+        if path.name.startswith(("fedmf.clean", "fedmf.tune", "central-ease.tune", "central-ease.clean.0")):
+            (tmp_path / "synthetic").mkdir(exist_ok=True)
+            shutil.copy(path, tmp_path / "synthetic")
     folder = str(tmp_path)
     assert main(["--smoke", "--out", folder, "--only", "central-ease", "fedmf", "--no-leaky"]) == 0
+    assert (tmp_path / "synthetic" / "central-ease.clean.1.json").is_file()
     found = read_all(tmp_path)
     assert {result["name"] for result in found} == {"reference", "central-ease", "fedmf"}
     priced = re.search(r"\| fedmf \|.*", render(found))

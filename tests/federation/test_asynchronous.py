@@ -20,6 +20,7 @@ from fedjax_rec.rows.permutation import domain, permute_index
 from fedjax_rec.server.aggregators import fixed_point, gaussian
 from fedjax_rec.testing import KEY, assert_close, check_one_trace, check_seeds, fixed, tiny_population
 from fedjax_rec.transforms.clipping import clip
+from tests.crosses import sampled
 from tests.references import fedbuff as slow
 from tests.references import fedmf as ref
 
@@ -283,7 +284,9 @@ def test_weights_of_the_stale():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"transform": clip(0.05)},
+        pytest.param(
+            {"transform": clip(0.05)}, marks=pytest.mark.thorough("two epochs, and one epoch of another")
+        ),
         {"transform": clip(0.05), "local_epochs": 2},
         {"transform": fr.transforms.qsgd(4)},
     ],
@@ -346,7 +349,9 @@ def test_devices_are_invisible():
     assert_close(found, expected, "devices")
 
 
-@pytest.mark.parametrize("make", [fr.pfedrec, fr.fedrap, fr.fednova])
+@pytest.mark.parametrize(
+    "make", sampled([fr.pfedrec, fr.fedrap, fr.fednova], [fr.fedrap], "all send changes of the model")
+)
 def test_other_algorithms_run(make):
     """Any whose clients send changes of the model: they train, and their loss is finite."""
     states, infos = _rounds(make(dim=4, asynchronous=UNEVEN), population(), 3)
@@ -373,7 +378,7 @@ def test_the_plan_counts_the_old_models():
     assert fr.fedmf(**SMALL).plan(population()).num_bytes["versions"] == 0
 
 
-@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("depth", sampled([0, 1, 3], [0], "more models that are kept is another size"))
 def test_the_too_stale_stop_nothing(depth):
     """With K < M most come too late; they take no place in the buffer, so that every round takes its step."""
     algorithm = fr.fedmf(**SMALL, asynchronous=FedBuff(buffer=2, concurrency=10, max_staleness=depth))

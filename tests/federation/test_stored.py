@@ -78,7 +78,19 @@ def train(algorithm, data, rounds=4, **options):
 
 @pytest.mark.parametrize(
     ("name", "size", "devices", "cells"),
-    [("plain", 24, 1, 2**24), ("plain", 4, 1, 0), *((name, 8, 2, 0) for name in MAKES)],
+    [
+        ("plain", 24, 1, 2**24),
+        ("plain", 4, 1, 0),
+        pytest.param("plain", 8, 2, 0, marks=pytest.mark.thorough("the next has these chunks and devices")),
+        ("own tables", 8, 2, 0),
+        pytest.param(
+            "losses", 8, 2, 0, marks=pytest.mark.thorough("chunks of them: federation/test_streaming")
+        ),
+        ("faults", 8, 2, 0),
+        ("private", 5, 1, 0),
+        ("ratings", 5, 1, 0),
+        ("attackers", 5, 1, 0),
+    ],
 )
 def test_training_from_a_store_is_training_in_memory(folder, monkeypatch, name, size, devices, cells):
     """On the same plan, in whatever chunks, over whatever devices, by bitmaps and by buckets; compiled once."""

@@ -1,7 +1,7 @@
 """Clients that stream from host memory: rounds in parts are the rounds, and no program holds what all keep."""
 
 import json
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ from fedjax_rec.training.checkpoints.leaves import digest, to_arrays
 from fedjax_rec.training.checkpoints.manager import Checkpoints
 from fedjax_rec.transforms.error_feedback import error_feedback
 from fedjax_rec.transforms.sparsification import top_k
+from tests.crosses import crossed
 
 KEY = jax.random.key(3)
 SMALL: dict[str, Any] = {"dim": 3, "batch_size": 10}
@@ -72,17 +73,22 @@ def run(make, size, devices=1, rounds=4):
     return state, history.rounds
 
 
-@pytest.mark.parametrize("name", MAKES)
-def test_parts_are_the_rounds(name):
+@lru_cache(maxsize=1)  # cells of a name follow one another
+def in_one_piece(name):
+    return run(MAKES[name], 0)
+
+
+@pytest.mark.parametrize(("name", "parts"), crossed(list(MAKES), [(5, 1), (8, 2), (24, 1)]))
+def test_parts_are_the_rounds(name, parts):
     """In whatever parts, over whatever devices; all in one part, to the last bits."""
-    expected, infos = run(MAKES[name], 0)
-    for size, devices in ((24, 1), (5, 1), (8, 2)):
-        found, reports = run(MAKES[name], size, devices)
-        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(found.store))
-        tolerance = 1e-6 if size == 24 else 2e-5  # one part adds in the same order, in another program
-        assert_close(found, expected, f"{name}, {size} at a time", tolerance)
-        same = infos._replace(lane_steps=reports.lane_steps)  # how lanes were filled is another matter
-        assert_close(reports, same, f"reports of {name}, {size} at a time", tolerance)
+    size, devices = parts
+    expected, infos = in_one_piece(name)
+    found, reports = run(MAKES[name], size, devices)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(found.store))
+    tolerance = 1e-6 if size == 24 else 2e-5  # one part adds in the same order, in another program
+    assert_close(found, expected, f"{name}, {size} at a time", tolerance)
+    same = infos._replace(lane_steps=reports.lane_steps)  # how lanes were filled is another matter
+    assert_close(reports, same, f"reports of {name}, {size} at a time", tolerance)
 
 
 @pytest.mark.parametrize("name", ["fedrap", "scaffold", "error feedback"])

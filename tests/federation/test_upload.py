@@ -15,6 +15,7 @@ from fedjax_rec.server import stacked as reducers
 from fedjax_rec.server.aggregators import by_change, by_examples, by_heat, mean, named, total
 from fedjax_rec.testing import assert_close, fixed, run, tiny_population
 from fedjax_rec.types import Algorithm, ClientWork, LossWeighting, RowUpload, Totals
+from tests.crosses import crossed
 
 EVERYONE = np.arange(24)
 
@@ -43,8 +44,9 @@ def halves(epochs: int, **federation: Any) -> Algorithm:
     return federate(plain.model, work, sampler=fixed(EVERYONE), server_optimizer=rule, **federation)
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
-@pytest.mark.parametrize("way", ["sums", "touchers", "clip", "whole", "stack", "mesh"])
+@pytest.mark.parametrize(
+    ("way", "epochs"), crossed(["sums", "touchers", "whole", "clip", "mesh", "stack"], [1, 3])
+)
 def test_sent_rows_of_another_shape(way, epochs, population):
     """Whatever the schedule and the uplink, sending two halves equals sending the change."""
     ways: dict[str, dict[str, Any]] = {

@@ -24,8 +24,6 @@ from fedjax_rec.testing import (
     KEY,
     LAWS,
     assert_close,
-    check_lanes,
-    check_mesh,
     run,
     tiny_population,
 )
@@ -33,6 +31,7 @@ from fedjax_rec.transforms.clipping import clip
 from fedjax_rec.transforms.compression import quantise
 from fedjax_rec.types import Tracked
 from tests.algorithms import test_fedmf as fedmf
+from tests.laws import BRIEF
 from tests.references import imbalance as ref
 from tests.references.fedmf import first_state
 from tests.references.rounds import deviation
@@ -173,10 +172,6 @@ HELD = {
     "power of choice": ("mesh", "resume", "one trace"),
     "loss-proportional": ("resume", "one trace"),
     "size-capped": ("resume", "one trace"),
-}
-BRIEF = {
-    "lanes": partial(check_lanes, counts=(3,)),
-    "mesh": partial(check_mesh, counts=(8,)),
 }
 
 
