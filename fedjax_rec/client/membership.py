@@ -211,9 +211,11 @@ def holds(membership: Membership, client_id: jax.Array, ids: jax.Array, num_item
     """
     if not membership.starts.size:
         words = -(-num_items // 32)
-        word = membership.cells.at[client_id * words + (ids >> 5)].get(mode="clip")
+        word = membership.cells.at[client_id * words + (ids >> 5)].get(
+            mode="clip", wrap_negative_indices=False
+        )
         return ((word >> (ids & 31).astype(jnp.uint32)) & 1 == 1) & (ids < num_items)
     start = membership.starts[client_id]
     num_buckets = (membership.starts[client_id + 1] - start).astype(jnp.uint32)
     bucket = start + (_hash(ids.astype(jnp.uint32)) & (num_buckets - 1)).astype(jnp.int32)
-    return (membership.cells.at[bucket].get(mode="clip") == ids[:, None]).any(1)
+    return (membership.cells.at[bucket].get(mode="clip", wrap_negative_indices=False) == ids[:, None]).any(1)

@@ -29,7 +29,7 @@ from fedjax_rec.engine.lane_steps import (
 )
 from fedjax_rec.engine.lanes import run_lanes
 from fedjax_rec.engine.waves import run_waves
-from fedjax_rec.rows.tables import num_rows
+from fedjax_rec.rows.tables import num_rows, take_rows
 from fedjax_rec.types import (
     Aggregator,
     Client,
@@ -139,7 +139,7 @@ def run_cohort(
     order = jnp.argsort(-num_batches, stable=True)
     clients = cohort.clients
     store_index = clients.id if cohort.store_index is None else cohort.store_index
-    start = jax.tree.map(lambda p: p[store_index[order]], store)
+    start = take_rows(store, take_rows(store_index, order))
     queue = Queue(
         clients=clients,
         transform_keys=jnp.zeros_like(clients.key)
@@ -151,7 +151,7 @@ def run_cohort(
         num_present=(),
         versions=None if cohort.versions is None else cohort.versions._replace(models=()),
     )
-    queue = jax.tree.map(lambda x: x[order], queue)
+    queue = take_rows(queue, order)
     models = () if cohort.versions is None else cohort.versions.models
 
     # Only the whole histories of clients with one model may be summed item by item.
@@ -168,12 +168,10 @@ def run_cohort(
         result = _train_on_mesh(train, lanes, mesh, uplink.aggregator, replicated, start, queue)
     result = result._replace(totals=_decode(uplink.aggregator, result.totals))
     back = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]), unique_indices=True)
-    store, unsound, loss_sums = jax.tree.map(
-        lambda x: x[back], (result.store, result.unsound, result.loss_sums)
-    )
+    store, unsound, loss_sums = take_rows((result.store, result.unsound, result.loss_sums), back)
     result = result._replace(store=store, unsound=unsound, loss_sums=loss_sums)
     if uplink.aggregator.stacked:
-        result = result._replace(totals=jax.tree.map(lambda x: x[back], result.totals))
+        result = result._replace(totals=take_rows(result.totals, back))
     return result
 
 

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 
 from fedjax_rec.client.population import Population
 from fedjax_rec.rows.scatter import STRATEGIES
-from fedjax_rec.rows.tables import expand, num_rows, read_rows, select
+from fedjax_rec.rows.tables import add_rows, expand, num_rows, read_rows, select, set_rows, take_rows
 from fedjax_rec.transforms.base import Transform
 from fedjax_rec.types import (
     KEY_IMPL,
@@ -187,8 +187,8 @@ def most_batches(work: ClientWork, population: Population) -> int:
 
 def start_clients(task: CohortTask, slot: jax.Array) -> PyTree:
     """Local states of the clients that enter the lanes, leaves [L, ...]."""
-    keys = jax.random.wrap_key_data(task.queue.clients.key[slot], impl=KEY_IMPL)
-    private = jax.tree.map(lambda x: x.at[slot].get(mode="clip"), task.private)
+    keys = jax.random.wrap_key_data(take_rows(task.queue.clients.key, slot), impl=KEY_IMPL)
+    private = jax.tree.map(lambda x: x.at[slot].get(mode="clip", wrap_negative_indices=False), task.private)
     server, axis = models_of(task, slot)
     start = jax.vmap(_in_context(task, task.work.start), in_axes=(0, 0, axis, 0))
     return start(keys, private, server.shared, slot)
@@ -196,7 +196,7 @@ def start_clients(task: CohortTask, slot: jax.Array) -> PyTree:
 
 def name_batches(task: CohortTask, slot: jax.Array, t: jax.Array, active: jax.Array) -> Batch:
     """Local batch `t` int32[L] of every lane, ids [L, B]; all slots of an inactive lane are empty."""
-    client = jax.tree.map(lambda x: x[slot], task.queue.clients)
+    client = take_rows(task.queue.clients, slot)
     batch = jax.vmap(task.work.batches.batch, in_axes=(0, None, 0))(client, task.population, t)
     return batch._replace(ids=jnp.where(expand(active, batch.ids), batch.ids, task.num_items))
 
@@ -252,7 +252,7 @@ def finish_clients(
     server, axis = models_of(task, slot)
     new, deltas = jax.vmap(task.work.finish, in_axes=(0, axis))(local, server.shared)
     target = jnp.where(done, slot, task.num_slots)
-    private = jax.tree.map(lambda p, x: p.at[target].set(x, mode="drop"), result.store.private, new)
+    private = set_rows(result.store.private, target, new)
     result = result._replace(store=result.store._replace(private=private))
     return mark_unsound(result, slot, done & ~are_sound((new, deltas), done)), deltas
 
@@ -262,8 +262,8 @@ def _in_context(task: CohortTask, function: Callable) -> Callable:
 
     def call(*arguments: PyTree) -> PyTree:
         *others, slot = arguments
-        num_examples = task.queue.clients.num_examples[slot]
-        return function(*others, Context(task.num_items, num_examples, task.queue.num_batches[slot]))
+        counts = (task.queue.clients.num_examples, task.queue.num_batches)
+        return function(*others, Context(task.num_items, *take_rows(counts, slot)))
 
     return call
 
@@ -327,7 +327,7 @@ def add_to_report(
         return result
     recording = active & ~jnp.asarray(has_loss)
     sums = jnp.where(recording[:, None], jnp.stack([info.loss, info.examples], axis=-1), 0.0)
-    return result._replace(loss_sums=result.loss_sums.at[slot].add(sums, mode="drop"))
+    return result._replace(loss_sums=add_rows(result.loss_sums, slot, sums))
 
 
 def have_losses(task: CohortTask, result: CohortResult, slot: jax.Array) -> jax.Array | bool:
@@ -368,7 +368,7 @@ def are_sound(values: PyTree, like: jax.Array) -> jax.Array:
 def mark_unsound(result: CohortResult, slot: jax.Array, bad: jax.Array) -> CohortResult:
     """Note that the clients of the lanes bool[L] are unsound."""
     target = jnp.where(bad, slot, result.unsound.shape[0])
-    return result._replace(unsound=result.unsound.at[target].set(True, mode="drop"))
+    return result._replace(unsound=set_rows(result.unsound, target, True))
 
 
 # Sums ------------------------------------------------------------------------------------------------------

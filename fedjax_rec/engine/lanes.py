@@ -25,7 +25,7 @@ from fedjax_rec.engine.lane_steps import (
     step_lanes,
     update_scale,
 )
-from fedjax_rec.rows.tables import select
+from fedjax_rec.rows.tables import select, take_rows
 from fedjax_rec.types import PyTree
 
 
@@ -60,7 +60,7 @@ def run_lanes(task: CohortTask, result: CohortResult) -> CohortResult:
 
         # Train one local batch [L, B] on every lane.
         active = slot < queue.num_present
-        count = jnp.maximum(queue.num_batches[slot], 1)
+        count = jnp.maximum(take_rows(queue.num_batches, slot), 1)
         batch = name_batches(task, slot, lane.t, active)
         rows = read_batch_rows(task, slot, batch)
         left = count - 1 - lane.t
@@ -68,7 +68,7 @@ def run_lanes(task: CohortTask, result: CohortResult) -> CohortResult:
 
         # Its rows are final: add their changes to the totals. The check computes them again: used twice, they
         # would be written to memory before they are added.
-        weight = queue.weight[slot]
+        weight = take_rows(queue.weight, slot)
         scale = update_scale(task, slot)
         send = partial(sent_rows, task, slot, local, rows, batch)
         result = add_row_deltas(task, result, weight, batch.ids, send(), scale)

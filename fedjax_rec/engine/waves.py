@@ -31,7 +31,7 @@ from fedjax_rec.engine.lane_steps import (
     step_lanes,
     update_scale,
 )
-from fedjax_rec.rows.tables import expand
+from fedjax_rec.rows.tables import expand, set_rows, take_rows
 from fedjax_rec.transforms.base import Transform
 from fedjax_rec.types import KEY_IMPL, Batch, PyTree, Rows, Stack, Update
 
@@ -88,9 +88,9 @@ def run_waves(task: CohortTask, result: CohortResult) -> CohortResult:
         slot = jnp.minimum(number * task.lanes + jnp.arange(task.lanes), queue.num_present)
         wave = Wave(
             slot=slot,
-            num_batches=queue.num_batches[slot],
+            num_batches=take_rows(queue.num_batches, slot),
             steps=queue.num_batches[slot[0]],
-            weight=queue.weight[slot],
+            weight=take_rows(queue.weight, slot),
             scale=update_scale(task, slot),
         )
         state = WaveState(start_clients(task, slot), result, buffer, jnp.zeros(task.lanes))
@@ -391,19 +391,19 @@ def _transform(
     old = jax.tree.map(lambda m: m.at[wave.slot].get(mode="clip"), result.store.transform_state)
     update, new = jax.vmap(transform.update_with_state, in_axes=(0, 0, 0, axis))(keys, update, old, server)
     target = jnp.where(done, wave.slot, task.num_slots)
-    state = jax.tree.map(lambda m, x: m.at[target].set(x, mode="drop"), result.store.transform_state, new)
+    state = set_rows(result.store.transform_state, target, new)
     return result._replace(store=result.store._replace(transform_state=state)), update
 
 
 def _add_to_stack(stack: Stack, slot: jax.Array, done: jax.Array, update: Update) -> Stack:
     """Put updates into their slots; a client's ids may repeat, and then add up."""
     target = jnp.where(done, slot, stack.sent.shape[0])
-    shared = jax.tree.map(lambda s, d: s.at[target].set(d, mode="drop"), stack.deltas.shared, update.shared)
+    shared = set_rows(stack.deltas.shared, target, update.shared)
     rows = jax.tree.map(
         lambda s, d: s.at[target[:, None], update.ids].add(d, mode="drop"), stack.deltas.tables, update.rows
     )
     return stack._replace(
         deltas=stack.deltas._replace(shared=shared, tables=rows),
-        sent=stack.sent.at[target].set(done, mode="drop"),
+        sent=set_rows(stack.sent, target, done),
         touched=stack.touched.at[target[:, None], update.ids].set(True, mode="drop"),
     )

@@ -21,7 +21,7 @@ from fedjax_rec.federation.cohorts import DrawnCohort, await_cohort, sample_coho
 from fedjax_rec.federation.faults import Faults
 from fedjax_rec.federation.initial import init_private, init_transform_state
 from fedjax_rec.federation.structure import check_server, check_work
-from fedjax_rec.rows.tables import num_rows
+from fedjax_rec.rows.tables import num_rows, set_rows
 from fedjax_rec.samplers.tracking import cohort_size, init_tracked, mixture_weights, update_tracked
 from fedjax_rec.server.aggregators import add_heat
 from fedjax_rec.server.step import ServerStep, step_server
@@ -289,7 +289,7 @@ def cohort_trainer(
 def _write_store(store: ClientStore, ids: jax.Array, storing: jax.Array, new: ClientStore) -> ClientStore:
     """The store [N, ...] with the leaves [C, ...] of those of the cohort that are `storing` bool[C]."""
     index = jnp.where(storing, ids, num_rows(store))  # an empty slot of the cohort stores nothing
-    return jax.tree.map(lambda p, x: p.at[index].set(x, mode="drop"), store, new)
+    return set_rows(store, index, new)
 
 
 def _report(

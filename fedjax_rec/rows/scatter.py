@@ -83,7 +83,6 @@ def sort_and_sum(table: jax.Array, ids: jax.Array, rows: jax.Array) -> jax.Array
 
 def _canonical_ids(ids: jax.Array, num_items: int) -> jax.Array:
     """Ids 0 ... I, where I is an empty slot, by the rule that `scatter` follows of itself."""
-    ids = jnp.where(ids < 0, ids + num_items, ids)
     return jnp.where((ids >= 0) & (ids < num_items), ids, num_items)
 
 

@@ -2,7 +2,8 @@
 
 A row id equal to `I` (the table's length) is an empty slot: **reading it gives 0, writing it does nothing**. It is
 jax's `mode="fill"` and `mode="drop"`: code that these functions do not fit (rows of one of several models, or of
-one of several clients) passes the same two modes.
+one of several clients) passes the same two modes. No id counts from the end: a negative one is empty, too, and no
+program has the three operations per access that would turn it round.
 """
 
 from typing import TypeVar
@@ -44,7 +45,28 @@ def read_rows(tables: Tree, ids: jax.Array) -> Tree:
         >>> read_rows(jnp.array([1.0, 2.0]), jnp.array([1, 2])).tolist()
         [2.0, 0.0]
     """
-    return jax.tree.map(lambda t: t.at[ids].get(mode="fill", fill_value=0), tables)
+    return jax.tree.map(
+        lambda t: t.at[ids].get(mode="fill", fill_value=0, wrap_negative_indices=False), tables
+    )
+
+
+def take_rows(tables: Tree, index: jax.Array) -> Tree:
+    """Gather rows at positions that are known to lie within.
+
+    Args:
+        tables: leaves [n, ...].
+        index: int32[...], from 0 to n - 1; anything else reads some row.
+
+    Returns:
+        leaves [..., ...], the rows.
+
+    Example:
+        >>> take_rows({"weight": jnp.array([1.0, 2.0])}, jnp.array([1, 0]))["weight"].tolist()
+        [2.0, 1.0]
+    """
+    return jax.tree.map(
+        lambda t: t.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False), tables
+    )
 
 
 def add_rows(tables: Tree, ids: jax.Array, rows: Tree) -> Tree:
@@ -62,7 +84,25 @@ def add_rows(tables: Tree, ids: jax.Array, rows: Tree) -> Tree:
         >>> add_rows(jnp.zeros(2), jnp.array([1, 1, 2]), jnp.array([1.0, 2.0, 4.0])).tolist()
         [0.0, 3.0]
     """
-    return jax.tree.map(lambda t, r: t.at[ids].add(r, mode="drop"), tables, rows)
+    return jax.tree.map(lambda t, r: t.at[ids].add(r, mode="drop", wrap_negative_indices=False), tables, rows)
+
+
+def set_rows(tables: Tree, ids: jax.Array, rows: Tree) -> Tree:
+    """Write rows; an empty slot is dropped.
+
+    Args:
+        tables: leaves [I, ...].
+        ids: int32[n], row ids, each at most once, `I` for an empty slot.
+        rows: leaves [n, ...], what to write.
+
+    Returns:
+        leaves [I, ...].
+
+    Example:
+        >>> set_rows(jnp.zeros(2), jnp.array([1, 2]), jnp.array([5.0, 4.0])).tolist()
+        [0.0, 5.0]
+    """
+    return jax.tree.map(lambda t, r: t.at[ids].set(r, mode="drop", wrap_negative_indices=False), tables, rows)
 
 
 def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
