@@ -20,6 +20,7 @@ def ml_100k(shared_data, tmp_path_factory):
     return json.loads((folder / "result.json").read_text())
 
 
+@pytest.mark.thorough("a figure of a whole real set; rounds equal the reference")
 def test_ml_100k_with_defaults(ml_100k):
     """Validation held out: at least .635 / .365 sampled and .125 / .062 full; Popularity at .41 / .223."""
     test, popularity = ml_100k["metrics"]["test"], ml_100k["baselines"]["popularity"]

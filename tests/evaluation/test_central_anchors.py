@@ -19,6 +19,7 @@ def ml_100k(shared_data):
     return run_baselines(split, refit=True)
 
 
+@pytest.mark.thorough("a figure of a whole real set; central oracles equal numpy")
 def test_ml_100k(ml_100k):
     """HR@10 and NDCG@10, full and sampled; the draw of candidates moves the sampled ones by .015."""
     assert values(ml_100k, "popularity")[:2] == pytest.approx([0.0859, 0.0443], abs=0.001)
@@ -33,6 +34,7 @@ def test_ml_100k(ml_100k):
     assert values(ml_100k, "random")[2] == pytest.approx(0.100, abs=0.03)
 
 
+@pytest.mark.thorough("a figure of a whole real set; central oracles equal numpy")
 def test_closed_forms_on_ml_1m(shared_data):
     """Popularity and EASE with the official candidates, and ItemKNN's and EASE's full ranking."""
     split = fr.leave_one_out(fr.load_dataset("ml-1m-loo", data_dir=shared_data))
