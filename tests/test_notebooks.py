@@ -1,10 +1,16 @@
-"""Every notebook runs from top to bottom, and is committed as that run left it."""
+"""Every notebook runs from top to bottom, and is committed as that run left it.
+
+In the smoke mode it has a tenth of the rounds, and its programs compile as quickly as those of the tests. The first,
+which every reader runs, always runs as it is; a thorough run of the tests has all of them so.
+"""
 
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.processes import user_environment
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
@@ -74,11 +80,32 @@ def parts(output: Any) -> list[tuple[str, Any]]:
     return list(output.get("data", {"text/plain": output.get("text", "")}).items())
 
 
-def test_runs(path: Path, monkeypatch: pytest.MonkeyPatch):
+MODES = [
+    pytest.param(
+        path,
+        smoke,
+        id=f"{path.stem}{', smoke' * smoke}",
+        marks=pytest.mark.thorough("its smoke mode") if path != NOTEBOOKS[0] and not smoke else (),
+    )
+    for path in NOTEBOOKS
+    for smoke in (False, True)
+    if path != NOTEBOOKS[0] or not smoke
+]
+
+
+@pytest.mark.parametrize(("path", "smoke"), MODES)
+def test_runs(path: Path, smoke: bool, monkeypatch: pytest.MonkeyPatch):
     """The notebook runs without an error in any cell, and shows what the committed one shows."""
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the suite's backend draws nothing inline
-    monkeypatch.delenv("XLA_FLAGS")  # a user has one device
+    if smoke:
+        monkeypatch.setenv("XLA_FLAGS", user_environment()["XLA_FLAGS"])
+    else:
+        monkeypatch.delenv("XLA_FLAGS")  # a user has one device
     committed, notebook = read(path), read(path)
+    for cell in code_cells(notebook) if smoke else ():
+        cell.source = re.sub(
+            r"\brounds=(\d+)", lambda found: f"rounds={-(-int(found[1]) // 10)}", cell.source
+        )
     client = nbclient.NotebookClient(
         notebook, timeout=300, kernel_name="python3", coalesce_streams=True, record_timing=False
     )
