@@ -1,6 +1,6 @@
 """Every notebook runs from top to bottom, and is committed as that run left it.
 
-In the smoke mode it has a tenth of the rounds, and its programs compile as quickly as those of the tests. The first,
+In the smoke mode it has a tenth of the rounds, and its programs compile as quickly as tests do. The first one,
 which every reader runs, always runs as it is; a thorough run of the tests has all of them so.
 """
 
