@@ -24,8 +24,8 @@ from experiments.faults.workload import (
     use_cache,
     workload,
 )
+from fedjax_rec.locks import lock_folder
 from fedjax_rec.training.checkpoints import store
-from fedjax_rec.training.checkpoints.lock import lock_folder
 from fedjax_rec.training.checkpoints.seal import list_files
 from fedjax_rec.training.history import Progress
 

@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedjax_rec.locks import FolderInUse, lock_folder
 from fedjax_rec.runs.folders import CHECKPOINTS, choose_folder, has_checkpoints, is_free
-from fedjax_rec.training.checkpoints.lock import FolderInUse, lock_folder
 
 
 @contextlib.contextmanager

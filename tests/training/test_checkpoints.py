@@ -29,9 +29,9 @@ from experiments.faults.workload import (
     workload,
 )
 from fedjax_rec.cli.main import main
+from fedjax_rec.locks import LOCK_FILE, lock_folder
 from fedjax_rec.runs.resume import stored_settings
 from fedjax_rec.training.checkpoints.leaves import describe_leaves, digest, from_arrays, to_arrays
-from fedjax_rec.training.checkpoints.lock import LOCK_FILE, lock_folder
 from fedjax_rec.training.checkpoints.manager import Checkpoints, Paused
 from fedjax_rec.training.checkpoints.seal import SEAL, find_damage, list_files, seal
 from fedjax_rec.training.checkpoints.signals import catch_stop_signals

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +19,7 @@ import numpy as np
 from fedjax_rec.data.errors import DataError
 from fedjax_rec.data.files import flush
 from fedjax_rec.data.store.format import FORMAT, META, VERSION, check_column, sample_sum, seal_of
+from fedjax_rec.locks import lock_file
 
 
 class StoreWriter:
@@ -169,48 +169,11 @@ def check_room(path: Path, num_bytes: int) -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Keep other processes from writing the same store; the lock ends with the process, however it ends."""
-    lock = path.with_name(f".{path.name}.lock")
-    descriptor = _open_lock(lock, path)
-    try:
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _open_lock(lock: Path, path: Path) -> int:
-    """The lock file, open and locked: the one that has the name now, as another may just have been removed."""
-    while True:
+    """Keep other processes from writing the same store."""
+    with contextlib.ExitStack() as held:
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+            file = path.with_name(f".{path.name}.lock")
+            held.enter_context(lock_file(file, path, required=False, temporary=True))
         except OSError as problem:
-            raise DataError(
-                f"{path}: cannot be written ({problem.strerror}); name another folder"
-            ) from problem
-        try:
-            _acquire(descriptor, path)
-            if os.path.samestat(os.fstat(descriptor), lock.stat()):
-                return descriptor
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-def _acquire(descriptor: int, path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: nobody is kept out
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as problem:
-        owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "that is unknown"
-        raise DataError(
-            f"{path}: is being written by process {owner}; wait for it, or name another folder"
-        ) from problem
+            raise DataError(str(problem)) from problem
+        yield

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_rec.errors import check_arguments
+from fedjax_rec.locks import lock_folder
 from fedjax_rec.training.checkpoints.leaves import Leaf, describe_leaves, from_arrays, to_arrays
-from fedjax_rec.training.checkpoints.lock import lock_folder
 from fedjax_rec.training.checkpoints.meta import Meta, check_run
 from fedjax_rec.training.checkpoints.signals import StopRequest, catch_stop_signals
 from fedjax_rec.training.checkpoints.store import (

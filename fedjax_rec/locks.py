@@ -1,4 +1,4 @@
-"""A lock on a folder: one process writes it, for the life of its run.
+"""Locks: one process writes a folder or a store, for as long as it lives.
 
 The operating system drops the lock when the process ends, however it ends: a lock file that was left behind does
 not block.
@@ -38,24 +38,62 @@ def lock_folder(folder: Path, *, required: bool = True) -> Iterator[None]:
         ...     with lock_folder(Path(folder)):  # doctest: +ELLIPSIS
         ...         pass
         Traceback (most recent call last):
-        fedjax_rec.training.checkpoints.lock.FolderInUse: ... is being written by process ...; wait for it, or ...
+        fedjax_rec.locks.FolderInUse: ... is being written by process ...; wait for it, or ...
     """
-    descriptor = _lock(folder, required)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise _cannot_be_written(folder, problem) from problem
+    with lock_file(folder / LOCK_FILE, folder, required=required):
+        yield
+
+
+@contextlib.contextmanager
+def lock_file(file: Path, what: Path, *, required: bool = True, temporary: bool = False) -> Iterator[None]:
+    """Hold a lock file.
+
+    Args:
+        file: of the lock; its folder is there.
+        what: is written meanwhile, for errors.
+        required: whether a system without file locks is an error; else nobody is kept out there.
+        temporary: whether the file is removed at the end.
+
+    Yields:
+        nothing.
+
+    Raises:
+        FolderInUse: (an OSError) if another process holds it, naming that process.
+        OSError: if the file cannot be made.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with lock_file(Path(folder, "own.lock"), Path(folder), temporary=True):
+        ...         held = Path(folder, "own.lock").is_file()
+        ...     print(held, Path(folder, "own.lock").is_file())
+        True False
+    """
+    descriptor = _open_locked(file, what, required)
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
     finally:
+        if temporary:
+            file.unlink(missing_ok=True)
         os.close(descriptor)  # and with it the lock
 
 
-def _lock(folder: Path, required: bool) -> int:
+def _open_locked(file: Path, what: Path, required: bool) -> int:
     """The lock file, open and locked: the one that has the name now, as another may just have been removed."""
     while True:
-        descriptor = _open_lock_file(folder)
         try:
-            _acquire(descriptor, folder, required)
-            if os.path.samestat(os.fstat(descriptor), (folder / LOCK_FILE).stat()):
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as problem:
+            raise _cannot_be_written(what, problem) from problem
+        try:
+            _acquire(descriptor, what, required)
+            if os.path.samestat(os.fstat(descriptor), file.stat()):
                 return descriptor
         except FileNotFoundError:
             pass
@@ -65,15 +103,11 @@ def _lock(folder: Path, required: bool) -> int:
         os.close(descriptor)
 
 
-def _open_lock_file(folder: Path) -> int:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as problem:
-        raise OSError(f"{folder} cannot be written: {problem.strerror}; name another folder") from problem
+def _cannot_be_written(what: Path, problem: OSError) -> OSError:
+    return OSError(f"{what} cannot be written: {problem.strerror}; name another folder")
 
 
-def _acquire(descriptor: int, folder: Path, required: bool) -> None:
+def _acquire(descriptor: int, what: Path, required: bool) -> None:
     try:
         import fcntl
     except ImportError as problem:  # not a POSIX system
@@ -85,8 +119,8 @@ def _acquire(descriptor: int, folder: Path, required: bool) -> None:
     except BlockingIOError as problem:
         owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "that is unknown"
         raise FolderInUse(
-            f"{folder} is being written by process {owner}; wait for it, or name another folder"
+            f"{what} is being written by process {owner}; wait for it, or name another folder"
         ) from problem
     except OSError as problem:  # a file system without locks
         if required:
-            raise OSError(f"{folder} cannot be locked: {problem.strerror}; name another folder") from problem
+            raise OSError(f"{what} cannot be locked: {problem.strerror}; name another folder") from problem
