@@ -1,7 +1,6 @@
 """When a run stops, what it says on the way, and what is known of it afterwards."""
 
 import math
-import re
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -10,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
-from fedjax_rec.evaluation.metrics import KS
+from fedjax_rec.evaluation.metrics import KS, METRIC_NAME, RankLike, metrics_from_ranks, user_metric
+from fedjax_rec.evaluation.pair_metrics import PAIR_METRICS
 from fedjax_rec.types import Algorithm, Plan, RoundInfo, State
 
 Metrics = dict[str, float]
@@ -23,7 +23,7 @@ class Stop(NamedTuple):
     or when three rounds in a row are lost (`fedjax_rec.training.divergence.diverged`).
     """
 
-    metric: str = "ndcg@10"  # full-ranking validation metric
+    metric: str = "ndcg@10"  # full-ranking validation metric, by a name that `user_metric` knows, but auc
     target: float | None = None  # stop once the metric reaches this
     patience: int | None = None  # stop after so many rounds without a better metric
     seconds: float | None = None  # stop after so much wall-clock time, checked after each block
@@ -85,10 +85,31 @@ def cutoffs_of(stop: Stop) -> list[int]:
         >>> cutoffs_of(Stop(metric="hr@7"))
         [5, 7, 10, 20]
     """
-    found = re.fullmatch(r"(?:hr|ndcg|mrr)@([1-9]\d*)|mrr", stop.metric)
-    if not found:
-        raise ValueError(f"stop metric {stop.metric!r} is unknown; use hr@k, ndcg@k, mrr@k or mrr")
-    return sorted({*KS, *(int(k) for k in found.groups() if k)})
+    found = METRIC_NAME.fullmatch(stop.metric)
+    if not found or stop.metric == "auc":
+        kinds = ", ".join(f"{kind}@k" for kind in PAIR_METRICS)
+        raise ValueError(f"stop metric {stop.metric!r} is unknown; use {kinds}, mrr or map")
+    return sorted({*KS, *([int(found["k"])] if found["k"] else [])})
+
+
+def measure(ranks: RankLike, stop: Stop) -> Metrics:
+    """The usual metrics, and that which a run may stop by.
+
+    Args:
+        ranks: of one held-out item per user, or of several.
+        stop: the stopping rules.
+
+    Returns:
+        means over the users that have a positive, by name.
+
+    Example:
+        >>> measure(np.array([0.0, 2.0]), Stop(metric="recall@1"))["recall@1"]
+        0.5
+    """
+    values = metrics_from_ranks(ranks, cutoffs_of(stop))
+    if stop.metric not in values:
+        values[stop.metric] = float(np.nanmean(user_metric(ranks, stop.metric)))
+    return values
 
 
 class Progress(NamedTuple):

@@ -24,7 +24,6 @@ from fedjax_rec.engine.devices import check_surroundings, replicate
 from fedjax_rec.engine.plan import check_fits, with_copy
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.evaluation.evaluator import EvaluationPoint, make_evaluator
-from fedjax_rec.evaluation.metrics import metrics_from_ranks
 from fedjax_rec.evaluation.summary import name_sampled
 from fedjax_rec.federation.blocks import Compilations, check_state
 from fedjax_rec.federation.host_memory import (
@@ -57,6 +56,7 @@ from fedjax_rec.training.history import (
     Progress,
     Stop,
     cutoffs_of,
+    measure,
     warn_if_diverged,
 )
 from fedjax_rec.training.identity import (
@@ -134,12 +134,11 @@ def simulate(
         check_checkpoints(checkpoint, eval_every)
     stop = stop or Stop()
     check_arguments(Stop, stop._asdict())
-    cutoffs = cutoffs_of(stop)
     start_time = time.perf_counter()
     key = key_of(seed)
     data, population = clients_of(data, population)
     check_order(algorithm, population)
-    evaluate = _make_validator(algorithm, data, cutoffs, point)
+    evaluate = _make_validator(algorithm, data, stop, point)
     keeps_best = keep == "best" and evaluate is not None
     if ledger is not None:
         ledger.admit(algorithm, population.num_clients)
@@ -204,13 +203,14 @@ def _check_ranges(rounds: int, eval_every: int, keep: str) -> None:
 def _make_validator(
     algorithm: Algorithm,
     data: Split | Population | StoredPopulation,
-    cutoffs: list[int],
+    stop: Stop,
     point: EvaluationPoint | None,
 ) -> Callable[[State], Metrics] | None:
     """State -> metrics by "full/..." and "sampled99/..."; None where there is nothing to validate on."""
+    cutoffs_of(stop)  # refuses an unknown metric
     if isinstance(data, StoredPopulation):
         of_sample = data.of_sample
-        ranked = None if data.split is None else _make_validator(algorithm, data.split, cutoffs, point)
+        ranked = None if data.split is None else _make_validator(algorithm, data.split, stop, point)
         return None if ranked is None else lambda state: ranked(of_sample(state))
     if not isinstance(data, Split) or not (data.validation >= 0).any():
         return None
@@ -220,7 +220,7 @@ def _make_validator(
     def evaluate(state: State) -> Metrics:
         metrics: Metrics = {}
         for ranking, ranks in rank(state)._asdict().items():
-            values = metrics_from_ranks(ranks, cutoffs)
+            values = measure(ranks, stop)
             metrics |= {f"{names[ranking]}/{name}": value for name, value in values.items()}
         return metrics
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import fedjax_rec as fr
+from fedjax_rec.data.splitters import ratio
 from fedjax_rec.runs.build import make_algorithm
 from fedjax_rec.runs.inputs import load_split
 from fedjax_rec.runs.settings import Settings
@@ -125,6 +126,17 @@ def test_unknown_stop_metric(split, algorithm):
         fr.simulate(algorithm, split, rounds=1, stop=fr.Stop(metric="auc"))
     _, history = fr.simulate(algorithm, split, rounds=1, stop=fr.Stop(metric="hr@50"))
     assert "full/hr@50" in history.evaluations[0][1]
+
+
+def test_metrics_of_several_items_stop_runs(algorithm):
+    """Recall, precision and MAP, whose names a run of one held-out item takes too."""
+    data = fr.data.synthetic(60, 90)
+    parts = ratio(data), fr.leave_one_out(data)
+    for split, name in zip(parts, ("recall@20", "precision@5"), strict=True):
+        stop = fr.Stop(metric=name, target=1e-9)
+        _, history = fr.simulate(algorithm, split, rounds=40, eval_every=2, stop=stop)
+        assert history.stopped == "target"
+        assert history.evaluations[-1][1][f"full/{name}"] > 0
 
 
 def test_frame_without_validation():
