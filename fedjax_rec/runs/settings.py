@@ -154,7 +154,7 @@ class Settings:
     batch_size: int | None = _setting(None, "examples in a local batch, positives and negatives", "client")
     local_epochs: int | None = _setting(None, "local epochs E", "client")
     local_optimizer: str | None = _setting(None, "the client's optimizer", "client", tuple(LOCALS))
-    learning_rate: float | None = _setting(None, "the client's learning rate", "client")
+    learning_rate: float | None = _setting(None, "the client's learning rate; fedmf's by data size", "client")
     prox: float | None = _setting(None, "FedProx's mu; 0 is FedAvg", "client")
     cohort: int | None = _setting(None, "clients in a round; a tenth of all, between 200 and 1,000", "server")
     aggregator: str | None = _setting(None, "how updates are summed", "server", (*AGGREGATORS, FAIR))
