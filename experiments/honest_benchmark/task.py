@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import fedjax_rec as fr
 from experiments.honest_benchmark.spaces import VARIANTS
 from fedjax_rec.algorithms.registry import ENTRIES, accepted, factory_of
+from fedjax_rec.data.defaults import default_cohort
 from fedjax_rec.data.interactions import Dataset
 from fedjax_rec.data.splits import Split
 from fedjax_rec.engine.chunks import on_devices_that_fit
 from fedjax_rec.engine.devices import choose_devices
 from fedjax_rec.runs.inputs import load_split, protocol_of
 from fedjax_rec.runs.settings import Settings
-from fedjax_rec.samplers.data_independent import default_cohort
 from fedjax_rec.server.optimizers import SERVERS
 
 SEEDS = (0, 1, 2)

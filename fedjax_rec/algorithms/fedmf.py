@@ -26,6 +26,7 @@ from fedjax_rec.algorithms.registry import register
 from fedjax_rec.client.batches import positives_per_batch, rated, with_negatives
 from fedjax_rec.client.local_training import Loss, local_training, proximal
 from fedjax_rec.client.population import Population
+from fedjax_rec.data.defaults import mf_settings
 from fedjax_rec.errors import check_arguments, check_unused
 from fedjax_rec.federation.federate import FederationSettings, federate
 from fedjax_rec.types import (
@@ -42,7 +43,7 @@ from fedjax_rec.types import (
 LOSSES = ("bce", "bpr", "mse")
 
 
-@register()
+@register(defaults_by_size=lambda size, **given: mf_settings(size, **given)._asdict())
 def fedmf(
     *,
     dim: int = 64,
@@ -68,6 +69,9 @@ def fedmf(
     * `bce`: -y log sigmoid(s) - (1 - y) log sigmoid(-s), positives and sampled negatives;
     * `bpr`: -log sigmoid(s_i - s_j), each positive i against its own negatives j; a pair is an example;
     * `mse`: (r - m - b_u - s)^2 / 2 on ratings, with a shared intercept m and a private bias b_u.
+
+    The defaults here are for small dense data; a run (`fr.fit`, `fedjax-rec run`) has `dim`, `num_negatives` and
+    `learning_rate` by the size of its data (`fedjax_rec.data.defaults.mf_settings`).
 
     Args:
         dim: D, width of the vectors.

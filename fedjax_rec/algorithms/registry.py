@@ -90,7 +90,7 @@ def sized_defaults(name: str, size: Size, given: Mapping[str, float] | None = No
         all of them, with those that are given.
 
     Example:
-        >>> sized_defaults("fedease", Size(4, 6, 9)), sized_defaults("fedmf", Size(4, 6, 9))
+        >>> sized_defaults("fedease", Size(4, 6, 9)), sized_defaults("fedncf", Size(4, 6, 9))
         ({'regularisation': 1.5}, {})
     """
     rule = entry_of(name).defaults_by_size

@@ -1,9 +1,10 @@
 """Settings that follow from the size of the data: one rule for a central method and for its federated twin.
 
-What a penalty or a weight means depends on how many users, items and events there are, so that a number that is
-good on one data set ruins another. The rules below are functions of these three numbers alone, which are no secret
-of any client, and both sides call them: `fedals` and `fcf` as central iALS does, `fedease` as central EASE. Equal
-settings give equal results (`tests/algorithms`), and so do equal defaults.
+What a penalty, a rate or a weight means depends on how many users, items and events there are, so that a number
+that is good on one data set ruins another. The rules below are functions of these three numbers alone, which
+are no secret of any client, and both sides call them: `fedals` and `fcf` as central iALS does, `fedease` as
+central EASE. Equal settings give equal results (`tests/algorithms`), and so do equal defaults. `fedmf` sums
+over a cohort what its twin MF does batch by batch, and so has a rule of its own.
 """
 
 from typing import Any, NamedTuple
@@ -41,11 +42,39 @@ class FCFWeights(NamedTuple):
     regularisation: Any  # lambda
 
 
+class MFSettings(NamedTuple):
+    """Of `fedmf`, whose rate goes with the other two."""
+
+    dim: int  # D
+    num_negatives: int  # of each positive
+    learning_rate: float  # of the clients' SGD, whose changes are summed
+
+
+MIN_COHORT = 200
 _ALS_RIDGE = 8.0  # of a mean user: reg (M / N + w0 I)
 _FCF_RIDGE = 3.0  # of everybody, where an own item weighs 1
 _MOST_UNOBSERVED = 0.3
 _UNOBSERVED_BY_DENSITY = 1.4
 _MANY_EVENTS = 300_000
+_MF_RATE = 0.105  # where a cohort visits a mean item once
+_MOST_MF_RATE = 0.05
+_LONG_HISTORY = 100  # events of a mean user
+
+
+def default_cohort(num_clients: int) -> int:
+    """A tenth of the clients, between 200 and 1,000, and never more than there are.
+
+    Args:
+        num_clients: N.
+
+    Returns:
+        C.
+
+    Example:
+        >>> [default_cohort(n) for n in (50, 943, 6040, 1_000_000)]
+        [50, 200, 604, 1000]
+    """
+    return min(num_clients, max(MIN_COHORT, min(1000, num_clients // 10)))
 
 
 def ease_penalty(size: Size) -> Any:
@@ -148,3 +177,45 @@ def fcf_weights(size: Size, alpha: Any = None, regularisation: Any = None) -> FC
     if alpha is None:
         alpha = 1 / als_weights(size).unobserved
     return FCFWeights(alpha, _FCF_RIDGE * alpha if regularisation is None else regularisation)
+
+
+def mf_settings(
+    size: Size,
+    dim: int | None = None,
+    num_negatives: int | None = None,
+    learning_rate: float | None = None,
+) -> MFSettings:
+    """The settings of `fedmf`: a rate that falls where a round's changes of an item add up, and how wide it is.
+
+    What clients change is summed, so that the step of an item grows with its visits in a round. The rate falls
+    with the root of those of a mean item, v = C (1 + negatives) M / (N I), with C the cohort of `default_cohort`:
+    .105 / sqrt(v), in two digits, and .05 at most, where single users' steps would be too long.
+
+    Width and negatives are 64 and 4; 128 and 8 on many events (as `als_dim` has it) with long histories, 100
+    events of a mean user, where more can be learnt of each.
+
+    Args:
+        size: of the training data.
+        dim: D, where it was given.
+        num_negatives: where it was given; the rate then follows from it.
+        learning_rate: where it was given.
+
+    Returns:
+        all three.
+
+    Example:
+        >>> [mf_settings(Size(1000, 1200, 92387)), mf_settings(Size(1835, 41488, 72262)).learning_rate]
+        [MFSettings(dim=64, num_negatives=4, learning_rate=0.012), 0.05]
+        >>> mf_settings(Size(6040, 3706, 988129))
+        MFSettings(dim=128, num_negatives=8, learning_rate=0.0068)
+    """
+    users = max(size.num_users, 1)
+    wide = size.num_events >= _MANY_EVENTS and size.num_events >= _LONG_HISTORY * users
+    if dim is None:
+        dim = 128 if wide else 64
+    if num_negatives is None:
+        num_negatives = min(8 if wide else 4, max(size.num_items, 1))
+    if learning_rate is None:
+        visits = default_cohort(users) * (1 + num_negatives) * size.density
+        learning_rate = min(_MOST_MF_RATE, float(f"{_MF_RATE * max(visits, 1e-9) ** -0.5:.2g}"))
+    return MFSettings(dim, num_negatives, learning_rate)

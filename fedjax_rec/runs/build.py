@@ -7,7 +7,7 @@ from typing import Any, cast
 from fedjax_rec.algorithms.registry import accepted, factory_of, sized_defaults
 from fedjax_rec.client.keys import key_of
 from fedjax_rec.client.population import Population, population_of
-from fedjax_rec.data.defaults import Size
+from fedjax_rec.data.defaults import MIN_COHORT, Size, default_cohort
 from fedjax_rec.data.splits import Split
 from fedjax_rec.engine.chunks import on_devices_that_fit
 from fedjax_rec.engine.devices import choose_devices, client_mesh
@@ -17,9 +17,9 @@ from fedjax_rec.evaluation.evaluator import EvaluationPoint, server_parameters
 from fedjax_rec.privacy.dp_fedavg import PrivateFederation, dp_fedavg
 from fedjax_rec.runs.availability import devices_of
 from fedjax_rec.runs.inputs import fold_in_epochs_of
-from fedjax_rec.runs.settings import FAIR, Settings, complete
+from fedjax_rec.runs.settings import FAIR, Settings, complete, without_size
 from fedjax_rec.samplers.data_dependent import loss_proportional, size_capped
-from fedjax_rec.samplers.data_independent import MIN_COHORT, default_cohort, uniform
+from fedjax_rec.samplers.data_independent import uniform
 from fedjax_rec.server.fairness import q_fedavg
 from fedjax_rec.server.optimizers import LOCALS, SERVERS
 from fedjax_rec.transforms.clipping import clip
@@ -118,7 +118,7 @@ def arguments_of(settings: Settings, private: PrivateFederation | None = None) -
         >>> arguments_of(Settings(dim=8))["dim"]
         8
     """
-    s, known = complete(settings), accepted(settings.algorithm)
+    s, known = without_size(complete(settings)), accepted(settings.algorithm)
     offered: dict[str, Any] = {name: getattr(s, name) for name in s.__dataclass_fields__} | {
         "mesh": client_mesh(s.devices or _usual_devices(s)),
     }
@@ -225,7 +225,8 @@ def settings_by_events(settings: Settings, size: Size) -> tuple[str, ...]:
     """
     given = _given(settings)
     sized = sized_defaults(settings.algorithm, size)
-    return tuple(name for name, value in sized.items() if given.get(name) == value)
+    own = accepted(settings.algorithm)
+    return tuple(name for name, value in sized.items() if given.get(name) == value != own[name])
 
 
 def _given(settings: Settings) -> dict[str, Any]:
@@ -269,7 +270,7 @@ def clip_batch_size(settings: Settings, longest: int) -> Settings:
         the settings, their batch size at most that of the longest client's whole history.
 
     Example:
-        >>> clip_batch_size(complete(Settings(batch_size=10**9)), 398).batch_size
+        >>> clip_batch_size(Settings(batch_size=10**9, num_negatives=4), 398).batch_size
         1990
     """
     if settings.batch_size is None:

@@ -6,10 +6,10 @@ import inspect
 from typing import Any
 
 from fedjax_rec.algorithms.registry import accepted, factory_of
+from fedjax_rec.data.defaults import default_cohort
 from fedjax_rec.runs.availability import FAULTS, FEDBUFF, devices_of
 from fedjax_rec.runs.inputs import fold_in_epochs_of, shares_of
 from fedjax_rec.runs.settings import FAIR, Settings, complete
-from fedjax_rec.samplers.data_independent import default_cohort
 from fedjax_rec.server.optimizers import SERVERS
 from fedjax_rec.types import Mechanism, Plan
 

@@ -16,7 +16,7 @@ from fedjax_rec.evaluation.evaluator import server_parameters
 from fedjax_rec.runs.build import make_algorithm
 from fedjax_rec.runs.folders import dump_json, write_folder
 from fedjax_rec.runs.recommender import model_arrays
-from fedjax_rec.runs.settings import Settings, complete
+from fedjax_rec.runs.settings import Settings, complete, without_size
 from fedjax_rec.training.history import History, frame
 from fedjax_rec.types import Algorithm, State
 
@@ -89,7 +89,8 @@ def _settings_of(name: str, given: Mapping[str, Any], split: Split) -> Settings:
     own = {key: value for key, value in given.items() if key not in fields}
     options = ",".join(f"{key}={value}" for key, value in own.items()) or None
     named = {key: value for key, value in given.items() if key in fields}
-    return complete(Settings(algorithm=name, options=options, negatives=split.negatives, devices=1, **named))
+    settings = Settings(algorithm=name, options=options, negatives=split.negatives, devices=1, **named)
+    return without_size(complete(settings))
 
 
 def _nothing(split: Split) -> Interactions:

@@ -3,8 +3,9 @@
 import dataclasses
 from typing import Any
 
-from fedjax_rec.algorithms.registry import REQUIRED, accepted, entry_of
+from fedjax_rec.algorithms.registry import REQUIRED, accepted, entry_of, sized_defaults
 from fedjax_rec.compatibility import Feature, Features, RunFeature, check_together
+from fedjax_rec.data.defaults import Size
 from fedjax_rec.data.duplicates import KEEP
 from fedjax_rec.data.heldout import POSITIVES
 from fedjax_rec.data.order import ORDERS
@@ -153,7 +154,7 @@ class Settings:
     batch_size: int | None = _setting(None, "examples in a local batch, positives and negatives", "client")
     local_epochs: int | None = _setting(None, "local epochs E", "client")
     local_optimizer: str | None = _setting(None, "the client's optimizer", "client", tuple(LOCALS))
-    learning_rate: float | None = _setting(None, "the client's learning rate", "client")
+    learning_rate: float | None = _setting(None, "the client's learning rate; fedmf's by data size", "client")
     prox: float | None = _setting(None, "FedProx's mu; 0 is FedAvg", "client")
     cohort: int | None = _setting(None, "clients in a round; a tenth of all, between 200 and 1,000", "server")
     aggregator: str | None = _setting(None, "how updates are summed", "server", (*AGGREGATORS, FAIR))
@@ -368,6 +369,49 @@ def _check_privacy(settings: Settings) -> None:
         )
 
 
+def sized_names(settings: Settings) -> set[str]:
+    """The settings that will follow from the size of the data, of which the factory has numbers of its own.
+
+    Those of `fedmf` are for summed changes of SGD on positives and negatives; elsewhere, and where noise hides how
+    many events there are, the factory's hold.
+
+    Args:
+        settings: None where nothing was given.
+
+    Returns:
+        their names.
+
+    Example:
+        >>> sorted(sized_names(Settings())), sized_names(Settings(loss="mse"))
+        (['dim', 'learning_rate', 'num_negatives'], set())
+    """
+    usual = {"loss": "bce", "local_optimizer": "sgd", "aggregator": "sum", "server": "fedavg"}
+    others = any(getattr(settings, name) not in (None, value) for name, value in usual.items())
+    if settings.private or others:
+        return set()
+    known = accepted(settings.algorithm)
+    named = sized_defaults(settings.algorithm, Size(1, 1, 1))
+    return {name for name in named if known[name] is not None}
+
+
+def without_size(settings: Settings) -> Settings:
+    """Fill in what would follow from the size of data, where there is none, with the factory's own numbers.
+
+    Args:
+        settings: completed.
+
+    Returns:
+        the settings that the factory alone has.
+
+    Example:
+        >>> without_size(Settings(dim=8)).num_negatives
+        4
+    """
+    known = accepted(settings.algorithm)
+    missing = {name: known[name] for name in sized_names(settings) if getattr(settings, name) is None}
+    return dataclasses.replace(settings, **missing)
+
+
 def complete(settings: Settings) -> Settings:
     """Fill in what was not given with the algorithm's own defaults, and refuse what it does not know.
 
@@ -375,20 +419,22 @@ def complete(settings: Settings) -> Settings:
         settings: None where nothing was given.
 
     Returns:
-        the settings that a run has.
+        the settings that a run has, but for those that follow from the size of its data.
 
     Raises:
         ValueError: if a setting was given that the algorithm does not have.
 
     Example:
-        >>> complete(Settings(dim=8)).num_negatives
-        4
+        >>> complete(Settings(dim=8)).batch_size
+        64
     """
     entry, known = entry_of(settings.algorithm), accepted(settings.algorithm)
     if "learning_rate" in known and known.get("local_optimizer", REQUIRED) is None:
         known["local_optimizer"] = "sgd"
     fields = [field for field in dataclasses.fields(Settings) if field.metadata["group"] in BY_ALGORITHM]
     own = {f.name: known[f.name] for f in fields if f.name in known and _is_choice(f, known[f.name])}
+    for name in sized_names(settings):
+        own.pop(name, None)
     others = {field.name for field in fields} - set(known)
     for name in others - {"algorithm", "negatives", "options", "server", "server_learning_rate"}:
         if getattr(settings, name) is not None:

@@ -13,6 +13,7 @@ from fedjax_rec.algorithms.registry import entry_of
 from fedjax_rec.client.population import Population, population_of
 from fedjax_rec.client.stored import StoredPopulation
 from fedjax_rec.compatibility import RunFeature, check_together
+from fedjax_rec.data.defaults import default_cohort
 from fedjax_rec.data.interactions import Dataset
 from fedjax_rec.data.splits import Split, merge_validation
 from fedjax_rec.errors import ParameterError
@@ -32,7 +33,6 @@ from fedjax_rec.runs.build import (
 )
 from fedjax_rec.runs.inputs import load_attributes, load_inputs, protocol_of
 from fedjax_rec.runs.settings import Settings
-from fedjax_rec.samplers.data_independent import default_cohort
 from fedjax_rec.training.checkpoints.manager import Checkpoints
 from fedjax_rec.training.checkpoints.store import find_latest
 from fedjax_rec.types import Algorithm, Key, State

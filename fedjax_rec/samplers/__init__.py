@@ -5,11 +5,11 @@ or by their last losses, and `tracking` carries what the server keeps about its 
 import `types`, `rows` and `client`.
 """
 
+from fedjax_rec.data.defaults import default_cohort
 from fedjax_rec.samplers.data_dependent import loss_proportional, power_of_choice, size_capped
 from fedjax_rec.samplers.data_independent import (
     at_most,
     cyclic_poisson,
-    default_cohort,
     everyone,
     poisson,
     uniform,

@@ -21,8 +21,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_rec.data.defaults import default_cohort
 from fedjax_rec.errors import check_arguments
-from fedjax_rec.samplers.data_independent import check_cohort, default_cohort
+from fedjax_rec.samplers.data_independent import check_cohort
 from fedjax_rec.types import Key
 
 MIN_WEIGHT = 1e-6  # of a client whose loss is 0: it may still be drawn

@@ -11,27 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fedjax_rec.data.defaults import default_cohort
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.rows.permutation import domain, permute_index
 from fedjax_rec.types import CyclicSampler, Key, Sampler
-
-MIN_COHORT = 200
-
-
-def default_cohort(num_clients: int) -> int:
-    """A tenth of the clients, between 200 and 1,000, and never more than there are.
-
-    Args:
-        num_clients: N.
-
-    Returns:
-        C.
-
-    Example:
-        >>> [default_cohort(n) for n in (50, 943, 6040, 1_000_000)]
-        [50, 200, 604, 1000]
-    """
-    return min(num_clients, max(MIN_COHORT, min(1000, num_clients // 10)))
 
 
 class Uniform(NamedTuple):

@@ -5,10 +5,17 @@ import numpy as np
 import pytest
 
 import fedjax_rec as fr
-from fedjax_rec.data.defaults import Size, als_ridge_of_one, als_weights, ease_penalty, fcf_weights
+from fedjax_rec.data.defaults import (
+    Size,
+    als_ridge_of_one,
+    als_weights,
+    ease_penalty,
+    fcf_weights,
+    mf_settings,
+)
 from fedjax_rec.evaluation.central.registry import method_settings
-from fedjax_rec.runs.build import with_sized_defaults
-from fedjax_rec.runs.settings import Settings, complete
+from fedjax_rec.runs.build import settings_by_events, with_sized_defaults
+from fedjax_rec.runs.settings import Settings, complete, without_size
 
 ML_100K = Size(943, 1682, 98_114)
 GOWALLA = Size(29_858, 40_979, 659_365)
@@ -74,4 +81,25 @@ def test_settings_that_follow_from_others(split):
     kept = with_sized_defaults(complete(Settings(algorithm="fedals", regularisation=0.7)), split.size)
     assert kept.regularisation == 0.7
     assert with_sized_defaults(kept, GOWALLA) == kept
-    assert with_sized_defaults(complete(Settings()), split.size) == complete(Settings())
+
+
+def test_fedmf_steps_as_long_as_a_round_lets_it():
+    """Where few clients of a cohort meet an item the rate is higher, whatever else; what is given stays."""
+    rates = [mf_settings(size).learning_rate for size in (Size(6040, 3706, 988129), ML_100K, GOWALLA)]
+    assert rates == [0.0068, 0.013, 0.05]
+    assert mf_settings(ML_100K, num_negatives=16).learning_rate < 0.013
+    assert mf_settings(ML_100K, 8, 2, 0.3) == (8, 2, 0.3)
+    assert mf_settings(Size(0, 0, 0)) == (64, 1, 0.05)
+
+
+def test_settings_of_fedmf_by_size():
+    """In a run alone, with its usual rules and no noise: the factory's own numbers are of no data."""
+    found = with_sized_defaults(complete(Settings(dim=8)), GOWALLA)
+    assert (found.dim, found.num_negatives, found.learning_rate) == (8, 4, 0.05)
+    assert with_sized_defaults(found, ML_100K) == found
+    private = complete(Settings(clip=0.5, noise_multiplier=1.0))
+    assert with_sized_defaults(private, GOWALLA) == private
+    assert settings_by_events(private, Size(1000, 1200, 92387)) == ()
+    for others in (Settings(loss="mse"), Settings(aggregator="mean"), Settings(server="fedadam")):
+        assert with_sized_defaults(complete(others), GOWALLA).learning_rate == 0.012
+    assert without_size(complete(Settings())).learning_rate == 0.012
