@@ -23,8 +23,8 @@ from fedjax_rec.training.checkpoints.signals import raise_if_stopped
 
 SHOWN = {  # settings that `--help` shows; `--help-all` shows all
     "dataset", "data_dir", "splitter", "refit", "algorithm", "dim", "loss", "num_negatives", "local_epochs",
-    "learning_rate", "cohort", "aggregator", "server", "clip", "noise_multiplier", "target_epsilon", "rounds",
-    "seed", "max_seconds", "baselines", "out",
+    "learning_rate", "cohort", "aggregator", "server_optimizer", "clip", "noise_multiplier", "target_epsilon",
+    "rounds", "seed", "max_seconds", "baselines", "out",
 }  # fmt: skip
 _OWN = "option "  # before the names of an algorithm's own settings, among the parsed arguments
 

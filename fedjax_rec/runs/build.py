@@ -125,8 +125,8 @@ def arguments_of(settings: Settings, private: PrivateFederation | None = None) -
     offered |= devices_of(vars(s))._asdict()
     if s.local_optimizer is not None:
         offered["local_optimizer"] = LOCALS[s.local_optimizer](cast("float", offered.pop("learning_rate")))
-    if s.server is not None or s.server_learning_rate is not None:
-        rule = SERVERS[s.server or "fedavg"]
+    if s.server_optimizer is not None or s.server_learning_rate is not None:
+        rule = SERVERS[s.server_optimizer or "fedavg"]
         rate = rule.learning_rate if s.server_learning_rate is None else s.server_learning_rate
         offered["server_optimizer"] = rule.make(rate)
     offered["sampler"] = _sampler_of(s)

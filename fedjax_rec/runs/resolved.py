@@ -45,8 +45,8 @@ def resolve(settings: Settings, plan: Plan, num_clients: int) -> Settings:
 
     Example:
         >>> found = resolve(Settings(dim=8), Plan(200, 2, 50, "lanes", "scatter", {}), 1000)
-        >>> found.cohort, found.server, found.server_learning_rate, found.sampler, found.aggregator, found.lanes
-        (200, 'fedavg', 1.0, 'uniform', 'sum', 50)
+        >>> found.cohort, found.server_optimizer, found.server_learning_rate, found.sampler
+        (200, 'fedavg', 1.0, 'uniform')
     """
     settings = complete(settings)
     for name, value in _choices(settings, plan, num_clients).items():
@@ -64,11 +64,11 @@ def rules_of(settings: Settings, mechanism: Mechanism | None) -> dict[str, str]:
         mechanism: of the algorithm that ran.
 
     Returns:
-        by part of a round: `sampler`, `aggregator` and `server`.
+        by part of a round: `sampler`, `aggregator` and `server_optimizer`.
 
     Example:
         >>> rules = rules_of(Settings(algorithm="fedrecon"), None)
-        >>> rules["aggregator"], rules["server"]
+        >>> rules["aggregator"], rules["server_optimizer"]
         ('mean weighted by query examples', 'fedavg(1.0)')
     """
     sampler = None if mechanism is None else mechanism.sampler
@@ -79,13 +79,13 @@ def rules_of(settings: Settings, mechanism: Mechanism | None) -> dict[str, str]:
     aggregator = _aggregator(settings) if settings.aggregator is None else settings.aggregator
     if noise is not None:
         aggregator = f"(sum + normal(0, ({noise.multiplier:g} x {noise.norm:g})^2)) / {noise.expected:g}"
-    rule = SERVERS[settings.server or "fedavg"]
+    rule = SERVERS[settings.server_optimizer or "fedavg"]
     rate = rule.learning_rate if settings.server_learning_rate is None else settings.server_learning_rate
-    server = None if settings.server is None else f"{settings.server}({rate})"
+    server = None if settings.server_optimizer is None else f"{settings.server_optimizer}({rate})"
     return {
         "sampler": "whoever arrives" if sampler is None else repr(sampler),
         "aggregator": aggregator or own,
-        "server": server or _OWN_SERVER.get(settings.algorithm, f"fedavg({rate})"),
+        "server_optimizer": server or _OWN_SERVER.get(settings.algorithm, f"fedavg({rate})"),
     }
 
 
@@ -106,8 +106,8 @@ def _choices(settings: Settings, plan: Plan, num_clients: int) -> dict[str, Any]
     elif asynchronous is None:
         choices |= {"cohort": plan.cohort, "sampler": "uniform"}  # a cohort of everyone is drawn so, too
     if "server_optimizer" in known and not _has_own_server_rule(settings.algorithm):
-        choices["server"] = "fedavg"
-        choices["server_learning_rate"] = SERVERS[settings.server or "fedavg"].learning_rate
+        choices["server_optimizer"] = "fedavg"
+        choices["server_learning_rate"] = SERVERS[settings.server_optimizer or "fedavg"].learning_rate
     if settings.aggregator == FAIR:
         choices["fairness"] = 1.0
     if settings.splitter == "strong":

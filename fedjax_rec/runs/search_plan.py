@@ -187,7 +187,7 @@ class TrialFactory:
             ):
                 given["local_optimizer"] = LOCALS[settings.local_optimizer](value)
             elif name == "server_learning_rate":
-                given["server_optimizer"] = SERVERS[settings.server or "fedavg"].make(value)
+                given["server_optimizer"] = SERVERS[settings.server_optimizer or "fedavg"].make(value)
             elif name in given:
                 given[name] = value
             else:

@@ -158,7 +158,7 @@ class Settings:
     prox: float | None = _setting(None, "FedProx's mu; 0 is FedAvg", "client")
     cohort: int | None = _setting(None, "clients in a round; a tenth of all, between 200 and 1,000", "server")
     aggregator: str | None = _setting(None, "how updates are summed", "server", (*AGGREGATORS, FAIR))
-    server: str | None = _setting(None, "server rule", "server", tuple(SERVERS))
+    server_optimizer: str | None = _setting(None, "server rule", "server", tuple(SERVERS))
     server_learning_rate: float | None = _setting(
         None, "its learning rate; by rule: fedavg 1.0, ...", "server"
     )
@@ -385,7 +385,7 @@ def sized_names(settings: Settings) -> set[str]:
         >>> sorted(sized_names(Settings())), sized_names(Settings(loss="mse"))
         (['dim', 'learning_rate', 'num_negatives'], set())
     """
-    usual = {"loss": "bce", "local_optimizer": "sgd", "aggregator": "sum", "server": "fedavg"}
+    usual = {"loss": "bce", "local_optimizer": "sgd", "aggregator": "sum", "server_optimizer": "fedavg"}
     others = any(getattr(settings, name) not in (None, value) for name, value in usual.items())
     if settings.private or others:
         return set()
@@ -436,11 +436,13 @@ def complete(settings: Settings) -> Settings:
     for name in sized_names(settings):
         own.pop(name, None)
     others = {field.name for field in fields} - set(known)
-    for name in others - {"algorithm", "negatives", "options", "server", "server_learning_rate"}:
+    for name in others - {"algorithm", "negatives", "options", "server_optimizer", "server_learning_rate"}:
         if getattr(settings, name) is not None:
             raise ParameterError(f"{settings.algorithm} has no {name}; leave out {{{name}}}")
-    if (settings.server or settings.server_learning_rate) and "server_optimizer" not in known:
-        raise ParameterError(f"{settings.algorithm} has a server rule of its own; leave out {{server}}")
+    if (settings.server_optimizer or settings.server_learning_rate) and "server_optimizer" not in known:
+        raise ParameterError(
+            f"{settings.algorithm} has a server rule of its own; leave out {{server_optimizer}}"
+        )
     check_taken(vars(settings), settings.own_options(), known)
     own |= {"rounds": entry.rounds, "eval_every": entry.eval_every}
     if settings.rounds is None and not settings.private:

@@ -137,7 +137,7 @@ BAD = {
     "unknown algorithm": (["--algorithm", "fedfm"], "did you mean 'fedmf'"),
     "unknown setting": (["--round", "5"], "did you mean --rounds?"),
     "unknown loss": (["--loss", "bec"], "did you mean 'bce'"),
-    "unknown server": (["--server", "fedadm"], "did you mean 'fedadam'"),
+    "unknown server": (["--server-optimizer", "fedadm"], "did you mean 'fedadam'"),
     "not a number": (["--rounds", "many"], "invalid int value: 'many'"),
     "too small": (["--dim", "0"], "dim must be at least 1, not 0"),
     "not a finite number": (["--learning-rate", "nan"], "learning_rate must be a finite number, not nan"),

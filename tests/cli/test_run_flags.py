@@ -99,7 +99,7 @@ def test_a_dry_run_trains_nothing(folder, capsys):
     assert "fedavg" in text
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["clients"], found["settings"]["server"]) == (30, "fedavg")
+    assert (found["clients"], found["settings"]["server_optimizer"]) == (30, "fedavg")
     assert [path.name for path in folder.iterdir()] == ["events.csv"]
 
 
@@ -178,7 +178,7 @@ def test_numbers_of_a_command_are_the_run_s_own():
 
 def test_a_folder_gives_its_settings(folder):
     """Without where it was written."""
-    config = {"rounds": 3, "dim": None, "out": "here", "rules": {"server": "fedavg(1.0)"}}
+    config = {"rounds": 3, "dim": None, "out": "here", "rules": {"server_optimizer": "fedavg(1.0)"}}
     (folder / "config.json").write_text(json.dumps(config))
     assert read_configuration(folder) == {"rounds": 3}
     tuned = {"learning_rate": 0.3, "before_tuning": {"learning_rate": None, "options": "layers=2"}}

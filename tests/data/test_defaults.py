@@ -100,6 +100,6 @@ def test_settings_of_fedmf_by_size():
     private = complete(Settings(clip=0.5, noise_multiplier=1.0))
     assert with_sized_defaults(private, GOWALLA) == private
     assert settings_by_events(private, Size(1000, 1200, 92387)) == ()
-    for others in (Settings(loss="mse"), Settings(aggregator="mean"), Settings(server="fedadam")):
+    for others in (Settings(loss="mse"), Settings(aggregator="mean"), Settings(server_optimizer="fedadam")):
         assert with_sized_defaults(complete(others), GOWALLA).learning_rate == 0.012
     assert without_size(complete(Settings())).learning_rate == 0.012

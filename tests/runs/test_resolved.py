@@ -49,7 +49,7 @@ def test_resolved_settings_make_the_same_algorithm(name):
     rules = rules_of(found, make_algorithm(found).mechanism)
     assert all(rules.values())
     assert found.aggregator in (None, rules["aggregator"])  # where no name is for it, words are
-    assert found.server is None or rules["server"].startswith(found.server)
+    assert found.server_optimizer is None or rules["server_optimizer"].startswith(found.server_optimizer)
 
 
 def test_rules_of_noise_are_those_that_ran():
@@ -61,7 +61,7 @@ def test_rules_of_noise_are_those_that_ran():
     assert rules == {
         "sampler": repr(algorithm.mechanism.sampler),
         "aggregator": "(sum + normal(0, (2 x 0.5)^2)) / 8",
-        "server": "fedavg(1.0)",
+        "server_optimizer": "fedavg(1.0)",
     }
     assert rules["sampler"].startswith("Poisson(probability=0.2, capacity=")
     denoised = rules_of(Settings(algorithm="fedrec", options="denoise=True"), None)
@@ -74,10 +74,14 @@ def test_choices_that_depend_on_others():
     def found(**given):
         return resolve(Settings(**given), PLAN, 40)
 
-    assert (found().server, found().server_learning_rate, found().sampler) == ("fedavg", 1.0, "uniform")
+    assert (found().server_optimizer, found().server_learning_rate, found().sampler) == (
+        "fedavg",
+        1.0,
+        "uniform",
+    )
     assert (found().aggregator, found(loss="mse").aggregator) == ("sum", "touchers")
-    assert found(server="fedadam").server_learning_rate == 0.01
-    assert found(algorithm="fcf").server is None  # Adam with moments of its own
+    assert found(server_optimizer="fedadam").server_learning_rate == 0.01
+    assert found(algorithm="fcf").server_optimizer is None  # Adam with moments of its own
     assert found(awake=0.5).rounds_per_day == 24
     assert found(aggregator="q-fedavg").fairness == 1.0
     assert found(splitter="strong").fold_in_epochs == 10
@@ -100,7 +104,7 @@ def test_files_agree(events, tmp_path):
         json.loads((tmp_path / "run" / name).read_text()) for name in ("config.json", "result.json")
     )
     history = pd.read_csv(tmp_path / "run" / "history.csv")
-    assert (config["rules"]["aggregator"], config["rules"]["server"]) == ("sum", "fedavg(1.0)")
+    assert (config["rules"]["aggregator"], config["rules"]["server_optimizer"]) == ("sum", "fedavg(1.0)")
     assert fr.load(tmp_path / "run").split.num_users == 40  # which knows of words besides settings
     assert config["cohort"] == history["clients"].iloc[0] + history["missing_clients"].iloc[0]
     assert config["lanes"] == result["engine"]["lanes"]

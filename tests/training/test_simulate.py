@@ -99,7 +99,7 @@ def test_divergence_stops(split):
 
 @pytest.mark.parametrize(
     "choice",
-    [{"server": name} for name in SERVERS] + [{"local_optimizer": name} for name in LOCALS],
+    [{"server_optimizer": name} for name in SERVERS] + [{"local_optimizer": name} for name in LOCALS],
     ids=str,
 )
 def test_every_named_rule_learns(choice):
