@@ -261,7 +261,9 @@ class ServerNoise(NamedTuple):
     norm: float  # C, the L2 norm that no client may exceed, for the noise to hide it
     multiplier: float  # z: the standard deviation of the noise on the sum of the updates, over C
     expected: float  # n, by which the sum is divided
-    made_for: tuple[Callable, Callable]  # `weight` and `finish` of its aggregator: others may move further
+    made_for: tuple[
+        Callable, Callable, float
+    ]  # `weight`, `finish` and n of its aggregator: others move further
     mixing: tuple[float, ...] = ()  # m, for noise that spans rounds: a number a round; none afterwards
     sampler: "Sampler | None" = None  # who must draw the cohorts, where it was chosen for them
 
@@ -419,6 +421,9 @@ class Mechanism(NamedTuple):
     sampler: Sampler | None  # who takes part; None: whoever arrives
     noise: ServerNoise | None = None  # the server's
     client_noise: float = 0.0  # z of what a client adds itself before it sends: deviation over its norm
+    made_for: tuple[
+        Callable | None, ...
+    ] = ()  # `init`, `round` and `streaming` of its algorithm: others may tell more
 
 
 class Algorithm(NamedTuple):
