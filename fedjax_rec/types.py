@@ -261,7 +261,7 @@ class ServerNoise(NamedTuple):
     norm: float  # C, the L2 norm that no client may exceed, for the noise to hide it
     multiplier: float  # z: the standard deviation of the noise on the sum of the updates, over C
     expected: float  # n, by which the sum is divided
-    made_for: tuple[Callable, Callable]  # `weight` and `finish` of its aggregator: others may move further
+    made_for: tuple[Callable, Callable, float]  # `weight`, `finish`, n of its aggregator, and no other
     mixing: tuple[float, ...] = ()  # m, for noise that spans rounds: a number a round; none afterwards
     sampler: "Sampler | None" = None  # who must draw the cohorts, where it was chosen for them
 
@@ -419,6 +419,7 @@ class Mechanism(NamedTuple):
     sampler: Sampler | None  # who takes part; None: whoever arrives
     noise: ServerNoise | None = None  # the server's
     client_noise: float = 0.0  # z of what a client adds itself before it sends: deviation over its norm
+    made_for: tuple[Any, ...] = ()  # `init`, `round`, `streaming` of its algorithm: others may tell more
 
 
 class Algorithm(NamedTuple):
@@ -433,8 +434,7 @@ class Algorithm(NamedTuple):
     mesh: jax.sharding.Mesh | None = None
     streaming: Callable[[Any], ChunkedRound | None] | None = None  # population -> `round` in chunks
     mechanism: Mechanism | None = None  # None: nothing is known of what rounds reveal
-    # `round` on one lane of one device, whatever the engine would choose; its text tells values from others
-    plain_round: Callable[[Key, State, Any], tuple[State, RoundInfo]] | None = None
+    plain_round: Callable[..., tuple[State, RoundInfo]] | None = None  # `round` on one lane of one device
     repeats: bool = False  # whether all rounds give the model of the first, which is then the last
 
     def __repr__(self) -> str:

@@ -251,9 +251,14 @@ def _collude(attack: CollusionAttack, ids: np.ndarray, algorithm: Algorithm, sam
         state, info = honest(key, state, poisoned)
         return state._replace(adversary=attack_state), info
 
+    round_ = partial(poison_round, algorithm.round)
+    mechanism = algorithm.mechanism
+    if mechanism is not None:  # what honest clients send is hidden as before
+        mechanism = mechanism._replace(made_for=(init, round_, algorithm.streaming))
     return algorithm._replace(
         init=init,
-        round=partial(poison_round, algorithm.round),
+        round=round_,
+        mechanism=mechanism,
         plain_round=None if algorithm.plain_round is None else partial(poison_round, algorithm.plain_round),
     )
 

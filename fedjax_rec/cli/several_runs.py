@@ -7,6 +7,8 @@ from pathlib import Path
 
 from fedjax_rec.cli.output import tell
 from fedjax_rec.errors import printable
+from fedjax_rec.runs.folders import read_json
+from fedjax_rec.runs.ranges import MAX_SEEDS
 from fedjax_rec.runs.settings import Settings, complete
 
 
@@ -28,8 +30,8 @@ def settings_of_each(settings: Settings, algorithms: Sequence[str], seeds: int) 
         >>> [(each.algorithm, each.seed) for each in settings_of_each(Settings(), ["fedmf", "fedals"], 2)]
         [('fedmf', 0), ('fedmf', 1), ('fedals', 0), ('fedals', 1)]
     """
-    if seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, not {seeds}")
+    if not 1 <= seeds <= MAX_SEEDS:
+        raise ValueError(f"--seeds must be at least 1, and at most {MAX_SEEDS:,}, not {seeds:,}")
     twice = next((name for index, name in enumerate(algorithms) if name in algorithms[:index]), None)
     if twice is not None:
         raise ValueError(f"--algorithm {twice} is given twice; for several runs of one give --seeds")
@@ -82,8 +84,34 @@ def train_each(
     )
     print(render(comparison, "json" if as_json else "table"))
     if not as_json:
-        print("\n".join(f"run folder: {printable(str(folder))}" for folder in folders))
+        print(
+            "\n".join(
+                [*spent_together(folders), *(f"run folder: {printable(str(folder))}" for folder in folders)]
+            )
+        )
     return 0
+
+
+def spent_together(folders: Sequence[Path]) -> list[str]:
+    """What private runs on the same users spend together, by basic composition: epsilons and deltas add up.
+
+    Args:
+        folders: of the runs.
+
+    Returns:
+        a line; none where fewer than two runs are private.
+    """
+    results = [read_json(folder / "result.json") for folder in folders]
+    spent = [result["privacy"] for result in results if result.get("privacy")]
+    if len(spent) < 2:
+        return []
+    each = ", ".join(f"{one['epsilon']:.3f}" for one in spent)
+    epsilon, delta = (sum(one[name] for one in spent) for name in ("epsilon", "delta"))
+    line = (
+        f"epsilon of each run: {each}; all are about the same users, who lose up to {epsilon:.3f} at delta "
+        f"{delta:.2e} to whoever has all {len(spent)} models"
+    )
+    return [line]
 
 
 def _folders_of(settings: Sequence[Settings]) -> list[str | None]:

@@ -269,6 +269,8 @@ def _to_device(name: str, values: Any) -> jax.Array:
 def _check(offsets: np.ndarray, items: np.ndarray, num_items: int) -> None:
     if len(items) != offsets[-1]:
         raise ValueError(f"there are {len(items)} items, but the offsets end at {offsets[-1]}")
+    if items.dtype.kind not in "iu":
+        raise ValueError(f"items must be whole numbers, codes of 0..{num_items - 1}, not {items.dtype}")
     if len(items) and (items.min() < 0 or items.max() >= num_items):
         bad = items.min() if items.min() < 0 else items.max()
         raise ValueError(f"item code {bad} is out of range: there are {num_items} items, 0..{num_items - 1}")

@@ -42,6 +42,7 @@ def check_surroundings() -> None:
         ("jax_enable_x64", False, "which would mix numbers of 64 bits into rounds of 32"),
         ("jax_numpy_dtype_promotion", "standard", "under which rounds do not compile"),
         ("jax_disable_jit", False, "under which a round runs operation by operation, for hours"),
+        ("jax_threefry_partitionable", True, "under which a seed draws other numbers"),
     ):
         given = getattr(jax.config, name)
         if given != value:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -132,11 +132,22 @@ def score_stored_leaves(algorithm: Algorithm) -> EvaluationPoint:
 def _read_leaves(algorithm: Algorithm, state: State) -> list[jax.Array | np.ndarray]:
     """The private leaves that scores depend on: others, such as control variates, need not leave the host."""
     score = cast("Score", algorithm.score)
-    program = jax.make_jaxpr(score)(client_shapes(state.private), state.server).jaxpr
+    program = _score_program(score, client_shapes(state.private), state.server)
     read = {id(variable) for step in program.eqns for variable in step.invars}
     read |= {id(variable) for variable in program.outvars}
     leaves = jax.tree.leaves(state.private)
     return [leaf for leaf, variable in zip(leaves, program.invars, strict=False) if id(variable) in read]
+
+
+def _score_program(score: Score, own: PyTree, server: Server) -> Any:
+    """The steps of one client's scores; leaves of another algorithm's names are told."""
+    try:
+        return jax.make_jaxpr(score)(own, server).jaxpr
+    except (KeyError, AttributeError) as problem:
+        raise ValueError(
+            f"the state is not that of this algorithm ({type(problem).__name__}: {problem}); give the state that "
+            "it made"
+        ) from problem
 
 
 @lru_cache(maxsize=8)  # one program for one work: of every evaluator that is made for an algorithm
@@ -368,7 +379,7 @@ def _score_blocks(score: Score) -> Callable[[PyTree, jax.Array], jax.Array]:
 def _users_together(score: Score, private: PyTree, server: Server) -> int:
     """How many users are scored at once, so that what lies between leaves and scores stays in a CPU's cache."""
     own = client_shapes(private)
-    program = jax.make_jaxpr(score)(own, server).jaxpr
+    program = _score_program(score, own, server)
     sizes = [math.prod(variable.aval.shape) for step in program.eqns for variable in step.outvars]
     largest = max([*sizes, *(math.prod(leaf.shape) for leaf in jax.tree.leaves(own))], default=0)
     if largest <= num_rows(server.tables):

@@ -221,6 +221,9 @@ def federate(
         return plan_rounds(rules, population)
 
     wrap_algorithm = None if adversary is None else adversary.wrap_algorithm
+    streaming = split_round(
+        rules, stream_clients, partial(check_together, {**features, Feature.STORED: True})
+    )
     algorithm = Algorithm(
         init=init,
         round=round_,
@@ -229,13 +232,12 @@ def federate(
         work=work,
         plan=plan,
         mesh=mesh,
-        streaming=split_round(
-            rules, stream_clients, partial(check_together, {**features, Feature.STORED: True})
-        ),
+        streaming=streaming,
         mechanism=Mechanism(
             sampler=sampler if asynchronous is None else None,
             noise=aggregator.noise,
             client_noise=bound.deviation / bound.noised_norm if bound.noised_norm else 0.0,
+            made_for=(init, round_, streaming),
         ),
         plain_round=plain_round,
     )

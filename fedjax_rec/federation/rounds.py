@@ -17,6 +17,7 @@ from fedjax_rec.engine.guard import run_sound
 from fedjax_rec.engine.lane_steps import CohortResult, Uplink, mean_losses
 from fedjax_rec.engine.plan import check_fits, make_plan
 from fedjax_rec.federation.asynchronous import Dispatcher, FedBuff, launch, store_model
+from fedjax_rec.federation.checks import check_clients, check_items
 from fedjax_rec.federation.cohorts import DrawnCohort, await_cohort, sample_cohort, transform_keys
 from fedjax_rec.federation.faults import Faults
 from fedjax_rec.federation.initial import init_private, init_transform_state
@@ -127,7 +128,14 @@ def run_round(
 
     Returns:
         the state after it, and what happened in it.
+
+    Raises:
+        ValueError: if the state is of other clients or items than the population, or does not fit.
     """
+    # Reads beyond a leaf's end would give the last client's, in silence.
+    check_clients(state, population.num_clients, "the population")
+    check_items(state, population.num_items, "the population")
+
     # Sample.
     cohort = draw_clients(rules, key, state, population)
     plan = plan_rounds(rules, population)

@@ -121,7 +121,8 @@ def event_of(algorithm: Algorithm, num_clients: int) -> RoundEvent | None:
         the event; None where no noise is added.
 
     Raises:
-        ValueError: if its sampler has no known event, or is for another number of clients.
+        ValueError: if its sampler has no known event, or is for another number of clients; if its rounds are not
+            those that `federate` made.
         ImportError: without dp-accounting, where there is noise.
 
     Example:
@@ -130,8 +131,13 @@ def event_of(algorithm: Algorithm, num_clients: int) -> RoundEvent | None:
         True
     """
     mechanism = algorithm.mechanism
-    if mechanism is None:
+    if mechanism is None or (mechanism.noise is None and not mechanism.client_noise > 0):
         return None
+    if mechanism.made_for != (algorithm.init, algorithm.round, algorithm.streaming):
+        raise ValueError(
+            "the algorithm's init, round or streaming was replaced after fr.federate made it, so that nothing is "
+            "known of what its rounds reveal; give federate what they should do, or leave out the noise"
+        )
     if mechanism.client_noise > 0:
         return message_event(mechanism.client_noise)
     noise = mechanism.noise
@@ -210,8 +216,11 @@ def _estimate(per_round: RoundEvent, num_events: int, delta: float) -> float:
         event = dp.PoissonSampledDpEvent(event.sampling_probability, gaussian)
     relation = _relation_of(per_round)
     accountant = dp.rdp.RdpAccountant(orders=_ORDERS, neighboring_relation=relation)
-    accountant.compose(dp.SelfComposedDpEvent(event, num_events))
-    return float(accountant.get_epsilon(delta))
+    try:
+        accountant.compose(dp.SelfComposedDpEvent(event, num_events))
+        return float(accountant.get_epsilon(delta))
+    except (ZeroDivisionError, OverflowError):  # the square of so little noise is no number
+        return math.inf
 
 
 def _accountant(per_round: RoundEvent, estimate: float) -> Any:

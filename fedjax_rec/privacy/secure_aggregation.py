@@ -201,5 +201,5 @@ def _sum_masked(aggregator: Aggregator, fixed: FixedPoint) -> Aggregator:
 
     noise = aggregator.noise  # of the same sum, in integers
     if noise is not None:
-        noise = noise._replace(made_for=(aggregator.weight, finish))
+        noise = noise._replace(made_for=(aggregator.weight, finish, noise.expected))
     return aggregator._replace(finish=finish, stacked=True, noise=noise)

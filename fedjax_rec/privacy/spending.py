@@ -20,6 +20,7 @@ RELEASED = (  # by a simulation, besides the model
     "which items there are",
     "popularity, the baseline",
     "the number of clients",
+    "other runs on the same users, such as those by which settings were chosen: each spends again",
 )
 PUBLIC_SEED = "whoever has the seed can take the noise off again"
 BY_EVENTS = "settings that follow from the number of events"

@@ -13,6 +13,7 @@ from fedjax_rec.runs.folders import read_json
 from fedjax_rec.runs.settings import BY_ALGORITHM, Settings
 
 NOT_REPEATED = ("out", "pause_exit_code")  # of a run: where it was written, and how its process ended
+_MOST_BYTES = 2**20  # of a file of settings, which may be a pipe or a device that never ends
 NO_SETTINGS = ("rules", "before_tuning")  # what config.json holds besides
 _FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 SEARCHABLE = tuple(name for name, field in _FIELDS.items() if field.metadata["group"] in BY_ALGORITHM)
@@ -57,8 +58,15 @@ def read_configuration(path: str | Path) -> dict[str, Any]:
             name: value for name, value in values.items() if value is not None and name not in NOT_REPEATED
         }
     try:
-        text = path.read_text(encoding="utf-8")
-        found = tomllib.loads(text)
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise ValueError(
+                f"{path} has more than {_MOST_BYTES:,} bytes, which no settings take; is it data?"
+            )
+        found = tomllib.loads(text.decode())
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise ValueError(f"{path} is no TOML: {problem}") from problem
     return _flat(found, str(path))

@@ -197,7 +197,8 @@ def _train(
     on_stage(f"compiling {settings.algorithm} for {clients:,} clients, {items:,} items")
     on_stage(_rule(settings))
     state, history = _select(settings, setup, key, on_block, stage_checkpoints("train"), resume, keep)
-    if history.stopped == "diverged" and (milder := at_lower_rate(settings)) is not None:
+    private = spending_after(settings, setup, 0) is not None
+    if history.stopped == "diverged" and (milder := at_lower_rate(settings, private=private)) is not None:
         on_stage(
             f"diverged in round {len(history.rounds.loss)} at learning_rate={settings.learning_rate:g}; once "
             f"more at {milder.learning_rate:g}"

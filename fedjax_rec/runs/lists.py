@@ -14,7 +14,7 @@ from fedjax_rec.data.heldout import heldout_events
 from fedjax_rec.engine.lane_steps import batch_shapes
 from fedjax_rec.evaluation.evaluation_points import after_fold_in
 from fedjax_rec.evaluation.recommend import top_k as best_items
-from fedjax_rec.runs.recommender import Recommender, hidden_items, split_of_arrays
+from fedjax_rec.runs.recommender import Recommender, as_id, hidden_items, split_of_arrays
 from fedjax_rec.runs.settings import FOLD_IN_EPOCHS
 
 BLOCK = 256  # users that are scored at once
@@ -42,7 +42,7 @@ def rows_of(model: Recommender, users: Sequence[Any] | np.ndarray) -> np.ndarray
     Raises:
         ValueError: naming the first user that the model does not know.
     """
-    rows = pd.Index(model.user_ids.astype(str)).get_indexer(pd.Index([str(user).strip() for user in users]))
+    rows = pd.Index(model.user_ids.astype(str)).get_indexer(pd.Index([as_id(user) for user in users]))
     if (rows < 0).any():
         unknown = str(users[int((rows < 0).argmax())])
         raise ValueError(
@@ -127,7 +127,7 @@ def with_new_user(
     Raises:
         ValueError: if the model knows none of the items, needs ratings and gets none, or cannot take new users.
     """
-    codes = pd.Index(model.item_ids.astype(str)).get_indexer(pd.Index([str(item).strip() for item in items]))
+    codes = pd.Index(model.item_ids.astype(str)).get_indexer(pd.Index([as_id(item) for item in items]))
     known, first = np.unique(codes[codes >= 0], return_index=True)
     if not len(known):
         raise ValueError(

@@ -26,6 +26,7 @@ _MOST = {
 }
 
 
+MAX_SEEDS = 10_000  # of one command
 _MOST_BY_TYPE = {int: 2**31 - 1, float: 3.4028235e38}  # what the devices hold
 
 

@@ -343,7 +343,7 @@ def top_k(model: Recommender, user: Any, k: int = 10, *, which: str | None = Non
     check_arguments(top_k, locals())
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    matches = np.flatnonzero(model.user_ids.astype(str) == _as_id(user))
+    matches = np.flatnonzero(model.user_ids.astype(str) == as_id(user))
     if not len(matches):
         raise ValueError(
             f"unknown user {user!r}; known are {len(model.user_ids):,}, such as {str(model.user_ids[0])!r}"
@@ -356,10 +356,21 @@ def top_k(model: Recommender, user: Any, k: int = 10, *, which: str | None = Non
     return [(model.item_ids[item].item(), float(score)) for item, score in pairs if item >= 0]
 
 
-def _as_id(user: Any) -> str:
-    """The text of an external id; a whole number is one whatever its type, as pandas makes floats of integers."""
-    is_whole = isinstance(user, float | np.floating) and float(user).is_integer()
-    return str(int(user) if is_whole else user)
+def as_id(given: Any) -> str:
+    """The text of an external id.
+
+    Args:
+        given: of a user or an item; a whole number is one whatever its type, as pandas makes floats of integers.
+
+    Returns:
+        the text.
+
+    Example:
+        >>> as_id(5.0), as_id("5 "), as_id(5.5)
+        ('5', '5', '5.5')
+    """
+    is_whole = isinstance(given, float | np.floating) and float(given).is_integer()
+    return str(int(given) if is_whole else given).strip()
 
 
 def score_user(model: Recommender, row: int) -> jax.Array:

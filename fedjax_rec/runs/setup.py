@@ -37,6 +37,8 @@ from fedjax_rec.training.checkpoints.manager import Checkpoints
 from fedjax_rec.training.checkpoints.store import find_latest
 from fedjax_rec.types import Algorithm, Key, State
 
+_SLACK = 1e-6  # of an epsilon, for rounding
+
 
 class Setup(NamedTuple):
     """What the settings make before anything is trained."""
@@ -118,21 +120,50 @@ def set_up(settings: Settings, on_stage: Callable[[str], Any], dataset: Dataset 
         stored=stored,
         by_events=settings_by_events(settings, size),
     )
-    spending = spending_after(settings, setup, cast("int", settings.rounds))
-    if spending is not None and math.isinf(spending.epsilon):
-        raise ParameterError(
-            f"{settings.rounds} rounds with noise_multiplier={settings.noise_multiplier} spend an epsilon of more "
-            f"than {MAX_EPSILON:g}, which hides nothing; raise {{noise_multiplier}}, or lower {{rounds}} or "
-            f"{{cohort}}"
-        )
+    _check_noise(settings, spending_after(settings, setup, cast("int", settings.rounds)))
     return setup
 
 
-def at_lower_rate(settings: Settings) -> Settings | None:
+def _check_noise(settings: Settings, spending: Spending | None) -> None:
+    """Refuse an algorithm of one's own that does not add the noise asked for, or whose own noise does not fit."""
+    if spending is None and settings.private:
+        raise ParameterError(
+            "{_algorithm} adds no noise, though it was given some; its factory must hand aggregator, sampler and "
+            "transform on to fr.federate; or leave out {target_epsilon} and {noise_multiplier}",
+            _algorithm=settings.algorithm,
+        )
+    if spending is None:
+        return
+    if math.isinf(spending.epsilon):
+        raise ParameterError(
+            f"{settings.rounds} rounds with noise_multiplier={spending.noise_multiplier:g} spend an epsilon of "
+            f"more than {MAX_EPSILON:g}, which hides nothing; raise {{noise_multiplier}}, or lower {{rounds}} or "
+            f"{{cohort}}"
+        )
+    if settings.target_epsilon is not None and spending.epsilon > settings.target_epsilon * (1 + _SLACK):
+        raise ParameterError(
+            "{_algorithm} adds less noise than it was given: {rounds} rounds spend epsilon {_epsilon:.6g}; its "
+            "factory must hand aggregator, sampler and transform on to fr.federate",
+            _algorithm=settings.algorithm,
+            rounds=settings.rounds,
+            _epsilon=spending.epsilon,
+        )
+    check_together(
+        {
+            RunFeature.NOISE: True,
+            RunFeature.CLIP: True,
+            RunFeature.REFIT: settings.refit or None,
+            RunFeature.TUNE: settings.tune,
+        }
+    )
+
+
+def at_lower_rate(settings: Settings, *, private: bool) -> Settings | None:
     """The settings with which a run that diverged is tried again, once.
 
     Args:
         settings: of the run that diverged, completed.
+        private: whether its algorithm adds noise.
 
     Returns:
         the same with a third of the clients' learning rate; None where there is none to lower, or where a
@@ -140,10 +171,10 @@ def at_lower_rate(settings: Settings) -> Settings | None:
 
     Example:
         >>> from fedjax_rec.runs.settings import complete
-        >>> round(at_lower_rate(complete(Settings(learning_rate=0.3))).learning_rate, 6)
+        >>> round(at_lower_rate(complete(Settings(learning_rate=0.3)), private=False).learning_rate, 6)
         0.1
     """
-    if not settings.learning_rate or settings.private:
+    if not settings.learning_rate or private:
         return None
     return dataclasses.replace(settings, learning_rate=settings.learning_rate / 3)
 

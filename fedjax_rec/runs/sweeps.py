@@ -24,9 +24,10 @@ from fedjax_rec.evaluation.protocol import protocol_id
 from fedjax_rec.runs.build import with_values
 from fedjax_rec.runs.folders import fill_folder, read_json, to_json_values
 from fedjax_rec.runs.inputs import with_absolute_paths
+from fedjax_rec.runs.ranges import MAX_SEEDS
 from fedjax_rec.runs.search_plan import TrialFactory, in_chunks, trials_of_grid
 from fedjax_rec.runs.settings import Settings, complete
-from fedjax_rec.runs.setup import Setup, set_up
+from fedjax_rec.runs.setup import Setup, set_up, spending_after
 from fedjax_rec.training.halving import KEPT, ranked, rungs_of
 from fedjax_rec.training.search_spaces import TrialSettings
 from fedjax_rec.training.sweep import Trial, sweep
@@ -103,8 +104,10 @@ def ask(
     rounds = entry.rounds if budget is None else budget
     if rounds < 1:
         raise ParameterError("{budget} must be at least 1 round, not {value}", value=rounds)
-    if seeds < 1:
-        raise ParameterError("{seeds} must be at least 1, not {value}", value=seeds)
+    if not 1 <= seeds <= MAX_SEEDS:
+        raise ParameterError(
+            "{seeds} must be at least 1, and at most {most:,}, not {value:,}", most=MAX_SEEDS, value=seeds
+        )
     often = settings.eval_every or min(entry.eval_every, max(1, rounds // _FEWEST_VALIDATIONS))
     settings = dataclasses.replace(settings, rounds=rounds, eval_every=often)
     check_together(
@@ -175,6 +178,8 @@ def run_sweep(
     base = complete(asked.settings)
     on_stage(f"reading {base.dataset}")
     setup = set_up(base, on_stage)
+    if spending_after(base, setup, 0) is not None:  # of an algorithm that adds noise by itself
+        check_together({RunFeature.SWEEP: True, RunFeature.NOISE: True, RunFeature.CLIP: True})
     if setup.stored is not None:
         check_together({RunFeature.SWEEP: True, RunFeature.STORE: base.dataset})
     identity = _identity(asked, protocol_id(setup.protocol), setup.protocol.selection)

@@ -293,7 +293,7 @@ def gaussian(
     def finish(totals: Totals) -> Server:
         return jax.tree.map(lambda x: x / expected, inner.finish(totals))
 
-    made_for = (inner.weight, finish)
+    made_for = (inner.weight, finish, expected)
     return inner._replace(
         finish=finish, noise=ServerNoise(norm, noise_multiplier, expected, made_for, mixing)
     )

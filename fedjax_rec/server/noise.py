@@ -27,7 +27,7 @@ def draw_noise(noise: ServerNoise, key: Key, round_: jax.Array, aggregate: Serve
         float32 numbers in the aggregate's structure.
 
     Example:
-        >>> noise, aggregate = ServerNoise(1.0, 0.0, 4.0, made_for=(sum, sum)), Server(jnp.ones(2), None)
+        >>> noise, aggregate = ServerNoise(1.0, 0.0, 4.0, made_for=(sum, sum, 4.0)), Server(jnp.ones(2), None)
         >>> draw_noise(noise, jax.random.key(0), jnp.int32(0), aggregate).shared.shape
         (2,)
     """

@@ -57,10 +57,15 @@ def check_sound(
     bands = bands_of(noise.mixing)
     # What was made of a private sum afterwards is none: how far a client moves other functions is not known.
     features = {**features_of(aggregator), Feature.STACKED: None}
-    weight, finish = noise.made_for
+    weight, finish, expected = noise.made_for
     features |= {Feature.BY_EXAMPLES: aggregator.weight is not weight}
     features |= {Feature.BY_COUNT: aggregator.finish is not finish}
     check_together({Feature.GAUSSIAN_SUM: True, **features})
+    if noise.expected != expected:
+        raise ValueError(
+            f"the sum is divided by {expected:g} and its noise by {noise.expected:g}, so that it is not what the "
+            "noise multiplier says; make it anew with aggregators.gaussian"
+        )
     if noise.sampler is not None and (type(sampler), sampler) != (type(noise.sampler), noise.sampler):
         raise ValueError(
             f"the noise was chosen for cohorts of {noise.sampler}, and hides less or more of those of {sampler}; "

@@ -7,6 +7,7 @@ import pytest
 from fedjax_rec.algorithms.own import adopt
 from fedjax_rec.cli.main import build_parser, main
 from fedjax_rec.cli.run import values_of_run
+from fedjax_rec.cli.several_runs import spent_together
 from fedjax_rec.runs.configuration import command_of, read_configuration, repeating
 from fedjax_rec.runs.settings import Settings
 
@@ -56,6 +57,8 @@ def test_flags_go_over_a_file(folder, capsys):
     for text, words in (
         ("round = 1", "unknown setting 'round'; did you mean 'rounds'"),
         ("a b", "is no TOML"),
+        ("a = " + "[" * 100_000, "is nested too deeply"),
+        ("#" * (2**20 + 1), "more than 1,048,576 bytes"),
         ("dim = 2\n[model]\ndim = 4", "dim is set twice"),
         ("algorithm = 3", "algorithm must be a name, or a list of names, not 3"),
     ):
@@ -125,6 +128,18 @@ def test_several_runs_and_their_repetition(folder, capsys):
     assert losses[0] == losses[1]
 
 
+def test_private_runs_of_one_command_add_up(tmp_path):
+    """They are about the same users; a run without noise spends nothing."""
+    runs = {"a": {"epsilon": 4.0, "delta": 1e-4}, "b": {"epsilon": 1.5, "delta": 1e-4}, "c": None}
+    for name, privacy in runs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps({"privacy": privacy}))
+    (line,) = spent_together([tmp_path / name for name in runs])
+    assert "epsilon of each run: 4.000, 1.500;" in line
+    assert "up to 5.500 at delta 2.00e-04 to whoever has all 2 models" in line
+    assert spent_together([tmp_path / "a", tmp_path / "c"]) == []
+
+
 def test_algorithms_one_by_one(folder, capsys):
     """A flag for each is the same as commas; none runs twice, and none runs if a folder is taken."""
     assert values("--algorithm", "fedmf", "--algorithm=fedals") == {"algorithm": "fedmf,fedals"}
@@ -150,7 +165,8 @@ def test_every_algorithm_is_checked_before_the_first_one_runs(folder, capsys):
     """A setting that the second one has not ends the command."""
     arguments = ["run", "--dataset", "events.csv", "--algorithm", "fedmf,fedals", "--learning-rate", "1"]
     assert "fedals has no learning_rate" in refuse(arguments, capsys)
-    assert "--seeds must be at least 1" in refuse([*arguments[:3], "--seeds", "0"], capsys)
+    for seeds in ("0", "99999999999"):
+        assert "--seeds must be at least 1, and at most" in refuse([*arguments[:3], "--seeds", seeds], capsys)
     assert [path.name for path in folder.iterdir()] == ["events.csv"]
 
 

@@ -139,6 +139,7 @@ def test_a_finished_sweep_is_printed_again_and_another_one_refused(folder, event
         (["--set", "dim=1,2,3", "--budget", "1", "--halving"], "--budget=1 is less than the 2 rungs of 3"),
         (["--set", "dim=1", "--budget", "0"], "--budget must be at least 1"),
         (["--set", "dim=1", "--seeds", "0"], "--seeds must be at least 1"),
+        (["--set", "dim=1", "--seeds", "99999999999"], "and at most 10,000"),
         (["--set", "dim=1", "--evaluation-point", "local"], "leave out --evaluation-point"),
     ],
 )

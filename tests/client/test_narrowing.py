@@ -94,3 +94,9 @@ def test_more_rounds_than_are_counted():
     """The round is a number of 32 bits."""
     with pytest.raises(ValueError, match=r"below 2\^31"):
         fr.simulate(fr.fedmf(dim=2), tiny_population(), rounds=2**31)
+
+
+def test_item_codes_are_whole_numbers():
+    """Halves would be cut off, and whole floats are more likely ids than codes."""
+    with pytest.raises(ValueError, match=r"items must be whole numbers, codes of 0\.\.2, not float"):
+        fr.Population.from_arrays({"items": np.array([0.5, 1.0])}, np.array([2]), num_items=3)

@@ -43,7 +43,12 @@ def test_another_kind_of_key_by_default():
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("JAX_ENABLE_X64", "1"), ("JAX_DISABLE_JIT", "1"), ("JAX_NUMPY_DTYPE_PROMOTION", "strict")],
+    [
+        ("JAX_ENABLE_X64", "1"),
+        ("JAX_DISABLE_JIT", "1"),
+        ("JAX_NUMPY_DTYPE_PROMOTION", "strict"),
+        ("JAX_THREEFRY_PARTITIONABLE", "0"),
+    ],
 )
 def test_what_changes_the_rounds_is_refused(variable, value):
     """In one line, before anything is computed, which names the variable."""

@@ -47,6 +47,8 @@ def test_states_and_splits(other):
                 client_update(algorithm, KEY, state, population, 0)
             with pytest.raises(ValueError, match="the state holds"):
                 upload_of(algorithm, population, state)
+            with pytest.raises(ValueError, match="the state holds"):
+                jax.eval_shape(algorithm.round, KEY, state, population)
 
 
 @pytest.mark.parametrize("other", [*OTHERS.values(), RENAMED], ids=[*OTHERS, "other names"])
@@ -113,3 +115,10 @@ def test_fitted_models_and_splits():
     stranger = SPLIT._replace(user_ids=np.array([f"x{user}" for user in range(30)]))
     with pytest.raises(ValueError, match="has users that 'synthetic' does not have"):
         truth_of(fr.data.synthetic(30, 90), stranger)
+
+
+def test_states_of_other_algorithms():
+    """Leaves of other names are told, not looked for."""
+    state = _state(fr.fedmf(dim=2), SPLIT)
+    with pytest.raises(ValueError, match="the state is not that of this algorithm"):
+        fr.make_evaluator(fr.fedncf(dim=2), SPLIT)(state)

@@ -133,6 +133,10 @@ def _noisy(**settings):
     return aggregators.gaussian(**({"noise_multiplier": 1.0, "norm": 1.0, "expected": 9.0} | settings))
 
 
+def _with_smaller_noise(rule):
+    return rule._replace(noise=rule.noise._replace(expected=900.0))
+
+
 REFUSED = {
     "noise without a clip": (lambda: fr.fedmf(aggregator=_noisy()), "without a bound; give transform="),
     "a wider clip": (
@@ -198,6 +202,10 @@ REFUSED = {
     "a budget that hides nothing": (
         lambda: dp_fedavg(100, cohort=9, rounds=1, clip=1.0, delta=1e-3, target_epsilon=1e6),
         "at most 100, beyond which nothing is hidden",
+    ),
+    "a sum whose noise is divided by more": (
+        lambda: fr.fedmf(aggregator=_with_smaller_noise(_noisy()), transform=transforms.clip(1.0)),
+        "so that it is not what the noise multiplier says",
     ),
     "no number": (lambda: _noisy(norm=float("nan")), "norm=nan is out of range"),
     "too many clients": (

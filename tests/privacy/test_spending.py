@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fedjax_rec as fr
+from fedjax_rec.algorithms.own import adopt
 from fedjax_rec.attacks.adversary import colluding
 from fedjax_rec.attacks.byzantine import attacked, ipm
 from fedjax_rec.attacks.fedrecattack import fedrecattack
@@ -24,6 +25,7 @@ from fedjax_rec.privacy.secure_aggregation import clip_to_grid, secure_sum
 from fedjax_rec.privacy.spending import BY_EVENTS, Spending, spending_of
 from fedjax_rec.runs.settings import Settings, complete
 from fedjax_rec.runs.setup import set_up, spending_after
+from fedjax_rec.runs.sweeps import ask, run_sweep
 from fedjax_rec.samplers.data_independent import Poisson, everyone, poisson, uniform
 from fedjax_rec.server.aggregators import by_examples, gaussian, mean_of_touchers, uniform_weight
 from fedjax_rec.server.fairness import agnostic
@@ -257,7 +259,7 @@ def test_noise_hides_nothing_that_everything_starts_from(private):
 def test_weak_noise_is_refused_in_a_moment():
     """Where epsilon is beyond 100 nobody counts on, for minutes and gigabytes."""
     sampler = poisson_sampler(943, 94, 400, 1e-4)
-    for multiplier in (0.1, 0.05, 1e-9):
+    for multiplier in (0.1, 0.05, 1e-9, 1e-200):
         assert math.isinf(epsilon_of(round_event(sampler, multiplier, 943), 400, 1e-4))
     assert 60 < epsilon_of(round_event(everyone(), 0.22, 943), 4, 1e-4) <= 100
 
@@ -343,3 +345,50 @@ def test_what_follows_from_the_number_of_events_is_not_covered():
         told = f"{BY_EVENTS}: regularisation"
         assert (told in spent.not_covered) is named
         assert set_up(setup.settings, str).by_events == setup.by_events
+
+
+def _wastes_noise(
+    *, dim: int = 2, aggregator="sum", sampler=None, transform=None, **federation
+) -> fr.types.Algorithm:
+    """Takes what makes a run private, and hands it on to nobody."""
+    del aggregator, sampler, transform
+    return fr.fedmf(dim=dim, **federation)
+
+
+def _lowers_noise(*, dim: int = 2, aggregator="sum", **federation) -> fr.types.Algorithm:
+    lower = aggregator._replace(noise=aggregator.noise._replace(multiplier=aggregator.noise.multiplier * 0.9))
+    return fr.fedmf(dim=dim, aggregator=lower, **federation)
+
+
+def _adds_noise(*, dim: int = 2) -> fr.types.Algorithm:
+    """Hides its clients by itself, whatever the settings say."""
+    private = dp_fedavg(1000, cohort=100, rounds=2, clip=0.5, delta=5e-4, noise_multiplier=4.0)
+    return fr.fedmf(dim=dim, **private.federation)
+
+
+@pytest.mark.parametrize(
+    ("factory", "settings", "told"),
+    [
+        (_wastes_noise, {"clip": 0.5, "target_epsilon": 4.0}, "adds no noise, though it was given some"),
+        (_lowers_noise, {"clip": 0.5, "target_epsilon": 4.0}, "adds less noise than it was given"),
+        (_adds_noise, {"refit": True}, "would train twice on the same users"),
+        (_adds_noise, {"tune": 2}, "would train on the same users again and again"),
+    ],
+)
+def test_a_run_is_private_as_its_algorithm_is(factory, settings, told):
+    with pytest.raises(ValueError, match=told):
+        set_up(complete(Settings(algorithm=adopt(factory), rounds=2, **settings)), str)
+
+
+def test_a_sweep_of_an_algorithm_that_adds_noise_by_itself(tmp_path):
+    asked = ask(Settings(algorithm=adopt(_adds_noise)), {"dim": [2, 3]}, seeds=1, budget=2, halving=False)
+    with pytest.raises(ValueError, match="spend each time"):
+        run_sweep(asked, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["init", "round", "streaming"])
+def test_rounds_that_were_replaced(name):
+    """What stands beside them tells of others, which may hide nobody."""
+    replaced = _adds_noise()._replace(**{name: getattr(fr.fedmf(dim=2), name)})
+    with pytest.raises(ValueError, match="was replaced after"):
+        spending_of(replaced, 1000, 2, 5e-4)

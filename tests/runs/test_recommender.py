@@ -12,6 +12,7 @@ import fedjax_rec as fr
 from fedjax_rec.algorithms.registry import ENTRIES, accepted
 from fedjax_rec.runs.build import make_algorithm
 from fedjax_rec.runs.experiment import run_experiment
+from fedjax_rec.runs.lists import rows_of
 from fedjax_rec.runs.recommender import model_arrays, read_model
 from fedjax_rec.runs.settings import Settings
 from fedjax_rec.testing import tiny_population
@@ -149,3 +150,11 @@ def test_another_width_is_refused(run):
     outcome, _, arrays = run
     with pytest.raises(ValueError, match=r"must be float32\[40, 3\], not float32\[40, 2\]"):
         read_model(dataclasses.replace(outcome.settings, dim=3), arrays)
+
+
+def test_whole_numbers_are_ids_whatever_their_type(run):
+    """pandas makes floats of integers where one of a column is missing."""
+    _, model, _ = run
+    numbered = model._replace(split=model.split._replace(user_ids=np.arange(40)))
+    assert rows_of(numbered, [5.0, "7", np.float32(9)]).tolist() == [5, 7, 9]
+    assert fr.top_k(numbered, 5.0, 3) == fr.top_k(numbered, 5, 3)
