@@ -96,7 +96,9 @@ def defaults_of(name: str) -> dict[str, Any]:
         value by setting.
     """
     variant = VARIANTS[name]
-    return accepted(variant.algorithm) | sized_defaults(variant.algorithm, SIZE) | variant.fixed
+    own = {setting: value for setting, value in accepted(variant.algorithm).items() if value is not None}
+    # numbers of the factory, which the trials are made by, go first
+    return accepted(variant.algorithm) | sized_defaults(variant.algorithm, SIZE) | own | variant.fixed
 
 
 def trials_of(name: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
