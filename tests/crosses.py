@@ -14,7 +14,7 @@ def crossed(*axes: Sequence[Any]) -> list[Any]:
 
     Example:
         >>> [cell.values for cell in crossed("ab", [1, 2, 3]) if not cell.marks]
-        [('a', 1), ('b', 2), ('a', 3)]
+        [('a', 1), ('a', 3), ('b', 2)]
     """
     longest = max(map(len, axes))
     diagonal = {tuple(turn % len(axis) for axis in axes) for turn in range(longest)}

@@ -386,12 +386,10 @@ def sized_names(settings: Settings) -> set[str]:
         (['dim', 'learning_rate', 'num_negatives'], set())
     """
     usual = {"loss": "bce", "local_optimizer": "sgd", "aggregator": "sum", "server_optimizer": "fedavg"}
-    others = any(getattr(settings, name) not in (None, value) for name, value in usual.items())
-    if settings.private or others:
+    if settings.private or any(getattr(settings, name) not in (None, value) for name, value in usual.items()):
         return set()
     known = accepted(settings.algorithm)
-    named = sized_defaults(settings.algorithm, Size(1, 1, 1))
-    return {name for name in named if known[name] is not None}
+    return {name for name in sized_defaults(settings.algorithm, Size(1, 1, 1)) if known[name] is not None}
 
 
 def without_size(settings: Settings) -> Settings:
