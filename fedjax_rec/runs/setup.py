@@ -236,8 +236,13 @@ def key_of(settings: Settings, checkpoint: Checkpoints | None) -> Key | int:
     latest = None if checkpoint is None else find_latest(Path(checkpoint.folder) / "train")
     if latest is None or latest.path is None:
         return secret_key()
-    words = np.array(latest.meta["custom_metadata"]["key"], np.uint32)
-    return jax.random.wrap_key_data(jax.numpy.asarray(words), impl="threefry2x32")
+    written = latest.meta.get("custom_metadata")
+    words = written.get("key") if isinstance(written, dict) else None
+    if not (
+        isinstance(words, list) and len(words) == 2 and all(type(x) is int and 0 <= x < 2**32 for x in words)
+    ):
+        raise ValueError(f"{latest.path} holds no key of a run with secret noise; remove that folder")
+    return jax.random.wrap_key_data(jax.numpy.asarray(words, np.uint32), impl="threefry2x32")
 
 
 def merge_validation_of(settings: Settings, setup: Setup) -> Setup:

@@ -32,6 +32,7 @@ from fedjax_rec.server.fairness import agnostic
 from fedjax_rec.server.noise import draw_noise
 from fedjax_rec.testing import tiny_population
 from fedjax_rec.training.checkpoints.manager import Checkpoints
+from fedjax_rec.training.checkpoints.seal import seal
 from fedjax_rec.transforms.chaining import chain
 from fedjax_rec.transforms.clipping import add_noise, clip
 
@@ -312,6 +313,16 @@ def test_a_secret_seed_stays_secret(tmp_path, capsys):
     result = json.loads((tmp_path / "one" / "result.json").read_text())
     assert (result["rounds"], result["privacy"]["capacity"]) == (3, public["capacity"])
     assert result["privacy"]["epsilon"] > public["epsilon"]
+
+    # A key that somebody else wrote there.
+    newest = max(train.glob("round-*"))
+    meta = json.loads((newest / "meta.json").read_text())
+    meta["custom_metadata"]["key"] = ["x", -1]
+    (newest / "meta.json").write_text(json.dumps(meta))
+    seal(newest)
+    with pytest.raises(SystemExit, match="2"):
+        main(["resume", str(tmp_path / "one"), "--rounds", "4"])
+    assert "holds no key of a run with secret noise" in capsys.readouterr().err
 
 
 def test_a_key_stands_in_checkpoints_that_only_their_owner_reads(tmp_path, private):

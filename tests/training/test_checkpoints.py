@@ -33,6 +33,7 @@ from fedjax_rec.locks import LOCK_FILE, lock_folder
 from fedjax_rec.runs.resume import stored_settings
 from fedjax_rec.training.checkpoints.leaves import describe_leaves, digest, from_arrays, to_arrays
 from fedjax_rec.training.checkpoints.manager import Checkpoints, Paused
+from fedjax_rec.training.checkpoints.meta import check_run, read_meta
 from fedjax_rec.training.checkpoints.seal import SEAL, find_damage, list_files, seal
 from fedjax_rec.training.checkpoints.signals import catch_stop_signals
 from fedjax_rec.training.checkpoints.store import SCHEMA, find_latest, list_checkpoints, write_checkpoint
@@ -318,6 +319,7 @@ def _set(values, path, value):
         ("run.evaluations", [[1, {"a": "b"}]], "run.evaluations are no numbers"),
         ("must_match", [], "must_match is no dict"),
         ("program", 5, "program is no str"),
+        ("values", None, "values is no str"),
     ],
 )
 def test_a_forged_run_is_refused(half, path, value, message):
@@ -329,6 +331,18 @@ def test_a_forged_run_is_refused(half, path, value, message):
     seal(newest)
     with pytest.raises(ValueError, match=f"cannot go on from .*{newest.name}: in its meta.json .*{message}"):
         run(workload(real=False), half)
+
+
+def test_whatever_a_checkpoint_lacks_is_refused(half):
+    """All that is written is asked for by name before it is read."""
+    meta = read_meta(list_checkpoints(half)[0] / "meta.json")
+    needed = [
+        name for name in meta if name not in ("round", "digest", "leaves", "schema")
+    ]  # looked at before
+    assert {"values", "plan", "run"} < set(needed)
+    for lacking in needed:
+        with pytest.raises(ValueError, match=f"{lacking} is missing"):
+            check_run({name: value for name, value in meta.items() if name != lacking})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,14 @@ from fedjax_rec.types import RoundInfo
 Meta = dict[str, Any]  # what meta.json holds
 _LEAF = {"name": str, "shape": list, "dtype": str}
 _RUN = {"evaluations": list, "best": dict, "first_round": int, "stopped": str, "seconds": dict}
-_IDENTITY = {"must_match": dict, "plan": dict, "program": str, "versions": dict, "custom_metadata": dict}
+_IDENTITY = {
+    "must_match": dict,
+    "plan": dict,
+    "values": str,
+    "program": str,
+    "versions": dict,
+    "custom_metadata": dict,
+}
 _BEST = {"value": float, "round": int, "has_state": bool}
 _SECONDS = {"all": float, "train": float, "compile": float}
 _MOST_DIMENSIONS = 32  # of an array
