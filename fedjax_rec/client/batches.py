@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from fedjax_rec.client.population import Population, contains
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.rows.permutation import domain, permute_index, shuffle_index
+from fedjax_rec.rows.tables import read_rows, set_rows
 from fedjax_rec.types import Batch, Client, LocalBatches
 
 
@@ -97,11 +98,7 @@ def rated(batch_size: int = 64) -> LocalBatches:
         ids = _own_items(client, population, index)
         mask = (ids < population.num_items).astype(jnp.float32)
         position = client.offset + _shuffled(client, population, index)
-        rating = (
-            population.examples["ratings"]
-            .at[position]
-            .get(mode="fill", wrap_negative_indices=False, fill_value=0)
-        )
+        rating = read_rows(population.examples["ratings"], position)
         return Batch(ids, {"rating": rating * mask, "mask": mask})
 
     return LocalBatches(num_batches, batch)
@@ -115,9 +112,7 @@ def _shuffled(client: Client, population: Population, index: jax.Array) -> jax.A
 def _own_items(client: Client, population: Population, index: jax.Array) -> jax.Array:
     """The client's items at some indices of this round's order, int32[n]; I beyond its examples."""
     position = client.offset + _shuffled(client, population, index)
-    items = (
-        population.examples["items"].at[position].get(mode="fill", wrap_negative_indices=False, fill_value=0)
-    )
+    items = read_rows(population.examples["items"], position)
     return jnp.where(index < client.num_examples, items, population.num_items)
 
 
@@ -174,8 +169,8 @@ def catalogue(num_negatives: int = 4) -> LocalBatches:
         draws = jnp.arange(min(domain(items), longest * num_negatives))
         negatives = _negatives(client, population, draws, num_negatives)
         # and what they are, by item [I]
-        label = jnp.zeros(items).at[own].set(1.0, mode="drop", wrap_negative_indices=False)
-        mask = label.at[negatives].set(1.0, mode="drop", wrap_negative_indices=False)
+        label = set_rows(jnp.zeros(items), own, 1.0)
+        mask = set_rows(label, negatives, 1.0)
         ids = jnp.arange(items)
         return Batch(ids, {"label": label, "mask": mask, "order": _random_ranks(client.key, mask)})
 
@@ -200,11 +195,7 @@ def mini_batches(batch: Batch, size: int) -> Callable[[jax.Array], jax.Array]:
     """
     empty = batch.ids.shape[0]
     # `order` is one to one on the examples, so that inverting it needs no sort
-    ordered = (
-        jnp.full(empty, empty)
-        .at[batch.data["order"]]
-        .set(jnp.arange(empty), mode="drop", wrap_negative_indices=False)
-    )
+    ordered = set_rows(jnp.full(empty, empty), batch.data["order"], jnp.arange(empty))
     examples = batch.data["mask"].sum().astype(jnp.int32)
 
     def items(number: jax.Array) -> jax.Array:
@@ -247,9 +238,9 @@ def _random_ranks(key: jax.Array, mask: jax.Array) -> jax.Array:
     # all items in a random order; not by the negatives' key, else they would be trained in the order of drawing
     sequence = permute_index(key ^ jnp.uint32(0x5BD1E995), jnp.arange(domain(size)), size)
     # along it the examples are counted, and each rank is written where its item stands
-    is_example = mask.at[sequence].get(mode="fill", wrap_negative_indices=False, fill_value=0) > 0
+    is_example = read_rows(mask, sequence) > 0
     ranks = jnp.where(is_example, jnp.cumsum(is_example) - 1, size)
-    return jnp.full(size, size).at[sequence].set(ranks, mode="drop", wrap_negative_indices=False)
+    return set_rows(jnp.full(size, size), sequence, ranks)
 
 
 def in_order(batch_size: int = 64) -> LocalBatches:
@@ -278,7 +269,7 @@ def in_order(batch_size: int = 64) -> LocalBatches:
         ids = items.at[position].get(
             mode="fill", wrap_negative_indices=False, fill_value=population.num_items
         )
-        rating = ratings.at[position].get(mode="fill", wrap_negative_indices=False, fill_value=0)
+        rating = read_rows(ratings, position)
         return Batch(ids, {"rating": rating, "mask": is_example.astype(jnp.float32)})
 
     return LocalBatches(num_batches, batch)

@@ -6,7 +6,7 @@ one of several clients) passes the same two modes. No id counts from the end: a 
 program has the three operations per access that would turn it round.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -87,13 +87,13 @@ def add_rows(tables: Tree, ids: jax.Array, rows: Tree) -> Tree:
     return jax.tree.map(lambda t, r: t.at[ids].add(r, mode="drop", wrap_negative_indices=False), tables, rows)
 
 
-def set_rows(tables: Tree, ids: jax.Array, rows: Tree) -> Tree:
+def set_rows(tables: Tree, ids: jax.Array, rows: Any) -> Tree:
     """Write rows; an empty slot is dropped.
 
     Args:
         tables: leaves [I, ...].
         ids: int32[n], row ids, each at most once, `I` for an empty slot.
-        rows: leaves [n, ...], what to write.
+        rows: leaves [n, ...], what to write, or numbers for all.
 
     Returns:
         leaves [I, ...].
