@@ -143,7 +143,7 @@ def test_a_local_model_gets_chance_and_sings_when_training_leaks():
     """The leak detector: at chance when clean; with paper-leaky the held-out item alone is never pushed down."""
     split = synthetic_split()
     train = make_local_trainer(split)
-    for rounds in (5, 20):
+    for rounds in (5, 20, 60):
         check_local_only(train("train", rounds), split)
         with pytest.raises(AssertionError, match="chance"):
             check_local_only(train("paper-leaky", rounds), split)

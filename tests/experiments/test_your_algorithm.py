@@ -26,7 +26,7 @@ def make(**federation):
 @pytest.mark.parametrize("law", LAWS)
 def test_law(law, population):
     """A law holds for the skeleton."""
-    (LAWS | BRIEF)[law](make, population)
+    (LAWS | {"mesh": BRIEF["mesh"]})[law](make, population)
 
 
 def test_learns():

@@ -81,7 +81,7 @@ def train(algorithm, data, rounds=4, **options):
     [
         ("plain", 24, 1, 2**24),
         ("plain", 4, 1, 0),
-        pytest.param("plain", 8, 2, 0, marks=pytest.mark.thorough("the next has these chunks and devices")),
+        pytest.param("plain", 8, 2, 0, marks=pytest.mark.thorough("others have these chunks and devices")),
         ("own tables", 8, 2, 0),
         pytest.param(
             "losses", 8, 2, 0, marks=pytest.mark.thorough("chunks of them: federation/test_streaming")
@@ -90,6 +90,10 @@ def train(algorithm, data, rounds=4, **options):
         ("private", 5, 1, 0),
         ("ratings", 5, 1, 0),
         ("attackers", 5, 1, 0),
+        *(
+            pytest.param(name, 8, 2, 0, marks=pytest.mark.thorough("others have these chunks and devices"))
+            for name in ("private", "ratings", "attackers")
+        ),
     ],
 )
 def test_training_from_a_store_is_training_in_memory(folder, monkeypatch, name, size, devices, cells):

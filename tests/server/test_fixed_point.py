@@ -48,9 +48,7 @@ def test_fixed_point_cannot_wrap(capacity, limit):
     [
         ("bce", 1),
         ("bpr", 2),
-        pytest.param(
-            "mse", 1, marks=pytest.mark.thorough("bce has its lanes, and one loss more tells nothing")
-        ),
+        pytest.param("mse", 1, marks=pytest.mark.thorough("bce trains on lanes, too")),
     ],
 )
 def test_fixed_point_has_equal_bits(population, loss, epochs):
@@ -59,8 +57,7 @@ def test_fixed_point_has_equal_bits(population, loss, epochs):
     ids = np.arange(population.num_clients)
     small = SMALL | {"learning_rate": 0.02}
     states = []
-    shuffled = (rng.permutation(ids), ids[::-1])
-    for devices, order in ((1, ids), (2, ids), (8, ids), (1, shuffled[0]), (8, shuffled[1])):
+    for devices, order in ((1, ids), (2, ids), (4, ids), (8, ids), (1, rng.permutation(ids)), (8, ids[::-1])):
         algorithm = fr.fedmf(
             **small,
             sampler=fixed(order),
