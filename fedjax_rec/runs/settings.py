@@ -5,7 +5,7 @@ from typing import Any
 
 from fedjax_rec.algorithms.registry import REQUIRED, accepted, entry_of, sized_defaults
 from fedjax_rec.compatibility import Feature, Features, RunFeature, check_together
-from fedjax_rec.data.defaults import Size
+from fedjax_rec.data.defaults import CEILING, PATIENCE_SHARE, Size
 from fedjax_rec.data.duplicates import KEEP
 from fedjax_rec.data.heldout import POSITIVES
 from fedjax_rec.data.order import ORDERS
@@ -28,9 +28,7 @@ FAIR = (
     "q-fedavg"  # the aggregator that needs the clients' learning rate, and so has no place in `AGGREGATORS`
 )
 DRAWS = ("uniform", "size-capped", "loss-proportional")
-PATIENCE_SHARE = 0.25  # of a run that trains until it has converged
-_PART = "quarter"  # the same in words
-CEILING = 25  # rounds of such a run, in units of the algorithm's least number
+_PART = "quarter"  # `PATIENCE_SHARE` in words
 MAX_SECONDS = 480
 BY_ALGORITHM = ("model", "client", "server")  # groups whose settings are the algorithm's own unless given
 
@@ -249,7 +247,9 @@ class Settings:
     target: float | None = _setting(None, "stop at this validation ndcg@10", "run")
     patience: int | None = _setting(None, "stop after so many rounds without a better one", "run")
     max_seconds: float | None = _setting(
-        None, f"stop after so much wall-clock time; without --rounds {MAX_SECONDS}", "run"
+        None,
+        f"stop after so much wall-clock time; without --rounds {MAX_SECONDS}, half of it before a --refit",
+        "run",
     )
     checkpoint_every: int | None = _setting(
         None,
@@ -444,7 +444,8 @@ def complete(settings: Settings) -> Settings:
     check_taken(vars(settings), settings.own_options(), known)
     own |= {"rounds": entry.rounds, "eval_every": entry.eval_every}
     if settings.rounds is None and not settings.private:
-        own |= {"rounds": CEILING * entry.rounds, "min_rounds": entry.rounds, "max_seconds": MAX_SECONDS}
+        seconds = MAX_SECONDS / 2 if settings.refit else MAX_SECONDS  # a refit takes as long again
+        own |= {"rounds": CEILING * entry.rounds, "min_rounds": entry.rounds, "max_seconds": seconds}
         own |= {"patience_share": PATIENCE_SHARE} if settings.patience is None else {}
     missing = {name: value for name, value in own.items() if getattr(settings, name) is None}
     return dataclasses.replace(settings, **missing)

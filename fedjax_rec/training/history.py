@@ -1,6 +1,5 @@
 """When a run stops, what it says on the way, and what is known of it afterwards."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
+from fedjax_rec.data.defaults import patience_ends_at
 from fedjax_rec.evaluation.metrics import KS, METRIC_NAME, RankLike, metrics_from_ranks, user_metric
 from fedjax_rec.evaluation.pair_metrics import PAIR_METRICS
 from fedjax_rec.types import Algorithm, Plan, RoundInfo, State
@@ -49,7 +49,7 @@ class Stop(NamedTuple):
         if self.patience is not None:
             ends.append(best_round + self.patience)
         if self.patience_share is not None:
-            ends.append(math.ceil(best_round / (1 - self.patience_share)))
+            ends.append(patience_ends_at(best_round, self.patience_share))
         return max(self.min_rounds, *ends) if ends else None
 
 
