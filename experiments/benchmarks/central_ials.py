@@ -94,7 +94,7 @@ def settings_of(text: str) -> Settings:
     """Read DATA=FLAG:VALUE,..."""
     name, _, flags = text.partition("=")
     pairs: dict[str, Any] = dict(flag.split(":") for flag in flags.split(",") if flag)
-    given = {flag: int(value) if value.isdigit() else value for flag, value in pairs.items()}
+    given: dict[str, Any] = {flag: int(value) if value.isdigit() else value for flag, value in pairs.items()}
     return complete(dataclasses.replace(Settings(dataset=name), **given))
 
 
