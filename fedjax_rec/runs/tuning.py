@@ -60,7 +60,7 @@ def tune(settings: Settings, setup: Setup, protocol: Protocol, on_stage: Callabl
     fixed = ("learning_rate",) if settings.aggregator == FAIR else ()
     trials = trials_of(
         settings.algorithm,
-        setup.split.size,
+        setup.split.size._replace(cohort=settings.cohort),
         flags | settings.own_options(),
         count,
         seed=settings.seed,

@@ -10,7 +10,7 @@ drawn around the defaults, and the best is taken: as a federated run is tuned.
 
 A method that improves sweep by sweep (iALS) then has its number of epochs chosen on validation, as a federated run
 selects its round: the best epoch so far, until a share of the epochs so far brought nothing better. A fixed number
-would compare the luck of two numbers of sweeps.
+would compare the luck of two numbers of sweeps. Settings that won at a small width must win at the final one, too.
 
 With `refit` the chosen settings are then fit on train + validation.
 """
@@ -213,13 +213,15 @@ def _run(
     on_stage: OnStage,
 ) -> BaselineResult:
     started = time.perf_counter()
-    settings = method_settings(name, validation.split, changes)
+    default = settings = method_settings(name, validation.split, changes)
     trials: tuple[BaselineTrial, ...] = ()
     has_trials = METHODS[name].space if tune else METHODS[name].trials
     if not changes and has_trials and validation.has_items:
         settings, trials = _choose(name, validation, settings, seed, selection, tune, on_stage)
     if METHODS[name].selects_epochs and "epochs" not in changes and validation.has_items:
-        settings = settings | {"epochs": _best_epoch(name, validation, settings, seed, selection, on_stage)}
+        choices = [settings] if settings == default else [default, settings]
+        tried = [_best_epoch(name, validation, choice, seed, selection, on_stage) for choice in choices]
+        settings = max(tried, key=lambda one: one.validation).settings
     on_stage(f"{name}: fitting {_format_settings(settings)}".rstrip())
     scorer = test.fit(name, settings, seed=seed, on_epoch=_report_epochs(on_stage, name))
     on_stage(f"{name}: ranking every test item")
@@ -279,8 +281,8 @@ def _best_epoch(
     seed: int,
     selection: str,
     on_stage: OnStage,
-) -> int:
-    """The number of epochs with the best validation."""
+) -> BaselineTrial:
+    """The settings with the number of epochs that has the best validation."""
     best_epoch, best_value = 1, -np.inf
     report = _report_epochs(on_stage, f"{name} on validation")
 
@@ -293,10 +295,10 @@ def _best_epoch(
         report(epoch, last)
         return epoch < last
 
-    on_stage(f"{name}: choosing the number of epochs on validation")
+    on_stage(f"{name}: choosing the epochs of {_format_settings(settings)} on validation")
     most = CEILING * ALS_ROUNDS
     validation.fit(name, settings | {"epochs": most}, seed=seed, goes_on=goes_on)
-    return best_epoch
+    return BaselineTrial(settings | {"epochs": best_epoch}, best_value)
 
 
 def _validation_metric(ranks: Ranks, split: Split, selection: str) -> np.ndarray:
