@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fedjax_rec.algorithms import *
     from fedjax_rec.client import Population, local_training, open_population, population_of
     from fedjax_rec.data import Dataset, Interactions, from_frame, leave_one_out, load_dataset, read_table
-    from fedjax_rec.engine import client_mesh, use_cores
+    from fedjax_rec.engine import client_mesh, initialize_distributed, use_cores
     from fedjax_rec.evaluation import make_evaluator
     from fedjax_rec.evaluation import run_baselines as baselines
     from fedjax_rec.federation import Faults, FedBuff, client_update, federate
@@ -70,7 +70,7 @@ _WINGS = (
 _NAMES = {  # wing or module: what stands here besides, under its own name or NAME=THEIRS
     "client": ("Population", "local_training", "open_population", "population_of"),
     "data": ("Dataset", "Interactions", "from_frame", "leave_one_out", "load_dataset", "read_table"),
-    "engine": ("client_mesh", "use_cores"),
+    "engine": ("client_mesh", "initialize_distributed", "use_cores"),
     "evaluation": ("make_evaluator", "baselines=run_baselines"),
     "federation": ("Faults", "FedBuff", "client_update", "federate"),
     "runs": ("evaluate", "fit", "load", "plots", "recommend", "save=save_model", "top_k"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedjax_rec.cli.argument_parser import Parser, suggest
+from fedjax_rec.cli.supervisor import obey_supervisor, supervise, wants_supervisor
 from fedjax_rec.startup import PROGRAM, open_streams
 
 
@@ -123,6 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     open_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        if wants_supervisor(given):
+            return supervise(given)
+        obey_supervisor()
     if given[:1] == ["--version"]:
         given[0] = "version"
     command = given[0] if given else ""

@@ -5,6 +5,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from fedjax_rec.cli.processes import (
+    add_process_flags,
+    check_alone,
+    folder_of_first,
+    is_one_of_several,
+    joined,
+)
 from fedjax_rec.cli.run import train
 
 
@@ -24,15 +31,25 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--pause-exit-code", type=int, help="exit status if a signal stops the run again (default: as before)"
     )
+    add_process_flags(parser)
 
 
 def call(given: argparse.Namespace) -> int:
     """Go on by the settings that the run folder holds."""
+    from fedjax_rec.engine.hosts import of_first
     from fedjax_rec.runs.reserve import lock_run_folder
     from fedjax_rec.runs.resume import stored_settings
+    from fedjax_rec.runs.settings import Settings
 
-    settings = stored_settings(given.run, given.rounds, dataset=given.dataset, data_dir=given.data_dir)
-    if given.pause_exit_code is not None:
-        settings = dataclasses.replace(settings, pause_exit_code=given.pause_exit_code)
-    with lock_run_folder(Path(given.run).absolute()) as folder:
-        return train(settings, folder, resume=True)
+    def read() -> dict[str, Any]:
+        settings = stored_settings(given.run, given.rounds, dataset=given.dataset, data_dir=given.data_dir)
+        if is_one_of_several(given):
+            check_alone(settings)
+        return dataclasses.asdict(settings)
+
+    with joined(given):
+        settings = Settings(**of_first(read))  # the others need not see the folder
+        if given.pause_exit_code is not None:
+            settings = dataclasses.replace(settings, pause_exit_code=given.pause_exit_code)
+        with folder_of_first(lambda: lock_run_folder(Path(given.run).absolute())) as folder:
+            return train(settings, folder, resume=True)

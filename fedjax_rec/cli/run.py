@@ -14,6 +14,13 @@ from fedjax_rec.algorithms.registry import REQUIRED
 from fedjax_rec.cli.argument_parser import HelpAll, Parser
 from fedjax_rec.cli.output import Unfailing, stage, tell
 from fedjax_rec.cli.parser import DEFAULT_ALGORITHM, FLAGS, add_settings, show_defaults_of
+from fedjax_rec.cli.processes import (
+    add_process_flags,
+    check_alone,
+    folder_of_first,
+    is_one_of_several,
+    joined,
+)
 from fedjax_rec.errors import fill, printable
 from fedjax_rec.runs.configuration import command_of, over, read_configuration
 from fedjax_rec.runs.descriptions import settings_of as texts_of
@@ -62,6 +69,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--quiet", action="store_true", help="say nothing of the progress")
+    add_process_flags(parser)
     add_settings(parser, shown=SHOWN, given_only=True)
     for action in parser._actions:  # noqa: SLF001 - argparse has no other way to them
         if action.dest == "algorithm":  # which may be given several times
@@ -112,10 +120,13 @@ def call(given: argparse.Namespace) -> int:
     algorithms = [name.strip() for name in str(values.pop("algorithm", DEFAULT_ALGORITHM)).split(",")]
     settings = Settings(algorithm=algorithms[0], **values)
     show = Shown(table=not given.json, json=given.json, progress=not given.quiet)
+    several_runs = len(algorithms) > 1 or given.seeds != 1
+    if is_one_of_several(given):
+        check_alone(settings, several_runs=several_runs)
     from fedjax_rec.runs.reserve import reserve_folder
     from fedjax_rec.runs.run_folder import name_of
 
-    if len(algorithms) > 1 or given.seeds != 1:
+    if several_runs:
         from fedjax_rec.cli.several_runs import settings_of_each, train_each
 
         each = settings_of_each(settings, algorithms, given.seeds)
@@ -128,7 +139,10 @@ def call(given: argparse.Namespace) -> int:
     complete(settings)  # what the algorithm does not have is refused before anything is made
     if given.dry_run:
         return dry_run([settings], as_json=given.json)
-    with reserve_folder(settings.out, name_of(settings)) as folder:
+    with (
+        joined(given, cache=settings.cache),
+        folder_of_first(lambda: reserve_folder(settings.out, name_of(settings))) as folder,
+    ):
         return train(settings, folder, resume=False, show=show)
 
 
@@ -216,12 +230,15 @@ def train(settings: Settings, folder: Path, *, resume: bool, show: Shown = SAY_A
     Returns:
         the exit status.
     """
+    from fedjax_rec.engine.hosts import is_first
     from fedjax_rec.runs.folders import RESUME_COMMAND, has_checkpoints
     from fedjax_rec.training.checkpoints.manager import Paused
 
     try:
         return _train(settings, folder, resume=resume, show=show)
     except (Paused, KeyboardInterrupt) as stop:
+        if isinstance(stop, Paused) and not is_first():
+            return settings.pause_exit_code
         _tell_notes(stop)
         if has_checkpoints(folder):
             told = str(stop) if isinstance(stop, Paused) else f"{stop or 'interrupted'}: stopped"
@@ -253,23 +270,27 @@ def _tell_notes(problem: BaseException) -> None:
 
 def _train(settings: Settings, folder: Path, *, resume: bool, show: Shown) -> int:
     from fedjax_rec.engine.devices import use_cores
+    from fedjax_rec.engine.hosts import is_first
     from fedjax_rec.runs import report, run_folder
     from fedjax_rec.runs.build import advice
     from fedjax_rec.runs.experiment import run_experiment
     from fedjax_rec.training.progress import progress_bar
 
-    checkpoint = _checkpoints(settings, folder, say=tell if show.progress else str)
     with contextlib.suppress(RuntimeError):  # jax has started: `devices` is checked against what there is
         use_cores(cache=settings.cache)
+    writes = is_first()
+    show = show if writes else Shown(table=False, progress=False)
+    checkpoint = _checkpoints(settings, folder, say=tell if show.progress else str)
     outcome = run_experiment(
         settings,
         on_stage=stage if show.progress else lambda _: raise_if_stopped(),
         on_block=progress_bar(file=Unfailing()) if show.progress else None,
-        on_trained=lambda trained: run_folder.save_trained(trained, folder),
+        on_trained=(lambda trained: run_folder.save_trained(trained, folder)) if writes else None,
         checkpoint=checkpoint,
         resume=resume,
     )
-    run_folder.save_results(outcome, folder, on_message=tell)
+    if writes:
+        run_folder.save_results(outcome, folder, on_message=tell)
     if show.json:
         print(json.dumps(run_folder.result_of(outcome) | {"run_folder": str(folder)}, indent=2))
     if not show.table:

@@ -71,6 +71,21 @@ ASYNCHRONOUS_RUNS: Rows = {
         "leave it out, or train without noise",
     ),
 }
+_ALONE = {  # what one process does, and the way out
+    _R.SEVERAL_RUNS: ("several runs of one command are trained", "give one algorithm and no {seeds}"),
+    _R.STORE: ("a store is read", "use the file that it was made from"),
+    _R.TUNE: ("settings are tried (tune={other})", "leave out {tune}, and choose the settings beforehand"),
+    _R.SECRET_NOISE: ("a secret is known", "leave out {secret_noise}"),
+    _R.EVALUATION_POINT: (
+        "clients that train before they are ranked (evaluation_point={other!r}) do so",
+        "leave out {evaluation_point}",
+    ),
+    _R.STRONG: ("held-out clients are folded in", "use another {splitter}"),
+}
+DISTRIBUTED_RUNS: Rows = {
+    (_R.DISTRIBUTED, other): (f"{what} by one process, and here are {{one}}", way_out)
+    for other, (what, way_out) in _ALONE.items()
+}
 DATA: Rows = {  # leaks to reproduce, central methods, and what data lacks
     (_R.NEGATIVES, _R.RATINGS_LOSS): (
         "negatives='paper-leaky' has no meaning for {loss} mse, which draws no negatives",

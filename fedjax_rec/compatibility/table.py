@@ -10,6 +10,7 @@ from fedjax_rec.compatibility.features import AnyFeature, Feature, RunFeature
 from fedjax_rec.compatibility.rows_of_runs import (
     ASYNCHRONOUS_RUNS,
     DATA,
+    DISTRIBUTED_RUNS,
     OF_COHORTS,
     PRIVATE_RUNS,
     STORES,
@@ -136,6 +137,24 @@ _STORED = {  # what needs the histories of all clients at once
     _F.BY_HEAT: "an aggregator that counts in how many histories an item is",
     _F.STARTS_FROM_DATA: "a model that starts from them all",
 }
+_DISTRIBUTED: Rows = {
+    (_F.DISTRIBUTED, _F.STREAMED): (
+        "several processes train one cohort, and what clients keep would wait in the memory of each",
+        "leave {stream_clients} out: it is split over devices, or train in one process",
+    ),
+    (_F.DISTRIBUTED, _F.STORED): (
+        "histories in a store are fetched by one process",
+        "load() the population into memory, or train in one process",
+    ),
+    (_F.DISTRIBUTED, _F.LEDGER): (
+        "a ledger is asked and written by one process",
+        "leave ledger= out, or train in one process",
+    ),
+    (_F.DISTRIBUTED, _F.LOCAL_POINT): (
+        "clients that train before they are ranked do so in one process",
+        "leave out the point, or train in one process",
+    ),
+}
 _AGGREGATORS: Rows = {  # what an aggregator cannot be made into
     (_F.GAUSSIAN_SUM, _F.STACKED): (
         "medians, Krum and their like are no sums, which the accountant of Gaussian sums does not know",
@@ -254,6 +273,7 @@ _ROWS: Rows = {  # in the order in which they are met: what is made first is che
         (_F.ASYNCHRONOUS, other): (f"asynchronous rounds cannot have {what}", way_out)
         for other, (what, way_out) in _ASYNCHRONOUS.items()
     },
+    **_DISTRIBUTED,
     **_IN_NOISE,
     **_COLLUDING,
     **{
@@ -305,6 +325,7 @@ _ROWS: Rows = {  # in the order in which they are met: what is made first is che
         for other in OF_COHORTS
     },
     **ASYNCHRONOUS_RUNS,
+    **DISTRIBUTED_RUNS,
     **DATA,
     **STORES,
 }

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from fedjax_rec.client.population import Population
+from fedjax_rec.engine.hosts import num_processes
 from fedjax_rec.engine.plan import fits, with_copy
 from fedjax_rec.types import Algorithm, ChunkedRound, Plan, PyTree
 
@@ -104,7 +105,7 @@ def plan_run(algorithm: Algorithm, population: Population) -> Plan:
 
 
 def on_devices_that_fit(make: Callable[[int], Algorithm], devices: int, population: Population) -> Algorithm:
-    """An algorithm on so many devices, or on one where a copy of what a run needs does not fit on each.
+    """An algorithm on so many devices, or on one of each process where a copy for each does not fit.
 
     Args:
         make: (number of devices) -> the algorithm.
@@ -121,4 +122,4 @@ def on_devices_that_fit(make: Callable[[int], Algorithm], devices: int, populati
         True
     """
     algorithm = make(devices)
-    return algorithm if fits(with_copy(plan_run(algorithm, population))) else make(1)
+    return algorithm if fits(with_copy(plan_run(algorithm, population))) else make(num_processes())

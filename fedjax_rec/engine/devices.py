@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fedjax_rec.engine.hosts import make_global, num_processes, spans_processes
 from fedjax_rec.engine.kept_programs import keep_programs
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.types import PyTree
@@ -123,7 +124,8 @@ def use_cores(count: int | None = None, *, cache: bool = True) -> int:
     if "cpu" not in (getattr(jax.config, "jax_platforms") or "cpu"):  # noqa: B009 - jax does not declare it
         find_devices()  # jax was told to have none of its own
         return 0
-    have = len(find_devices("cpu"))
+    find_devices("cpu")
+    have = jax.local_device_count("cpu")
     if have < wanted:
         raise RuntimeError(
             f"jax has started with {have} CPU device(s); call use_cores() before any computation"
@@ -139,33 +141,42 @@ def choose_devices(cohort: int, lanes: int | None = None) -> int:
         lanes: L where it is set by hand: it must divide over the devices.
 
     Returns:
-        a number from 1 to that of jax's devices.
+        a number from 1 to that of jax's devices; of several processes as many of each, and at least one.
+
+    Raises:
+        ValueError: if the lanes do not divide over the processes.
 
     Example:
         >>> choose_devices(10)
         1
     """
-    most = max(1, min(_useful(), cohort // LEAST_SHARE))
-    return most if lanes is None else max(d for d in range(1, most + 1) if lanes % d == 0)
+    hosts = num_processes()
+    most = max(1, min(_useful(), cohort // LEAST_SHARE) // hosts)  # of each
+    if lanes is None:
+        return most * hosts
+    if lanes % hosts:
+        raise ValueError(f"{lanes} lanes do not divide over {hosts} processes; use a multiple of {hosts}")
+    return max(d for d in range(1, most + 1) if lanes % (d * hosts) == 0) * hosts
 
 
 def _useful() -> int:
-    """All accelerators, or as many CPU devices as there are cores."""
-    found = len(find_devices())
-    return min(found, available_cores()) if jax.default_backend() == "cpu" else found
+    """All accelerators, or as many CPU devices as there are cores; of several processes as many of each."""
+    find_devices()
+    mine = jax.local_device_count()
+    return num_processes() * (min(mine, available_cores()) if jax.default_backend() == "cpu" else mine)
 
 
 def client_mesh(devices: int | None = None) -> Mesh | None:
     """A mesh over which a cohort is split.
 
     Args:
-        devices: how many; by default all accelerators, or a core each.
+        devices: how many, as many of each process; by default all accelerators, or a core each.
 
     Returns:
         a mesh of one axis, "clients"; None for one device.
 
     Raises:
-        ValueError: if there are not so many.
+        ValueError: if there are not so many, or they do not divide over the processes.
 
     Example:
         >>> client_mesh(1) is None
@@ -176,7 +187,23 @@ def client_mesh(devices: int | None = None) -> Mesh | None:
     count = _useful() if devices is None else devices
     if not 1 <= count <= len(found):
         raise ValueError(f"devices={count}, but jax sees {len(found)}; choose 1 to {len(found)}")
+    hosts = num_processes()
+    if hosts > 1:
+        found = _of_each_process(found, count, hosts)
     return None if count == 1 else Mesh(np.array(found[:count]), (AXIS,))
+
+
+def _of_each_process(found: list[jax.Device], count: int, hosts: int) -> list[jax.Device]:
+    """So many devices, the same number of each process."""
+    by_process = [[each for each in found if each.process_index == host] for host in range(hosts)]
+    share, rest = divmod(count, hosts)
+    fewest = min(map(len, by_process))
+    if rest or share > fewest:
+        raise ValueError(
+            f"devices={count} do not divide over {hosts} processes with at least {fewest} each; choose a multiple "
+            f"of {hosts} up to {hosts * fewest}"
+        )
+    return [each for own in by_process for each in own[:share]]
 
 
 def device_bytes(devices: int = 1) -> int:
@@ -186,7 +213,7 @@ def device_bytes(devices: int = 1) -> int:
         devices: how many; those of a host share its memory.
 
     Returns:
-        what devices like the default one report, else what `host_bytes` says.
+        what devices like the default one report, else what `host_bytes` says, of as many hosts as processes.
 
     Example:
         >>> device_bytes() > 2**20
@@ -195,7 +222,7 @@ def device_bytes(devices: int = 1) -> int:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return devices * int(stats["bytes_limit"])
-    return host_bytes()
+    return host_bytes() * num_processes()
 
 
 def host_bytes() -> int:
@@ -255,7 +282,11 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
         >>> replicate(1, None)
         1
     """
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    if mesh is None:
+        return tree
+    if spans_processes(mesh):
+        return make_global(tree, mesh)
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def keep_replicated(tree: PyTree, mesh: Mesh | None) -> PyTree:

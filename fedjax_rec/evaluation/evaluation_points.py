@@ -25,6 +25,7 @@ from fedjax_rec.client.local_training import local_training
 from fedjax_rec.client.population import Population
 from fedjax_rec.compatibility import Feature, check_together
 from fedjax_rec.engine.cohort import Cohort, run_cohort
+from fedjax_rec.engine.hosts import spans_processes
 from fedjax_rec.engine.lane_steps import Uplink
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.evaluation.evaluator import (
@@ -96,6 +97,7 @@ def after_local_training(algorithm: Algorithm, population: Population, key: Key)
             Feature.LOCAL_POINT: True,
             Feature.SELF_REPRESENTATION: algorithm.model.represent,
             Feature.OWN_UPLOAD: algorithm.work.upload,
+            Feature.DISTRIBUTED: spans_processes(algorithm.mesh),
         }
     )
     score_stored_leaves(algorithm)  # refuses a model that does not score

@@ -33,6 +33,7 @@ from fedjax_rec.client.population import Population
 from fedjax_rec.compatibility import Feature, Features, check_together, goes_with
 from fedjax_rec.engine.cohort import Cohort, run_cohort
 from fedjax_rec.engine.devices import check_surroundings
+from fedjax_rec.engine.hosts import spans_processes
 from fedjax_rec.engine.lane_steps import Uplink
 from fedjax_rec.engine.plan import row_update_of
 from fedjax_rec.errors import check_arguments
@@ -173,6 +174,7 @@ def federate(
         Feature.ASYNCHRONOUS: asynchronous,
         Feature.COHORT: cohort,
         Feature.EXCHANGE: exchange,
+        Feature.DISTRIBUTED: spans_processes(mesh),
         Feature.OWN_UPLOAD: work.upload,
         Feature.SELF_REPRESENTATION: model.represent,
         Feature.STARTS_FROM_DATA: model.starts_from or None,

@@ -18,6 +18,7 @@ from fedjax_rec.algorithms.own import adopt
 from fedjax_rec.client.population import population_of
 from fedjax_rec.data.interactions import Dataset
 from fedjax_rec.data.splits import Split, append_users, known_items
+from fedjax_rec.engine.hosts import check_same
 from fedjax_rec.errors import ParameterError
 from fedjax_rec.evaluation.central.price import Price, price_of_federation
 from fedjax_rec.evaluation.central.registry import parse_method_names
@@ -47,6 +48,7 @@ from fedjax_rec.runs.setup import (
 from fedjax_rec.runs.stores import count_items
 from fedjax_rec.runs.tuning import TABLE, kept_search, noting, tune, tuning_table
 from fedjax_rec.training.checkpoints.manager import Checkpoints, check_checkpoints
+from fedjax_rec.training.checkpoints.versions import versions
 from fedjax_rec.training.halving import Halving
 from fedjax_rec.training.history import DivergedWarning, History, Interrupted, Progress, Stop
 from fedjax_rec.training.simulate import simulate
@@ -118,6 +120,7 @@ def run_experiment(
     split = setup.split
     protocol = setup.protocol
     asked_values = dataclasses.asdict(settings)
+    check_same(_what_runs(protocol, asked_values))
     tuning = None
     if settings.tune is not None:
         kept = None if resume is False else kept_search(checkpoint, settings)
@@ -183,6 +186,13 @@ def run_experiment(
         tuning=tuning,
         asked=trained.asked,
     )
+
+
+def _what_runs(protocol: Protocol, values: dict[str, Any]) -> dict[str, Any]:
+    """What the processes of a run must have alike, before any of them trains."""
+    own = {"dataset", "data_dir", "out", "cache", "pause_exit_code"}  # of each host
+    data = {"data_hash": protocol.data_hash, "protocol_id": protocol_id(protocol)}
+    return versions() | data | {name: value for name, value in values.items() if name not in own}
 
 
 def _train(

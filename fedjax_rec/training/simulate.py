@@ -17,14 +17,14 @@ import numpy as np
 from fedjax_rec.client.keys import key_of
 from fedjax_rec.client.population import Population, check_order
 from fedjax_rec.client.stored import StoredPopulation
+from fedjax_rec.compatibility import Feature, check_together
 from fedjax_rec.data.frames import Frame
 from fedjax_rec.data.splits import Split
 from fedjax_rec.engine.chunks import choose_run
 from fedjax_rec.engine.devices import check_surroundings, replicate
 from fedjax_rec.engine.plan import check_fits, with_copy
 from fedjax_rec.errors import check_arguments
-from fedjax_rec.evaluation.evaluator import EvaluationPoint, make_evaluator
-from fedjax_rec.evaluation.summary import name_sampled
+from fedjax_rec.evaluation.evaluator import EvaluationPoint
 from fedjax_rec.federation.blocks import Compilations, check_state
 from fedjax_rec.federation.host_memory import (
     Block,
@@ -47,6 +47,7 @@ from fedjax_rec.training.checkpoints.manager import (
     open_checkpoints,
 )
 from fedjax_rec.training.checkpoints.signals import StopRequest, defer_interrupt
+from fedjax_rec.training.checkpoints.versions import versions
 from fedjax_rec.training.divergence import LOST, diverged, first_loss
 from fedjax_rec.training.history import (
     History,
@@ -55,8 +56,6 @@ from fedjax_rec.training.history import (
     PrivacyBudget,
     Progress,
     Stop,
-    cutoffs_of,
-    measure,
     warn_if_diverged,
 )
 from fedjax_rec.training.identity import (
@@ -68,6 +67,8 @@ from fedjax_rec.training.identity import (
     what_must_match,
 )
 from fedjax_rec.training.inputs import clients_of
+from fedjax_rec.training.team import Team, follow_checkpoints
+from fedjax_rec.training.validation import make_validator
 from fedjax_rec.types import Algorithm, Key, Plan, RoundInfo, State
 
 
@@ -103,7 +104,8 @@ def simulate(
         state: where to go on from; consumed.
         keep: "best" returns the state of the best validation round, "last" the last one.
         point: with which parameters validation ranks (`evaluation.evaluation_points`); by default the server's.
-        on_block: called with a `Progress` after each block, once it is saved if it was time.
+        on_block: called with a `Progress` after each block, once it is saved if it was time; of several processes
+            (`fr.initialize_distributed`) by process 0 alone, which also writes the checkpoints.
         checkpoint: where to save the run; it then goes on from the newest sound checkpoint there, bit for bit.
         resume: True if there must be a checkpoint, False if there may not be one; by default either will do.
         ledger: of a privacy budget (`fedjax_rec.privacy.ledger`), asked before each block of rounds, and told
@@ -115,8 +117,9 @@ def simulate(
     Raises:
         ValueError: if a setting is out of range, the cohort exceeds the population, or the checkpoints are another
             run's, naming what differs; if a ledger is of other rounds than the algorithm's; before the block
-            that would overspend a ledger's budget, once the run is saved if it has checkpoints.
-        OSError: if a checkpoint cannot be written; earlier ones are whole.
+            that would overspend a ledger's budget, once the run is saved if it has checkpoints; if processes
+            differ in data, versions or settings, naming one that does.
+        OSError: if a checkpoint cannot be written; earlier ones are whole. If another process is gone.
         Paused: (an exit with status 0) if a signal stopped a run with checkpoints, once it was saved.
         Interrupted: (a KeyboardInterrupt) if SIGINT stopped one without; `result` is what was done until then.
 
@@ -138,9 +141,11 @@ def simulate(
     key = key_of(seed)
     data, population = clients_of(data, population)
     check_order(algorithm, population)
-    evaluate = _make_validator(algorithm, data, stop, point)
+    team = Team(algorithm.mesh)
+    evaluate = make_validator(algorithm, data, stop, point)
     keeps_best = keep == "best" and evaluate is not None
     if ledger is not None:
+        check_together({Feature.DISTRIBUTED: team.several, Feature.LEDGER: True})
         ledger.admit(algorithm, population.num_clients)
     chunked, plan = choose_run(algorithm, population)
     plan = with_copy(plan) if keeps_best else plan
@@ -154,13 +159,13 @@ def simulate(
         check_state(algorithm, key, state, population)
         start = "" if checkpoint is None else digest(to_arrays(state))[:12]  # rounds consume it
         state = put_state(chunked, algorithm.mesh, state if chunked is None else copy_to_host(state))
-    name = ""
+    name = "" if ledger is None else name_of(algorithm, key, state, population, data)
     if ledger is not None:
-        name = name_of(algorithm, key, state, population, data)
         ledger.record(int(state.round), name)
     block_size = eval_every if checkpoint is not None else min(eval_every, max(rounds, 1))
     block = make_block(algorithm, chunked, block_size, data if isinstance(data, StoredPopulation) else None)
     run = _Run(
+        team,
         block,
         plan,
         evaluate=evaluate,
@@ -172,21 +177,30 @@ def simulate(
         start_time=start_time,
         repeats=algorithm.repeats,
     )
-    if checkpoint is None:
-        with defer_interrupt() as run.request:
-            return run.run(key, state, population, rounds, block_size)
-    # The same with checkpoints: what they must have been written by, and where to go on.
     shapes = jax.tree.map(describe_leaf, state)  # rounds consume the state itself
 
-    def identify() -> RunIdentity:
+    def decides() -> dict[str, Any]:
         must_match = what_must_match(seed, eval_every, keep, stop, data, population)
-        must_match |= {"point": name_point(point), "state": start}
-        values = digest_values(algorithm, key, shapes, population)
+        return must_match | {"point": name_point(point), "state": start}
+
+    def computes() -> str:
+        return digest_values(algorithm, key, shapes, population)
+
+    team.check_same(lambda: versions() | decides() | {"rounds": rounds, "algorithm": computes()})
+    if checkpoint is None:
+        with defer_interrupt() as run.request, team.working():
+            return run.run(key, state, population, rounds, block_size)
+
+    # The same with checkpoints: what they must have been written by, and where to go on.
+    def identify() -> RunIdentity:
         program = fingerprint(block.text(key, shapes, population))
-        return identify_run(checkpoint, must_match, plan, values, program)
+        return identify_run(checkpoint, decides(), plan, computes(), program)
 
     is_number = isinstance(seed, (int, np.integer))
-    with open_checkpoints(checkpoint, identify, resume, confidential=not is_number) as manager:
+    opened: Any = follow_checkpoints(checkpoint)
+    if team.leads:
+        opened = open_checkpoints(checkpoint, identify, resume, confidential=not is_number)
+    with opened as manager, team.working():
         state = run.resume(manager, state, rounds, partial(put_state, chunked, algorithm.mesh))
         return run.run(key, state, population, rounds, block_size)
 
@@ -200,38 +214,12 @@ def _check_ranges(rounds: int, eval_every: int, keep: str) -> None:
         raise ValueError(f"keep={keep!r} is unknown; choose one of 'best', 'last'")
 
 
-def _make_validator(
-    algorithm: Algorithm,
-    data: Split | Population | StoredPopulation,
-    stop: Stop,
-    point: EvaluationPoint | None,
-) -> Callable[[State], Metrics] | None:
-    """State -> metrics by "full/..." and "sampled99/..."; None where there is nothing to validate on."""
-    cutoffs_of(stop)  # refuses an unknown metric
-    if isinstance(data, StoredPopulation):
-        of_sample = data.of_sample
-        ranked = None if data.split is None else _make_validator(algorithm, data.split, stop, point)
-        return None if ranked is None else lambda state: ranked(of_sample(state))
-    if not isinstance(data, Split) or not (data.validation >= 0).any():
-        return None
-    rank = make_evaluator(algorithm, data, which="validation", point=point)
-    names = {"full": "full", "sampled": name_sampled(data)}
-
-    def evaluate(state: State) -> Metrics:
-        metrics: Metrics = {}
-        for ranking, ranks in rank(state)._asdict().items():
-            values = measure(ranks, stop)
-            metrics |= {f"{names[ranking]}/{name}": value for name, value in values.items()}
-        return metrics
-
-    return evaluate
-
-
 class _Run:
     """The host's side of one run: the only mutable object of the simulation."""
 
     def __init__(
         self,
+        team: Team,
         block: Block,
         plan: Plan,
         *,
@@ -244,6 +232,7 @@ class _Run:
         start_time: float,
         repeats: bool,
     ) -> None:
+        self.team = team
         self.block = block
         self.plan = plan
         self.evaluate = evaluate
@@ -273,7 +262,7 @@ class _Run:
         self.manager = manager
         self.request = manager.request
         self.first_round = int(state.round) + 1
-        snapshot = manager.restore(state, rounds)
+        snapshot = self.team.share(lambda: manager.restore(state, rounds), state)
         if snapshot is None:
             if manager.checkpoints.every is not None:
                 manager.save(int(state.round), "", partial(self._snapshot, state, ""), force=True)
@@ -315,14 +304,14 @@ class _Run:
                 stopped = "diverged"
             else:
                 validation = self._validate(rounds_done, state)
-                stopped = self._stop_reason(rounds_done, rounds, validation)
+                stopped = self.team.of_first(partial(self._stop_reason, rounds_done, rounds, validation))
             if self.manager is not None:
                 self.manager.save(rounds_done, stopped, partial(self._snapshot, state, stopped))
             self._report(rounds_done, rounds, count, validation, stopped)
         self._stop_if_requested(rounds_done, state, stopped)
         state, history = self._result(rounds_done, state, stopped)
         warn_if_diverged(history)
-        return state, history
+        return self.team.local(state), history
 
     def _result(self, rounds_done: int, state: State, stopped: str) -> tuple[State, History]:
         if self.best.state is not None:
@@ -331,10 +320,14 @@ class _Run:
 
     def _stop_if_requested(self, rounds_done: int, state: State, stopped: str = "") -> None:
         """End here if a signal asked for it: once all is saved, or with what was done."""
+        signal = self.team.of_any(self.request.signal)
+        if not signal:
+            return
+        self.request.signal = signal
         if self.manager is not None:
             self.manager.pause_if_requested(rounds_done, partial(self._snapshot, state, stopped))
-        elif self.request.signal:
-            raise Interrupted(*self._result(rounds_done, state, stopped or "interrupted"))
+        result, history = self._result(rounds_done, state, stopped or "interrupted")
+        raise Interrupted(self.team.local(result), history)
 
     def _compile(self, key: Key, state: State, population: Population) -> State:
         """Compile by running a block of no rounds."""
@@ -368,7 +361,7 @@ class _Run:
     def _validate(self, rounds_done: int, state: State) -> Metrics | None:
         if self.evaluate is None:
             return None
-        metrics = self.evaluate(state)
+        metrics = self.team.of_first(partial(self.evaluate, self.team.local(state)))
         self.evaluations.append((rounds_done, metrics))
         value = metrics[f"full/{self.stop.metric}"]
         if value > self.best.value:
@@ -395,7 +388,7 @@ class _Run:
     def _report(
         self, rounds_done: int, rounds: int, count: int, validation: Metrics | None, stopped: str
     ) -> None:
-        if self.on_block is None:
+        if self.on_block is None or not self.team.leads:
             return
         last = self.infos[-1]
         clients = sum(int(np.sum(info.clients)) for info in self.infos)
