@@ -21,9 +21,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from fedjax_rec.data.files import flush
+from fedjax_rec.engine.hosts import num_processes
 from fedjax_rec.training.checkpoints.leaves import Leaf, digest
 from fedjax_rec.training.checkpoints.meta import Meta, read_meta
 from fedjax_rec.training.checkpoints.seal import find_damage, seal, write_durably
@@ -219,8 +221,20 @@ def _shorten(text: str) -> str:
 def _save_arrays(orbax: Any, path: Path, arrays: Sequence[np.ndarray]) -> None:
     """By position: names may hold anything. Orbax has no empty arrays, and gives scalars back as numbers."""
     tree = {f"{i:05}": np.atleast_1d(array) for i, array in enumerate(arrays) if array.size}
-    with _silence_logging(), orbax.Checkpointer(orbax.PyTreeCheckpointHandler()) as checkpointer:
+    with _silence_logging(), _checkpointer(orbax) as checkpointer:
         checkpointer.save(path.absolute(), orbax.args.PyTreeSave(tree or {"none": np.zeros(1)}))
+
+
+def _checkpointer(orbax: Any) -> Any:
+    """Of this process alone: of several, orbax would wait for all to write."""
+    if num_processes() == 1:
+        return orbax.Checkpointer(orbax.PyTreeCheckpointHandler())
+    me = jax.process_index()
+    alone = orbax.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process-{me}"
+    )
+    handler = orbax.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return orbax.Checkpointer(handler, multiprocessing_options=alone)
 
 
 @contextlib.contextmanager
@@ -251,7 +265,7 @@ def read_arrays(path: Path, meta: Meta) -> list[np.ndarray]:
     """
     orbax = import_orbax()
     try:
-        with orbax.Checkpointer(orbax.PyTreeCheckpointHandler()) as checkpointer:
+        with _checkpointer(orbax) as checkpointer:
             tree = checkpointer.restore((path / "arrays").absolute())
         arrays = [_reshape(tree.get(f"{i:05}"), Leaf(**leaf)) for i, leaf in enumerate(meta["leaves"])]
     except Exception as problem:
