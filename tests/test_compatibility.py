@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import pytest
 
 import fedjax_rec as fr
@@ -101,6 +102,15 @@ def _blurred(args: Args) -> Args:
     return args | {"transform": transform}
 
 
+class OfProcesses(jax.sharding.Mesh):
+    """A mesh that says that it has devices of several processes."""
+
+    @property
+    def is_multi_process(self) -> bool:
+        """It says so."""
+        return True
+
+
 AGGREGATION = {"aggregator", "attack", "integers", "noise", "threshold"}
 CHANGES = RowUpload(lambda *given: jax.tree.map(jax.numpy.subtract, given[1].values, given[3]))
 RECIPES: dict[Feature, Recipe] = {  # in the order in which their changes are made
@@ -181,6 +191,9 @@ RECIPES: dict[Feature, Recipe] = {  # in the order in which their changes are ma
     ),
     Feature.COLLUDING: _given(
         Feature.COLLUDING, "adversary", fr.attacks.colluding(fr.attacks.explicit_boosting([1]), [0])
+    ),
+    Feature.DISTRIBUTED: _given(
+        Feature.DISTRIBUTED, "mesh", OfProcesses(np.array(jax.devices()[:2]), ("clients",))
     ),
     Feature.STREAMED: _given(Feature.STREAMED, "stream_clients", 2),
     Feature.STORED: _given(Feature.STORED, "stored", True),
@@ -289,6 +302,9 @@ DIRECTLY: dict[
         transform=fr.transforms.clip(1.0),
     ),
     (Feature.STACK_ATTACK, Feature.FIXED_POINT): lambda: _attacked(fixed_point(named("sum"), capacity=8)),
+    (Feature.DISTRIBUTED, Feature.LEDGER): lambda: check_together(  # as `simulate` does
+        {Feature.DISTRIBUTED: True, Feature.LEDGER: True}
+    ),
     (Feature.STACK_ATTACK, Feature.SERVER_NOISE): lambda: _attacked(
         fr.server.gaussian(noise_multiplier=1.0, norm=1.0, expected=8.0)
     ),
@@ -378,7 +394,7 @@ CHOICES: dict[RunFeature, Choice] = {
 }
 OF_DATA = {  # features that settings alone do not make; what lacks them is refused in `tests/cli`
     _R.ALGORITHM_OF_RATINGS, _R.ALGORITHM_OF_ORDER, _R.NO_RATINGS, _R.NO_TIMESTAMPS, _R.CENTRAL_ONLY, _R.NOISE,
-    _R.SWEEP, _R.STORE, _R.NO_STORE, _R.RANKED_SAMPLE, _R.OTHER_EVENTS,
+    _R.SWEEP, _R.STORE, _R.NO_STORE, _R.RANKED_SAMPLE, _R.OTHER_EVENTS, _R.DISTRIBUTED, _R.SEVERAL_RUNS,
 }  # fmt: skip
 
 

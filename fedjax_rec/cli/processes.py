@@ -16,7 +16,6 @@ from fedjax_rec.cli.output import tell
 from fedjax_rec.cli.parser import in_flags
 from fedjax_rec.cli.supervisor import FLAGS
 from fedjax_rec.compatibility import RunFeature, check_together
-from fedjax_rec.data.store.format import is_store
 from fedjax_rec.runs.settings import Settings
 from fedjax_rec.training.checkpoints.signals import StopSignal
 
@@ -88,9 +87,10 @@ def check_alone(settings: Settings, *, several_runs: bool = False) -> None:
         {
             RunFeature.DISTRIBUTED: "several",
             RunFeature.SEVERAL_RUNS: several_runs,
-            RunFeature.STORE: is_store(settings.dataset),
             RunFeature.TUNE: settings.tune,
             RunFeature.SECRET_NOISE: settings.secret_noise,
+            RunFeature.NOISE: settings.private,
+            RunFeature.CLIP: settings.clip,
             RunFeature.EVALUATION_POINT: None if point == "server" else point,
             RunFeature.STRONG: settings.splitter == "strong",
         }

@@ -138,14 +138,6 @@ _STORED = {  # what needs the histories of all clients at once
     _F.STARTS_FROM_DATA: "a model that starts from them all",
 }
 _DISTRIBUTED: Rows = {
-    (_F.DISTRIBUTED, _F.STREAMED): (
-        "several processes train one cohort, and what clients keep would wait in the memory of each",
-        "leave {stream_clients} out: it is split over devices, or train in one process",
-    ),
-    (_F.DISTRIBUTED, _F.STORED): (
-        "histories in a store are fetched by one process",
-        "load() the population into memory, or train in one process",
-    ),
     (_F.DISTRIBUTED, _F.LEDGER): (
         "a ledger is asked and written by one process",
         "leave ledger= out, or train in one process",

@@ -118,6 +118,7 @@ class Team:
             return None
         value, round_, has_best = told["best"]
         shapes = [] if told["rounds"] is None else told["rounds"]
+        arrays: list[Any]
         if found:
             read = found[0]
             arrays = to_arrays(
@@ -126,7 +127,7 @@ class Team:
         else:
             empty = [np.zeros(leaf.shape, leaf.dtype) for leaf in to_arrays(make_local(template))]
             arrays = [*empty, *(empty if has_best else ()), *(np.zeros(s, d) for d, s in shapes)]
-        arrays = from_first(arrays)
+        arrays = list(from_first(arrays))
         count = len(jax.tree.leaves(template))
         state = from_arrays(arrays[:count], template)
         best_state = from_arrays(arrays[count : 2 * count], template) if has_best else None

@@ -1,0 +1,286 @@
+"""Several processes train as one does, refuse what differs, and end when one of them is gone."""
+
+import json
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+import yaml
+
+import fedjax_rec as fr
+from fedjax_rec.cli.main import build_parser, main
+from fedjax_rec.cli.processes import check_alone
+from fedjax_rec.cli.supervisor import pass_on_words, wants_supervisor
+from fedjax_rec.compatibility.table import PAIRS
+from fedjax_rec.engine.hosts import initialize_distributed
+from fedjax_rec.errors import ParameterError
+from fedjax_rec.runs.settings import Settings
+from fedjax_rec.training.checkpoints.store import find_latest
+from tests.hosts import ODD, algorithm_on, train
+from tests.processes import user_environment
+
+PROJECT = Path(__file__).resolve().parents[1]
+LIMIT = 240  # seconds, on a machine where other tests run
+LINES = "\n".join(f"{u},{(u * 7 + k * k) % 70}" for u in range(48) for k in range(12))
+
+
+def _environment(devices: int) -> dict[str, str]:
+    environment = user_environment()
+    flags = f"{environment['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    return {**environment, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
+def _free_address() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+def _start(arguments: list[str], devices: int = 2) -> subprocess.Popen:
+    return subprocess.Popen(  # noqa: S603 - this program
+        [sys.executable, "-m", *arguments],
+        env=_environment(devices),
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    """(status, what it said, its errors) of each, none of which outlives the test."""
+    end = time.monotonic() + LIMIT
+    found = []
+    try:
+        for process in processes:
+            said, errors = process.communicate(timeout=max(1, end - time.monotonic()))
+            found.append((process.returncode, said, errors))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return found
+
+
+def _check_same_run(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """The bits of the state, and what validations say of it; mean losses are sums of floats."""
+    assert found["bits"] == wanted["bits"]
+    assert found["evaluations"] == wanted["evaluations"]
+    assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+
+
+def _check_alike(tmp_path: Path, number: int) -> None:
+    """So many processes with four devices in all get the bits of one with four."""
+    alone = algorithm_on(fr.client_mesh(4))
+    train(alone, tmp_path / "old", 2)
+    straight = train(alone, tmp_path / "straight", 4)
+
+    address = _free_address()
+    ids = range(number)
+    arguments = [["tests.hosts", address, str(number), str(k), str(tmp_path)] for k in ids]
+    ended = _finish([_start(each, 4 // number) for each in arguments])
+    assert [status for status, _, _ in ended] == [0] * number, ended[0][2][-2000:]
+    found = [json.loads((tmp_path / f"found-{k}.json").read_text(encoding="utf-8")) for k in ids]
+
+    for each in found:
+        assert (each["processes"], each["devices"]) == (number, 4)
+        assert each["exchanged"] == [{"text": "x" * 100 * k, "number": 0.1} for k in ids]
+        assert each["from first"] == ODD.tobytes().hex()
+        assert (each["of first"], each["refused by first"]) == ("told", "of process 0")
+        assert each["other data"].startswith("process 1 (")
+        assert "differs from process 0 (" in each["other data"]
+        assert ": data_hash is '0c' there, not '5f'; " in each["other data"]
+        assert ": seed is 1 there, not 0; " in each["other seed"]
+        assert each["uneven"].startswith(f"devices=3 do not divide over {number} processes")
+        # From the start, and from a checkpoint of one process.
+        _check_same_run(each["new"], straight)
+        _check_same_run(each["old"], straight)
+
+    # One process goes on from what several wrote.
+    _check_same_run(train(alone, tmp_path / "new", 6), train(alone, tmp_path / "straight", 6))
+
+
+@pytest.mark.as_compiled
+def test_two_processes_have_the_bits_of_one(tmp_path):
+    """With two devices each: state, reports, validations, and checkpoints both ways."""
+    _check_alike(tmp_path, 2)
+
+
+@pytest.mark.as_compiled
+@pytest.mark.thorough("two processes of two devices each")
+def test_four_processes_have_the_bits_of_one(tmp_path):
+    """With one device each."""
+    _check_alike(tmp_path, 4)
+
+
+@pytest.mark.parametrize(
+    "victim",
+    [
+        1,
+        pytest.param(
+            0, marks=pytest.mark.thorough("process 1 is killed, and what jax prints is passed over")
+        ),
+    ],
+)
+def test_a_killed_process_ends_the_others(tmp_path, victim):
+    """In one line and with a status; the newest checkpoint is sound, and one process goes on from it."""
+    (tmp_path / "data.csv").write_text("user,item\n" + LINES, encoding="utf-8")
+    folder, address = tmp_path / "run", _free_address()
+    settings = [
+        "--dataset",
+        str(tmp_path / "data.csv"),
+        "--out",
+        str(folder),
+        "--order",
+        "file",
+        "--dim",
+        "2",
+    ]
+    settings += [
+        "--rounds",
+        "1000000",
+        "--eval-every",
+        "2",
+        "--checkpoint-every",
+        "2",
+        "--cohort",
+        "32",
+        "--quiet",
+    ]
+    flags = ["--coordinator", address, "--processes", "2", "--process-id"]
+    processes = [_start(["fedjax_rec", "run", *settings, *flags, str(k)]) for k in (0, 1)]
+    end = time.monotonic() + LIMIT
+    while not list(folder.glob("checkpoints/train/round-0*[2468]")) and time.monotonic() < end:
+        assert [process.poll() for process in processes] == [None, None]
+        time.sleep(0.1)
+    processes[victim].kill()
+    status, said, errors = _finish(processes)[1 - victim]
+    lines = errors.replace("\r", "\n").strip().splitlines()
+    assert status in (1, 2), errors
+    assert lines[-1].startswith("fedjax-rec: error: "), errors
+    assert ("lost another one" in lines[-1]) or ("another process of this run ended" in lines[-1])
+    assert "Traceback" not in errors
+    assert "@     0x" not in errors
+    assert said == ""
+
+    latest = find_latest(folder / "checkpoints/train")
+    assert not latest.damaged
+    rounds = latest.meta["round"] + 2
+    assert main(["resume", str(folder), "--rounds", str(rounds)]) == 0
+    assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["rounds"] == rounds
+
+
+def test_a_coordinator_that_does_not_answer():
+    """One line and status 2, once the limit is over; nothing was written."""
+    flags = [
+        "--coordinator",
+        _free_address(),
+        "--processes",
+        "2",
+        "--process-id",
+        "1",
+        "--join-timeout",
+        "0.5",
+    ]
+    [(status, said, errors)] = _finish([_start(["fedjax_rec", "run", "--out", "no/such/run", *flags])])
+    assert (status, said) == (2, "")
+    assert errors.startswith(
+        "fedjax-rec: error: process 1 waited 0.5 s in vain: the coordinator at 127.0.0.1:"
+    )
+    assert errors.count("\n") == 1
+    assert not (PROJECT / "no/such/run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("10.0.0.1", 2, 0), "coordinator='10.0.0.1' is no HOST:PORT"),
+        (("10.0.0.1:99999", 2, 0), "is no HOST:PORT"),
+        (("10.0.0.1:9876", 0, 0), "processes must be at least 1, not 0"),
+        (("10.0.0.1:9876", 2, 2), "process_id=2 is out of range; the processes are 0 to 1"),
+    ],
+)
+def test_places_that_cannot_be(given, message):
+    """Refused before anybody is waited for."""
+    with pytest.raises(ValueError, match=message):
+        initialize_distributed(*given)
+
+
+def test_too_late_to_join():
+    """jax has started in this process."""
+    assert jax.devices()
+    with pytest.raises(ValueError, match="jax has started already"):
+        initialize_distributed("127.0.0.1:9876", 1, 0, timeout=5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tune": 4},
+        {"splitter": "strong"},
+        {"evaluation_point": "local"},
+        {"secret_noise": True, "noise_multiplier": 1.0, "clip": 1.0},
+    ],
+)
+def test_what_one_process_does_is_refused(settings):
+    """By the table, naming the setting."""
+    with pytest.raises(ParameterError, match="by one process, and here are several"):
+        check_alone(Settings(**settings))
+
+
+def test_one_run_at_a_time():
+    """Several seeds or algorithms are several runs."""
+    with pytest.raises(ParameterError, match="several runs of one command"):
+        check_alone(Settings(), several_runs=True)
+    check_alone(Settings())
+    assert sum("by one process, and here are {one}" in pair.why for pair in PAIRS) == 5
+
+
+def test_a_parent_passes_words_on(tmp_path):
+    """As they come, but for what jax's runtime says of its processes."""
+    noise = "[Gloo] Rank 0 is connected\nE1129 16:50:24.898021 15685 x.cc:1549] lost\n1\nRPC: /Poll\n"
+    (tmp_path / "words").write_text(f"reading\n{noise}fedjax-rec: saved\n  0%|", encoding="utf-8")
+    with (tmp_path / "words").open() as source, (tmp_path / "kept").open("w") as target:
+        dropped = pass_on_words(source.fileno(), target.fileno())
+    assert dropped.decode() == noise
+    assert (tmp_path / "kept").read_text(encoding="utf-8") == "reading\nfedjax-rec: saved\n  0%|"
+
+
+def test_who_has_a_parent():
+    """Those who are one of several."""
+    assert wants_supervisor(["resume", "RUN", "--coordinator=h:1"])
+    assert not wants_supervisor(["run", "--dataset", "x"])
+    assert not wants_supervisor(["bench", "--distributed"])
+    assert not wants_supervisor([])
+
+
+def _commands_of(text: str) -> list[list[str]]:
+    """The calls of the command line in a script, without what the shell fills in."""
+    calls = [line[line.index("fedjax-rec ") :] for line in text.splitlines() if "fedjax-rec r" in line]
+    return [shlex.split(call.partition(" $(")[0].replace('"$@"', "").rstrip('"')) for call in calls]
+
+
+def test_deployment_scripts_parse():
+    """Their shell, their YAML, and the flags of their commands."""
+    scripts = [PROJECT / "deploy" / name for name in ("slurm.sh", "tpu_vm.sh")]
+    texts = [script.read_text(encoding="utf-8") for script in scripts]
+    for script in scripts:
+        subprocess.run(["bash", "-n", str(script)], check=True)  # noqa: S603, S607 - of this project
+    jobs = yaml.safe_load((PROJECT / "deploy/jobset.yaml").read_text(encoding="utf-8"))
+    job = jobs["spec"]["replicatedJobs"][0]["template"]["spec"]
+    [container] = job["template"]["spec"]["containers"]
+    texts.append(container["args"][0])
+    assert (jobs["kind"], job["completionMode"]) == ("JobSet", "Indexed")
+
+    commands = [command for text in texts for command in _commands_of(text)]
+    assert [command[1] for command in commands] == ["resume", "run", "run", "resume", "run"]
+    for _, *arguments in commands:
+        numbered = ["0" if argument.startswith("$JOB") else argument for argument in arguments]
+        given = build_parser(arguments[0]).parse_args(numbered)
+        assert given.distributed or given.processes == job["completions"]
