@@ -63,6 +63,7 @@ _MANY_EVENTS = 300_000
 _MF_RATE = 0.105  # where a cohort visits a mean item once
 _MOST_MF_RATE = 0.05
 _LONG_HISTORY = 100  # events of a mean user
+_OFTEN = 100  # events of a mean item
 
 
 def default_cohort(num_clients: int) -> int:
@@ -117,7 +118,9 @@ def ease_penalty(size: Size) -> Any:
 
 
 def als_dim(size: Size) -> int:
-    """The width of central iALS: 64 below 300,000 training events, 192 from there on.
+    """The width of iALS and `fedals`: 64, and 192 from 300,000 training events on, if a mean item has 100 of them.
+
+    What `fedals` sums takes I D (D + 1) / 2 numbers, which many items with few events each are not worth.
 
     Args:
         size: of the training data.
@@ -126,10 +129,11 @@ def als_dim(size: Size) -> int:
         D.
 
     Example:
-        >>> als_dim(Size(943, 1682, 98114))
-        64
+        >>> als_dim(Size(943, 1682, 98114)), als_dim(Size(6040, 3706, 988129)), als_dim(Size(29858, 40979, 659365))
+        (64, 192, 64)
     """
-    return 64 if size.num_events < _MANY_EVENTS else 192
+    wide = size.num_events >= _MANY_EVENTS and size.num_events >= _OFTEN * size.num_items
+    return 192 if wide else 64
 
 
 def als_weights(size: Size, regularisation: Any = None, unobserved: Any = None) -> ALSWeights:
