@@ -7,7 +7,6 @@ central EASE. Equal settings give equal results (`tests/algorithms`), and so do 
 over a cohort what its twin MF does batch by batch, and so has a rule of its own.
 """
 
-import math
 from typing import Any, NamedTuple
 
 
@@ -54,8 +53,6 @@ class MFSettings(NamedTuple):
 
 MIN_COHORT = 200
 ALS_ROUNDS = 12  # of fedals and iALS, before which no patience ends
-PATIENCE_SHARE = 0.25  # of a training that goes on until it has converged
-CEILING = 25  # rounds of such a training, in units of the algorithm's least number
 _ALS_RIDGE = 8.0  # of a mean user: reg (M / N + w0 I)
 _FCF_RIDGE = 3.0  # of everybody, where an own item weighs 1
 _UNOBSERVED_SHARE = 30.0  # what all pairs without an event weigh together, in units of all events
@@ -80,23 +77,6 @@ def default_cohort(num_clients: int) -> int:
         [50, 200, 604, 1000]
     """
     return min(num_clients, max(MIN_COHORT, min(1000, num_clients // 10)))
-
-
-def patience_ends_at(best_round: int, share: float) -> int:
-    """The round at which so large a share of the rounds so far brought nothing better.
-
-    Args:
-        best_round: with the best validation so far.
-        share: of the rounds so far, in (0, 1).
-
-    Returns:
-        the round.
-
-    Example:
-        >>> [patience_ends_at(best, 0.25) for best in (12, 100)]
-        [16, 134]
-    """
-    return math.ceil(best_round / (1 - share))
 
 
 def ease_penalty(size: Size) -> Any:
