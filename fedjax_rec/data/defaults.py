@@ -54,6 +54,7 @@ class MFSettings(NamedTuple):
 MIN_COHORT = 200
 ALS_ROUNDS = 12  # of fedals and iALS, before which no patience ends
 _ALS_RIDGE = 8.0  # of a mean user: reg (M / N + w0 I)
+_SPARSE = 0.0013  # density, below which it falls
 _FCF_RIDGE = 3.0  # of everybody, where an own item weighs 1
 _UNOBSERVED_SHARE = 30.0  # what all pairs without an event weigh together, in units of all events
 _MANY_EVENTS = 300_000
@@ -119,9 +120,9 @@ def als_dim(size: Size) -> int:
 def als_weights(size: Size, regularisation: Any = None, unobserved: Any = None) -> ALSWeights:
     """The weights of iALS, which depend on each other and on the size of the data.
 
-    The ridge of a mean user, reg (M / N + w0 I), is 8 whatever w0 is: with a reg of its own it would grow with
-    the catalogue, by a factor of 20 from MovieLens 100K to Gowalla, until nothing is learnt. w0 is proportional
-    to the density: all pairs together weigh 30 times what the events weigh, on any data.
+    The ridge of a mean user, reg (M / N + w0 I), is 8 whatever w0 is, and less below a density of .0013: with one
+    reg for all it would grow with the catalogue, by a factor of 20 from MovieLens 100K to Gowalla, until nothing
+    is learnt. w0 is proportional to the density: all pairs together weigh 30 times what the events weigh.
 
     Args:
         size: of the training data.
@@ -135,12 +136,13 @@ def als_weights(size: Size, regularisation: Any = None, unobserved: Any = None) 
         >>> [f"{x:.3g}" for x in als_weights(Size(943, 1682, 98114))]
         ['0.00248', '1.86']
         >>> [f"{x:.3g}" for x in als_weights(Size(29858, 40979, 659365))]
-        ['0.0117', '0.0162']
+        ['0.00752', '0.0162']
     """
     if unobserved is None:
         unobserved = _UNOBSERVED_SHARE * size.density
     if regularisation is None:
-        regularisation = als_ridge_of_one(size, unobserved) ** -1 * _ALS_RIDGE
+        ridge = _ALS_RIDGE * min(1.0, size.density / _SPARSE) ** 0.5
+        regularisation = ridge / als_ridge_of_one(size, unobserved)
     return ALSWeights(regularisation, unobserved)
 
 
