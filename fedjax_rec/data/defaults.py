@@ -7,7 +7,6 @@ central EASE. Equal settings give equal results (`tests/algorithms`), and so do 
 over a cohort what its twin MF does batch by batch, and so has a rule of its own.
 """
 
-import math
 from typing import Any, NamedTuple
 
 
@@ -54,15 +53,15 @@ class MFSettings(NamedTuple):
 
 MIN_COHORT = 200
 ALS_ROUNDS = 12  # of fedals and iALS, before which no patience ends
-PATIENCE_SHARE = 0.25  # of a training that goes on until it has converged
-CEILING = 25  # rounds of such a training, in units of the algorithm's least number
 _ALS_RIDGE = 8.0  # of a mean user: reg (M / N + w0 I)
+_SPARSE = 0.0013  # density, below which it falls
 _FCF_RIDGE = 3.0  # of everybody, where an own item weighs 1
 _UNOBSERVED_SHARE = 30.0  # what all pairs without an event weigh together, in units of all events
 _MANY_EVENTS = 300_000
 _MF_RATE = 0.105  # where a cohort visits a mean item once
 _MOST_MF_RATE = 0.05
 _LONG_HISTORY = 100  # events of a mean user
+_OFTEN = 100  # events of a mean item
 
 
 def default_cohort(num_clients: int) -> int:
@@ -79,23 +78,6 @@ def default_cohort(num_clients: int) -> int:
         [50, 200, 604, 1000]
     """
     return min(num_clients, max(MIN_COHORT, min(1000, num_clients // 10)))
-
-
-def patience_ends_at(best_round: int, share: float) -> int:
-    """The round at which so large a share of the rounds so far brought nothing better.
-
-    Args:
-        best_round: with the best validation so far.
-        share: of the rounds so far, in (0, 1).
-
-    Returns:
-        the round.
-
-    Example:
-        >>> [patience_ends_at(best, 0.25) for best in (12, 100)]
-        [16, 134]
-    """
-    return math.ceil(best_round / (1 - share))
 
 
 def ease_penalty(size: Size) -> Any:
@@ -117,7 +99,9 @@ def ease_penalty(size: Size) -> Any:
 
 
 def als_dim(size: Size) -> int:
-    """The width of central iALS: 64 below 300,000 training events, 192 from there on.
+    """The width of iALS and `fedals`: 64, and 192 from 300,000 training events on, if a mean item has 100 of them.
+
+    What `fedals` sums takes I D (D + 1) / 2 numbers, which many items with few events each are not worth.
 
     Args:
         size: of the training data.
@@ -126,18 +110,19 @@ def als_dim(size: Size) -> int:
         D.
 
     Example:
-        >>> als_dim(Size(943, 1682, 98114))
-        64
+        >>> als_dim(Size(943, 1682, 98114)), als_dim(Size(6040, 3706, 988129)), als_dim(Size(29858, 40979, 659365))
+        (64, 192, 64)
     """
-    return 64 if size.num_events < _MANY_EVENTS else 192
+    wide = size.num_events >= _MANY_EVENTS and size.num_events >= _OFTEN * size.num_items
+    return 192 if wide else 64
 
 
 def als_weights(size: Size, regularisation: Any = None, unobserved: Any = None) -> ALSWeights:
     """The weights of iALS, which depend on each other and on the size of the data.
 
-    The ridge of a mean user, reg (M / N + w0 I), is 8 whatever w0 is: with a reg of its own it would grow with
-    the catalogue, by a factor of 20 from MovieLens 100K to Gowalla, until nothing is learnt. w0 is proportional
-    to the density: all pairs together weigh 30 times what the events weigh, on any data.
+    The ridge of a mean user, reg (M / N + w0 I), is 8 whatever w0 is, and less below a density of .0013: with one
+    reg for all it would grow with the catalogue, by a factor of 20 from MovieLens 100K to Gowalla, until nothing
+    is learnt. w0 is proportional to the density: all pairs together weigh 30 times what the events weigh.
 
     Args:
         size: of the training data.
@@ -151,12 +136,13 @@ def als_weights(size: Size, regularisation: Any = None, unobserved: Any = None) 
         >>> [f"{x:.3g}" for x in als_weights(Size(943, 1682, 98114))]
         ['0.00248', '1.86']
         >>> [f"{x:.3g}" for x in als_weights(Size(29858, 40979, 659365))]
-        ['0.0117', '0.0162']
+        ['0.00752', '0.0162']
     """
     if unobserved is None:
         unobserved = _UNOBSERVED_SHARE * size.density
     if regularisation is None:
-        regularisation = als_ridge_of_one(size, unobserved) ** -1 * _ALS_RIDGE
+        ridge = _ALS_RIDGE * min(1.0, size.density / _SPARSE) ** 0.5
+        regularisation = ridge / als_ridge_of_one(size, unobserved)
     return ALSWeights(regularisation, unobserved)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from fedjax_rec.algorithms.registry import REQUIRED, accepted, entry_of, sized_defaults
 from fedjax_rec.compatibility import Feature, Features, RunFeature, check_together
-from fedjax_rec.data.defaults import CEILING, PATIENCE_SHARE, Size
+from fedjax_rec.data.defaults import Size
 from fedjax_rec.data.duplicates import KEEP
 from fedjax_rec.data.heldout import POSITIVES
 from fedjax_rec.data.order import ORDERS
@@ -13,6 +13,7 @@ from fedjax_rec.data.splits import NEGATIVES
 from fedjax_rec.data.splitters import SPLITTERS
 from fedjax_rec.errors import ParameterError
 from fedjax_rec.evaluation.central.registry import parse_method_names
+from fedjax_rec.evaluation.convergence import CEILING, PATIENCE_SHARE
 from fedjax_rec.federation.asynchronous import FedBuff
 from fedjax_rec.privacy.accounting import MAX_EPSILON
 from fedjax_rec.rows.scatter import STRATEGIES
@@ -24,9 +25,7 @@ from fedjax_rec.server.optimizers import LOCALS, SERVERS
 
 POINTS = {"server": "server", "local": "local-training"}  # flag -> `Protocol.point`
 FOLD_IN_EPOCHS = 10
-FAIR = (
-    "q-fedavg"  # the aggregator that needs the clients' learning rate, and so has no place in `AGGREGATORS`
-)
+FAIR = "q-fedavg"  # the aggregator that needs the clients' learning rate, and has no place in `AGGREGATORS`
 DRAWS = ("uniform", "size-capped", "loss-proportional")
 _PART = "quarter"  # `PATIENCE_SHARE` in words
 MAX_SECONDS = 480
@@ -231,15 +230,14 @@ class Settings:
     )
     rounds: int | None = _setting(
         None,
-        f"rounds at most; by default until validation has not improved for a {_PART} of the rounds so far, "
-        f"after a least number by algorithm, and for {CEILING} times that or --max-seconds at most; with "
-        f"noise, that number",
+        f"rounds at most; by default until validation has not risen for a {_PART} of the rounds so far, after "
+        f"a least number by algorithm, and for {CEILING} times that or --max-seconds at most; with noise that",
         "run",
     )
     min_rounds: int | None = _setting(None, "rounds before which no patience ends; by algorithm", "run")
     patience_share: float | None = _setting(
         None,
-        f"stop after so large a share of the rounds so far without a better one; {PATIENCE_SHARE}",
+        f"stop once mean validation has not risen for so large a share of the rounds; {PATIENCE_SHARE}",
         "run",
     )
     seed: int = _setting(0, "seed of the run", "run")

@@ -9,8 +9,6 @@ import pytest
 import fedjax_rec as fr
 from fedjax_rec.data.defaults import (
     ALS_ROUNDS,
-    CEILING,
-    PATIENCE_SHARE,
     Size,
     als_ridge_of_one,
     als_weights,
@@ -29,6 +27,7 @@ from fedjax_rec.evaluation.central import (
 )
 from fedjax_rec.evaluation.central.example import tiny_split
 from fedjax_rec.evaluation.central.registry import METHODS, method_settings, trial_settings
+from fedjax_rec.evaluation.convergence import CEILING, PATIENCE_SHARE
 from fedjax_rec.evaluation.metrics import metrics_from_ranks
 from fedjax_rec.evaluation.ranking import make_ranker
 

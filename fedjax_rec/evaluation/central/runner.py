@@ -9,7 +9,7 @@ table would compare luck. The test items are never looked at. With `tune` as man
 drawn around the defaults, and the best is taken: as a federated run is tuned.
 
 A method that improves sweep by sweep (iALS) then has its number of epochs chosen on validation, as a federated run
-selects its round: the best epoch so far, until a share of the epochs so far brought nothing better. A fixed number
+selects its round, and by the same rule for the end (`fedjax_rec.evaluation.convergence`). A fixed number
 would compare the luck of two numbers of sweeps. Settings that won at a small width must win at the final one, too.
 
 With `refit` the chosen settings are then fit on train + validation.
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_rec.data.defaults import ALS_ROUNDS, CEILING, PATIENCE_SHARE, patience_ends_at
+from fedjax_rec.data.defaults import ALS_ROUNDS
 from fedjax_rec.data.frames import Frame
 from fedjax_rec.data.splits import Split, merge_validation
 from fedjax_rec.data.splitters import as_split
@@ -36,6 +36,7 @@ from fedjax_rec.evaluation.central.registry import (
     trial_settings,
 )
 from fedjax_rec.evaluation.central.scorers import DivergedError, Scorer
+from fedjax_rec.evaluation.convergence import CEILING, PATIENCE_SHARE, patience_ends_at, peak_round
 from fedjax_rec.evaluation.metrics import user_metric
 from fedjax_rec.evaluation.protocol import Protocol
 from fedjax_rec.evaluation.ranking import Ranks, count_rivals, make_ranker
@@ -284,6 +285,7 @@ def _best_epoch(
 ) -> BaselineTrial:
     """The settings with the number of epochs that has the best validation."""
     best_epoch, best_value = 1, -np.inf
+    curve: list[tuple[int, float]] = []
     report = _report_epochs(on_stage, f"{name} on validation")
 
     def goes_on(epoch: int, scorer: Scorer) -> bool:
@@ -291,7 +293,8 @@ def _best_epoch(
         value = float(_validation_metric(validation.rank(scorer), validation.split, selection).mean())
         if value > best_value:
             best_epoch, best_value = epoch, value
-        last = max(ALS_ROUNDS, patience_ends_at(best_epoch, PATIENCE_SHARE))
+        curve.append((epoch, value))
+        last = max(ALS_ROUNDS, patience_ends_at(peak_round(curve), PATIENCE_SHARE))
         report(epoch, last)
         return epoch < last
 
