@@ -193,7 +193,7 @@ RECIPES: dict[Feature, Recipe] = {  # in the order in which their changes are ma
         Feature.COLLUDING, "adversary", fr.attacks.colluding(fr.attacks.explicit_boosting([1]), [0])
     ),
     Feature.DISTRIBUTED: _given(
-        Feature.DISTRIBUTED, "mesh", OfProcesses(np.array(jax.devices()[:2]), ("clients",))
+        Feature.DISTRIBUTED, "mesh", OfProcesses(np.array(jax.devices()[6:8]), ("clients",))
     ),
     Feature.STREAMED: _given(Feature.STREAMED, "stream_clients", 2),
     Feature.STORED: _given(Feature.STORED, "stored", True),

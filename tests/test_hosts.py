@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import pytest
@@ -42,30 +42,41 @@ def _free_address() -> str:
         return f"127.0.0.1:{taken.getsockname()[1]}"
 
 
-def _start(arguments: list[str], devices: int = 2) -> subprocess.Popen:
-    return subprocess.Popen(  # noqa: S603 - this program
-        [sys.executable, "-m", *arguments],
-        env=_environment(devices),
-        cwd=PROJECT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def start(tmp_path):
+    """Starts a process whose words go to files; none outlives its test."""
+    started = []
+
+    def start(arguments: list[str], devices: int = 2) -> Started:
+        words = [tmp_path / f"{name}-{len(started)}" for name in ("said", "errors")]
+        with words[0].open("w") as said, words[1].open("w") as errors:
+            process = subprocess.Popen(  # noqa: S603 - this program
+                [sys.executable, "-m", *arguments],
+                env=_environment(devices),
+                cwd=PROJECT,
+                stdout=said,
+                stderr=errors,
+            )
+        started.append(process)
+        return Started(process, *words)
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
-def _finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
-    """(status, what it said, its errors) of each, none of which outlives the test."""
-    end = time.monotonic() + LIMIT
-    found = []
-    try:
-        for process in processes:
-            said, errors = process.communicate(timeout=max(1, end - time.monotonic()))
-            found.append((process.returncode, said, errors))
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return found
+class Started(NamedTuple):
+    """A process, and the files of what it says."""
+
+    process: subprocess.Popen
+    said: Path
+    errors: Path
+
+    def end(self) -> tuple[int, str, str]:
+        """Its status and its words, once it has ended."""
+        status = self.process.wait(timeout=LIMIT)
+        return status, self.said.read_text(encoding="utf-8"), self.errors.read_text(encoding="utf-8")
 
 
 def _check_same_run(found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -75,7 +86,7 @@ def _check_same_run(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
 
 
-def _check_alike(tmp_path: Path, number: int) -> None:
+def _check_alike(start: Any, tmp_path: Path, number: int) -> None:
     """So many processes with four devices in all get the bits of one with four."""
     alone = algorithm_on(fr.client_mesh(4))
     train(alone, tmp_path / "old", 2)
@@ -84,8 +95,8 @@ def _check_alike(tmp_path: Path, number: int) -> None:
     address = _free_address()
     ids = range(number)
     arguments = [["tests.hosts", address, str(number), str(k), str(tmp_path)] for k in ids]
-    ended = _finish([_start(each, 4 // number) for each in arguments])
-    assert [status for status, _, _ in ended] == [0] * number, ended[0][2][-2000:]
+    ended = [one.end() for one in [start(each, 4 // number) for each in arguments]]
+    assert [status for status, _, _ in ended] == [0] * number, ended
     found = [json.loads((tmp_path / f"found-{k}.json").read_text(encoding="utf-8")) for k in ids]
 
     for each in found:
@@ -107,16 +118,16 @@ def _check_alike(tmp_path: Path, number: int) -> None:
 
 
 @pytest.mark.as_compiled
-def test_two_processes_have_the_bits_of_one(tmp_path):
+def test_two_processes_have_the_bits_of_one(start, tmp_path):
     """With two devices each: state, reports, validations, and checkpoints both ways."""
-    _check_alike(tmp_path, 2)
+    _check_alike(start, tmp_path, 2)
 
 
 @pytest.mark.as_compiled
 @pytest.mark.thorough("two processes of two devices each")
-def test_four_processes_have_the_bits_of_one(tmp_path):
+def test_four_processes_have_the_bits_of_one(start, tmp_path):
     """With one device each."""
-    _check_alike(tmp_path, 4)
+    _check_alike(start, tmp_path, 4)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +139,7 @@ def test_four_processes_have_the_bits_of_one(tmp_path):
         ),
     ],
 )
-def test_a_killed_process_ends_the_others(tmp_path, victim):
+def test_a_killed_process_ends_the_others(start, tmp_path, victim):
     """In one line and with a status; the newest checkpoint is sound, and one process goes on from it."""
     (tmp_path / "data.csv").write_text("user,item\n" + LINES, encoding="utf-8")
     folder, address = tmp_path / "run", _free_address()
@@ -154,13 +165,13 @@ def test_a_killed_process_ends_the_others(tmp_path, victim):
         "--quiet",
     ]
     flags = ["--coordinator", address, "--processes", "2", "--process-id"]
-    processes = [_start(["fedjax_rec", "run", *settings, *flags, str(k)]) for k in (0, 1)]
+    both = [start(["fedjax_rec", "run", *settings, *flags, str(k)]) for k in (0, 1)]
     end = time.monotonic() + LIMIT
     while not list(folder.glob("checkpoints/train/round-0*[2468]")) and time.monotonic() < end:
-        assert [process.poll() for process in processes] == [None, None]
+        assert [one.process.poll() for one in both] == [None, None], [one.end() for one in both]
         time.sleep(0.1)
-    processes[victim].kill()
-    status, said, errors = _finish(processes)[1 - victim]
+    both[victim].process.kill()
+    status, said, errors = both[1 - victim].end()
     lines = errors.replace("\r", "\n").strip().splitlines()
     assert status in (1, 2), errors
     assert lines[-1].startswith("fedjax-rec: error: "), errors
@@ -176,7 +187,7 @@ def test_a_killed_process_ends_the_others(tmp_path, victim):
     assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["rounds"] == rounds
 
 
-def test_a_coordinator_that_does_not_answer():
+def test_a_coordinator_that_does_not_answer(start):
     """One line and status 2, once the limit is over; nothing was written."""
     flags = [
         "--coordinator",
@@ -188,7 +199,7 @@ def test_a_coordinator_that_does_not_answer():
         "--join-timeout",
         "0.5",
     ]
-    [(status, said, errors)] = _finish([_start(["fedjax_rec", "run", "--out", "no/such/run", *flags])])
+    status, said, errors = start(["fedjax_rec", "run", "--out", "no/such/run", *flags]).end()
     assert (status, said) == (2, "")
     assert errors.startswith(
         "fedjax-rec: error: process 1 waited 0.5 s in vain: the coordinator at 127.0.0.1:"

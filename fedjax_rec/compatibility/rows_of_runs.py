@@ -72,7 +72,7 @@ ASYNCHRONOUS_RUNS: Rows = {
     ),
 }
 _ALONE = {  # what one process does, and the way out
-    _R.SEVERAL_RUNS: ("several runs of one command are trained", "give one algorithm and no {seeds}"),
+    _R.SEVERAL_RUNS: ("several runs of one command are trained", "give one algorithm and one seed"),
     _R.TUNE: ("settings are tried (tune={other})", "leave out {tune}, and choose the settings beforehand"),
     _R.SECRET_NOISE: ("a secret is known", "leave out {secret_noise}"),
     _R.EVALUATION_POINT: (
