@@ -102,13 +102,11 @@ def _blurred(args: Args) -> Args:
     return args | {"transform": transform}
 
 
-class OfProcesses(jax.sharding.Mesh):
-    """A mesh that says that it has devices of several processes."""
-
-    @property
-    def is_multi_process(self) -> bool:
-        """It says so."""
-        return True
+def _mesh_of_processes() -> jax.sharding.Mesh:
+    """Two devices of this process, which say that they are of several; no other test has just these."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[6:8]), ("clients",))
+    mesh.__dict__["is_multi_process"] = True
+    return mesh
 
 
 AGGREGATION = {"aggregator", "attack", "integers", "noise", "threshold"}
@@ -192,9 +190,7 @@ RECIPES: dict[Feature, Recipe] = {  # in the order in which their changes are ma
     Feature.COLLUDING: _given(
         Feature.COLLUDING, "adversary", fr.attacks.colluding(fr.attacks.explicit_boosting([1]), [0])
     ),
-    Feature.DISTRIBUTED: _given(
-        Feature.DISTRIBUTED, "mesh", OfProcesses(np.array(jax.devices()[6:8]), ("clients",))
-    ),
+    Feature.DISTRIBUTED: _given(Feature.DISTRIBUTED, "mesh", _mesh_of_processes()),
     Feature.STREAMED: _given(Feature.STREAMED, "stream_clients", 2),
     Feature.STORED: _given(Feature.STORED, "stored", True),
     Feature.LOCAL_POINT: _given(Feature.LOCAL_POINT, "local_point", True),
