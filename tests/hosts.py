@@ -40,6 +40,14 @@ def train(algorithm: Algorithm, folder: Path | None, rounds: int, **settings: An
     }
 
 
+def train_from_store(store: Path, mesh: Any) -> list[float]:
+    """Train the clients of a store, chunk by chunk: losses, and sums of what they and the server keep."""
+    algorithm = fr.fedmf(dim=2, cohort=12, lanes=4, num_negatives=1, mesh=mesh, stream_clients=8)
+    state, history = fr.simulate(algorithm, fr.open_population(store), rounds=3, eval_every=2)
+    sums = [float(np.abs(array).sum()) for array in to_arrays((state.private, state.server))]
+    return [*np.asarray(history.rounds.loss).tolist(), *sums]
+
+
 def refusal(act: Callable[[], Any]) -> str:
     """What an action is refused with."""
     try:
@@ -70,6 +78,7 @@ def main(address: str, processes: int, process_id: int, folder: Path) -> dict[st
         "uneven": refusal(lambda: fr.client_mesh(3)),
         "new": train(algorithm, folder / "new", 4),
         "old": train(algorithm, folder / "old", 4),
+        "stored": train_from_store(folder / "store", mesh) if (folder / "store").exists() else [],
     }
 
 

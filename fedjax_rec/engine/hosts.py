@@ -64,7 +64,8 @@ def initialize_distributed(
     if getattr(jax.config, "jax_cpu_collectives_implementation", None) in (None, "none"):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # jax would take SIGTERM for itself, and no run would hear of it: here all stop after a block of rounds.
-    jax.config.update("jax_enable_preemption_service", False)
+    if hasattr(jax.config, "jax_enable_preemption_service"):
+        jax.config.update("jax_enable_preemption_service", False)
 
     # In a thread, for jax ends a process that waits in vain; what it would print then is for nobody.
     failed: list[Exception] = []
