@@ -45,7 +45,7 @@ def _free_address() -> str:
 @pytest.fixture
 def start(tmp_path):
     """Starts a process whose words go to files; none outlives its test."""
-    started = []
+    started: list[subprocess.Popen] = []
 
     def start(arguments: list[str], devices: int = 2) -> Started:
         words = [tmp_path / f"{name}-{len(started)}" for name in ("said", "errors")]
