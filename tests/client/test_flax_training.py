@@ -99,6 +99,7 @@ def test_a_recommender_on_a_module():
     population = tiny_population()
     state = algorithm.init(jax.random.key(0), population)
     first, _ = algorithm.round(jax.random.key(0), state, population)
+    assert algorithm.score is not None
     assert algorithm.score({"user": first.private["user"][0]}, first.server).shape == (40,)
     other, _ = algorithm.round(jax.random.key(1), state, population)
     assert not np.allclose(first.server.shared["Dense_0"]["kernel"], other.server.shared["Dense_0"]["kernel"])

@@ -132,10 +132,10 @@ def merge_seeds(records: Sequence[RunRecord]) -> list[RunRecord]:
         >>> merge_seeds([])
         []
     """
-    known = [record for record in records if record.stored is not None]
     by_protocol: dict[Any, list[StoredRun]] = {}
-    for record in known:
-        by_protocol.setdefault(record.result.get("protocol_id"), []).append(record.stored)
+    for record in records:
+        if record.stored is not None:
+            by_protocol.setdefault(record.result.get("protocol_id"), []).append(record.stored)
     groups = [group for stored in by_protocol.values() for group in group_by_seeds(stored)]
     group_of = {id(run): number for number, group in enumerate(groups) for run in group}
     merged: dict[Any, list[RunRecord]] = {}
