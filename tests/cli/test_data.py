@@ -128,7 +128,7 @@ def test_a_store_is_drawn_and_described(tmp_path, capsys):
     for arguments, told in (
         (["data", "describe", path], "items.bin: "),
         (["data", "synthesise", *sizes, path], "is there already; remove it"),
-        (["data", "synthesise", *sizes[:-2], "--items", "1.5", path], "1.5"),
+        (["data", "synthesise", *sizes[:2], "--items", "1.5", path], "1.5"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
