@@ -91,7 +91,7 @@ def _add_own_settings(parser: Parser, arguments: Sequence[str]) -> None:
                 dest=f"{_OWN}{name}",
                 default=argparse.SUPPRESS,
                 metavar=type(default).__name__.upper() if default is not None else "VALUE",
-                help=f"{text} (default: {default})".replace("%", "%%"),
+                help=(text if default is None else f"{text} (default: {default})").replace("%", "%%"),
             )
 
 

@@ -76,6 +76,12 @@ _ASYNCHRONOUS = {
         "use a sum or a mean, such as aggregator='mean'",
     ),
 }
+_SIZES: Rows = {
+    (_F.SAMPLER, _F.COHORT): (
+        "a sampler has its own size, and would leave cohort={other} unused",
+        "give the sampler that size, such as samplers.uniform({other}), or leave one of them out",
+    ),
+}
 _IN_NOISE: Rows = {  # what tells of clients beside noisy updates
     (_F.LOSSES, _F.SERVER_NOISE, _F.CLIENT_NOISE): (
         "clients that tell their losses tell more than noise on their updates hides",
@@ -254,6 +260,7 @@ _ROWS: Rows = {  # in the order in which they are met: what is made first is che
         (_F.ASYNCHRONOUS, other): (f"asynchronous rounds cannot have {what}", way_out)
         for other, (what, way_out) in _ASYNCHRONOUS.items()
     },
+    **_SIZES,
     **_IN_NOISE,
     **_COLLUDING,
     **{

@@ -134,7 +134,7 @@ def federate(
         model: how parameters start and score.
         work: one client's local training.
         sampler: who takes part in a round; by default `cohort` clients drawn uniformly.
-        cohort: C; by default a tenth of all clients, between 200 and 1,000. A sampler, if given, has its own size.
+        cohort: C; by default a tenth of all clients, between 200 and 1,000. A sampler has its own, and takes none.
         aggregator: how updates are summed, or its name in `aggregators.NAMES`.
         server_optimizer: any optax transformation; `optax.sgd(1.0)` (FedAvg) by default.
         transform: what a client does to its whole update before it sends it (`fedjax_rec.transforms`).
