@@ -130,7 +130,9 @@ def fedmf(
         matrix_factorisation(
             dim, init_scale, item_bias=item_bias, ratings=loss == "mse", intercept=intercept
         ),
-        local_training(_regularised(objective, regularisation), optimizer, batches, epochs=local_epochs),
+        local_training(
+            _regularised(objective, regularisation), optimizer, batches, epochs=local_epochs, reads_ids=False
+        ),
         aggregator=aggregator,
         **federation,
     )

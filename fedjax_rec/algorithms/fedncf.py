@@ -106,6 +106,7 @@ def fedncf(
         optax.chain(*pull, scaled(shared=network_scale), rule),
         with_negatives(batch_size, num_negatives),
         epochs=local_epochs,
+        reads_ids=False,
     )
     model = neural_factorisation(TOWERS[architecture], dim, layers, init_scale)
     return federate(model, work, aggregator=aggregator, **federation)

@@ -97,6 +97,7 @@ def fedper(
         optax.chain(*pull, scaled(private=head_scale, shared=base_scale), rule),
         with_negatives(batch_size, num_negatives),
         epochs=local_epochs,
+        reads_ids=False,
     )
     model = layered(dim, base_layers, head_layers, init_scale)
     return federate(model, work, aggregator=aggregator, **federation)

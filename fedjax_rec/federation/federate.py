@@ -35,12 +35,13 @@ from fedjax_rec.engine.cohort import Cohort, run_cohort
 from fedjax_rec.engine.devices import check_surroundings
 from fedjax_rec.engine.lane_steps import Uplink
 from fedjax_rec.engine.plan import row_update_of
-from fedjax_rec.errors import check_arguments
+from fedjax_rec.errors import ParameterError, check_arguments
 from fedjax_rec.federation.asynchronous import FedBuff, check_fedbuff
 from fedjax_rec.federation.checks import check_clients, check_items
 from fedjax_rec.federation.faults import Faults, check_faults
 from fedjax_rec.federation.rounds import Exchange, Rules, init_state, plan_rounds, run_round
 from fedjax_rec.federation.streaming import split_round
+from fedjax_rec.federation.touched import SERVER_ROWS
 from fedjax_rec.rows.scatter import STRATEGIES
 from fedjax_rec.rows.tables import read_rows
 from fedjax_rec.samplers.data_independent import uniform
@@ -82,6 +83,7 @@ class RoundSettings(TypedDict, total=False):
     mesh: Mesh | None
     row_update: str | None
     stream_clients: int | None
+    server_rows: str | None
 
 
 class FederationSettings(RoundSettings, total=False):
@@ -125,6 +127,7 @@ def federate(
     mesh: Mesh | None = None,
     row_update: str | None = None,
     stream_clients: int | None = None,
+    server_rows: str | None = None,
 ) -> Algorithm:
     """Make a federated algorithm of one client's work.
 
@@ -149,13 +152,16 @@ def federate(
         stream_clients: S: what clients keep between rounds waits in host memory, and `simulate` takes a cohort to
             the device S clients at a time (`fedjax_rec.federation.streaming`); 0 for never; by default where that
             helps. In `train`, `train_seeds` and `sweep` rounds are in one piece.
+        server_rows: "touched" for `simulate` to sum and step the item rows alone that a cohort touches
+            (`fedjax_rec.federation.touched`), "all" for all; by default touched ones in large catalogues, where the
+            server rule lets the others rest.
 
     Returns:
         `init`, `round`, `score` and `plan` as pure functions, and `streaming`: `round` in chunks.
 
     Raises:
         ValueError: on features that do not go together (`compatibility.table`); if `lanes` is below 1,
-            `stream_clients` below 0, or `row_update` or `aggregator` unknown; on noise that is too little for what
+            `stream_clients` below 0, or `row_update`, `server_rows` or `aggregator` unknown; on noise that is too little for what
             it is to hide (`soundness.check_sound`); in the first round, on keys that are not jax's default kind,
             if a stack of updates cannot fit, or if fixed-point sums could wrap.
     """
@@ -178,10 +184,19 @@ def federate(
         Feature.STARTS_FROM_DATA: model.starts_from or None,
         Feature.CLIENT_NOISE: bound.deviation > 0,
         Feature.COLLUDING: adversary.name if adversary is not None and adversary.wrap_algorithm else None,
+        Feature.ADVERSARY: None if adversary is None else adversary.name,
+        Feature.WHOLE_UPDATES: transform is not None and transform.scale is None,
+        Feature.READS_IDS: work.reads_ids,
+        Feature.ONE_PIECE: stream_clients == 0,
     }
-    check_together({**features, Feature.STREAMED: stream_clients or None})
+    if server_rows not in (None, *SERVER_ROWS):
+        raise ParameterError("unknown {server_rows} {value!r}; choose one of touched, all", value=server_rows)
+    touched = server_rows == "touched"
+    check_together({**features, Feature.STREAMED: stream_clients or None, Feature.TOUCHED: touched})
     if stream_clients is None and not goes_with(Feature.STREAMED, features):
         stream_clients = 0  # nobody asked for chunks, and something is in their way
+    if server_rows is None and not goes_with(Feature.TOUCHED, features):
+        server_rows = "all"
 
     # Numbers are in their ranges, and what was not given is chosen.
     if asynchronous is not None:
@@ -204,7 +219,17 @@ def federate(
     work = work._replace(batches=work.batches._replace(batch=batch))
     uplink = Uplink(aggregator, transform, strategy, records_losses=needs_losses(sampler, aggregator))
     rules = Rules(
-        model, work, sampler, uplink, optimizer, faults, asynchronous, exchange, lanes=lanes, mesh=mesh
+        model,
+        work,
+        sampler,
+        uplink,
+        optimizer,
+        faults,
+        asynchronous,
+        exchange,
+        lanes=lanes,
+        mesh=mesh,
+        server_rows=server_rows,
     )
 
     def init(key: Key, population: Population) -> State:

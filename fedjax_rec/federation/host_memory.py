@@ -23,6 +23,7 @@ from fedjax_rec.federation.blocks import run_block
 from fedjax_rec.federation.cohort_feed import CohortFeed, drawn_by
 from fedjax_rec.federation.cohorts import DrawnCohort
 from fedjax_rec.federation.programs import compiled
+from fedjax_rec.federation.touched import RowFinder, TouchedRows, paper_rows, read_held, write_held
 from fedjax_rec.types import Algorithm, ChunkedRound, ClientStore, Key, PyTree, RoundInfo, State
 
 EMPTY = ClientStore((), ())
@@ -54,7 +55,13 @@ def make_block(
         the block.
     """
     if chunked is not None:
-        feed = None if stored is None else CohortFeed(stored, chunk_size_of(chunked), algorithm.mesh)
+        size_of_chunk = chunk_size_of(chunked)
+        finder = None
+        if chunked.touched is not None:
+            finder = RowFinder(chunked.touched, size_of_chunk, algorithm.mesh)
+        feed = None
+        if stored is not None or finder is not None:
+            feed = CohortFeed(stored, size_of_chunk, algorithm.mesh, finder)
         rounds = _ChunkedRounds(chunked, feed)
         return Block(rounds.run, rounds.text, "train_chunk")
     made = (algorithm, size)
@@ -217,10 +224,14 @@ class _ChunkedRounds:
     def __init__(self, chunked: ChunkedRound, feed: CohortFeed | None = None) -> None:
         self.feed = feed
         self.size = chunk_size_of(chunked)
+        self.rows_expected = chunked.plan.touched_rows
         self.draw = jax.jit(chunked.draw)
         self.train = jax.jit(chunked.train)
         self.finish = jax.jit(chunked.finish, donate_argnums=1)  # the old model is not needed afterwards
         self.add = jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
+        self.touched: TouchedRows | None = chunked.touched
+        self.read = jax.jit(read_held)
+        self.write = jax.jit(write_held, donate_argnums=0)  # in place
 
     def run(
         self, key: Key, state: State, population: Population, count: jax.Array
@@ -230,8 +241,10 @@ class _ChunkedRounds:
         state = state.with_store(EMPTY)
         infos = []
         done = int(state.round)
-        if not count:
+        if not count and self.touched is None:
             self._round(key, copy_state(state), population, store, done, idle=True)
+        if not count and self.touched is not None:
+            state = self._round(key, state, population, store, done, idle=True)[0]
         for turn in range(int(count)):
             state, info = self._round(key, state, population, store, done + turn)
             infos.append(info)
@@ -244,8 +257,15 @@ class _ChunkedRounds:
         draw, train = given, given
         if self.feed is not None:
             draw = (key, drawn_by(state.tracked, 0), population)
-            train = (*given[:2], paper_cohort(population, self.size))
         cohort = jax.eval_shape(self.draw, *draw)
+        if population.stored:
+            train = (*given[:2], paper_cohort(population, self.size))
+        if self.touched is not None:
+            rows, named = paper_rows(self.touched, train[2], cohort, cast("int", self.rows_expected))
+            small = jax.eval_shape(self.read, self.touched.split(given[1])[0], rows)
+            small = self.touched.join(self.touched.split(given[1])[1], small)
+            given = (key, small, population)
+            train = (key, small, named)
         chunk = jax.tree.map(lambda p: jax.ShapeDtypeStruct((self.size, *p.shape[1:]), p.dtype), state.store)
         result, sound = jax.eval_shape(self.train, *train, cohort, np.int32(0), chunk)
         slots = cohort.alive.shape[0]
@@ -270,13 +290,41 @@ class _ChunkedRounds:
         *,
         idle: bool = False,
     ) -> tuple[State, RoundInfo]:
-        """One round after `done`, which consumes `state`; an idle one trains nobody and stores nothing."""
+        """One round after `done`, which consumes `state`; an idle one trains nobody and stores nothing.
+
+        On touched rows an idle round gives the state back as it was.
+        """
+        row_ids = None
         if self.feed is None:
             cohort, fetched = self.draw(key, state, population), None
         else:
-            cohort, fetched = self.feed.take(self.draw, key, state, population, done)
+            cohort, fetched, row_ids = self.feed.take(self.draw, key, state, population, done)
         if idle:
             cohort = cohort._replace(alive=jnp.zeros_like(cohort.alive))
+        if self.touched is None:
+            return self._train(key, state, population, store, cohort, fetched)
+
+        # The rows that the cohort touches are a model of their own, which is trained, and written back.
+        held, rest = self.touched.split(state)
+        small = self.touched.join(rest, self.read(held, row_ids))
+        if idle:
+            self._train(key, copy_state(small), population, store, cohort, fetched)
+            held = self.write(held, jnp.full_like(row_ids, self.touched.num_items), self.touched.split(small)[0])
+            return self.touched.join(rest, held), cast("RoundInfo", ())
+        small, info = self._train(key, small, population, store, cohort, fetched)
+        rows, rest = self.touched.split(small)
+        return self.touched.join(rest, self.write(held, row_ids, rows)), info
+
+    def _train(
+        self,
+        key: Key,
+        state: State,
+        population: Population,
+        store: ClientStore,
+        cohort: DrawnCohort,
+        fetched: list[Population] | None,
+    ) -> tuple[State, RoundInfo]:
+        """The cohort's training and the server's step, which consumes `state`."""
 
         def train(first: int, ids: np.ndarray) -> Trained:
             chunk = jax.tree.map(lambda p: p[ids], store)

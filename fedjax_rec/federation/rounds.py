@@ -58,6 +58,7 @@ class Rules(NamedTuple):
     exchange: Exchange | None
     lanes: int | None
     mesh: Mesh | None
+    server_rows: str | None = "all"  # "touched" ones or "all"; None for either
 
 
 def init_state(rules: Rules, key: Key, population: Population) -> State:
@@ -91,13 +92,16 @@ def init_state(rules: Rules, key: Key, population: Population) -> State:
     return keep_replicated(state, rules.mesh)
 
 
-def plan_rounds(rules: Rules, population: Population, stream_clients: int | None = None) -> Plan:
+def plan_rounds(
+    rules: Rules, population: Population, stream_clients: int | None = None, touched_rows: int | None = None
+) -> Plan:
     """What the engine will do, and the memory that it needs.
 
     Args:
         rules: of the rounds.
         population: the clients.
         stream_clients: S, clients of a chunk, for rounds in chunks; None for rounds in one piece.
+        touched_rows: that a round in chunks is to touch, and works on alone; None for all rows.
 
     Returns:
         the plan.
@@ -111,6 +115,7 @@ def plan_rounds(rules: Rules, population: Population, stream_clients: int | None
         partial(init_state, rules),
         population,
         stream_clients,
+        touched_rows,
     )
 
 

@@ -1,0 +1,389 @@
+"""Rounds on the rows alone that their cohort touches: what a round takes beyond the tables does not grow with I.
+
+A batch is a pure function of (key, round, client), so that all rows of a round are known before anybody trains:
+
+    draw the cohort -> name its batches -> find its rows -> read them -> train, sum, step on these -> write them back
+
+In between there is a global model of K rows, and every id in a batch is a position among them; training, sums and the
+server's step are the programs of any model of K items. Draws are from the whole catalogue. The tables of I rows, and
+what the server rule keeps of each row, are read and written in place by two small programs, and never copied.
+
+Equal to rounds over all rows bit for bit, row by row, where a cohort trains in one chunk: sums are added up in the
+same order. What is summed over all rows (`RoundInfo.update_norm`, a clip of the whole step) agrees to rounding.
+
+It needs a server rule under which untouched rows rest (`server.resting`), and clients that do not ask which items
+their rows are of (`ClientWork.reads_ids`); `compatibility.table` names what else looks at whole tables.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fedjax_rec.client.membership import Membership
+from fedjax_rec.client.population import Population
+from fedjax_rec.client.stored import room_of
+from fedjax_rec.compatibility import Feature, check_together
+from fedjax_rec.engine.devices import keep_replicated, replicate
+from fedjax_rec.engine.lane_steps import batch_shapes
+from fedjax_rec.federation.cohorts import DrawnCohort, cut_chunk, locate
+from fedjax_rec.federation.rounds import Rules
+from fedjax_rec.rows.tables import num_rows, set_rows, take_rows
+from fedjax_rec.samplers.tracking import cohort_size
+from fedjax_rec.server.resting import lets_rows_rest, rows_of_state
+from fedjax_rec.types import Batch, Client, ClientWork, Server, State
+
+SERVER_ROWS = ("touched", "all")  # which rows a server sums and steps
+BLOCK = 128  # batches that are named together
+LEAST_ITEMS = 4  # items for each slot that a cohort can fill, from which on touched rows are chosen by themselves
+
+
+class TouchedRows(NamedTuple):
+    """A round on the rows that its cohort touches; `rows` are leaves [I, ...] of a state, or K rows of them."""
+
+    num_items: int  # I
+    room: int  # batches of a chunk's clients together, for all but one cohort in 10^9
+    # (room, population, cohort, first slot int32[]) -> batches of a chunk [room, ...], where each client's begin
+    name_batches: Callable[[int, Population, DrawnCohort, Any], tuple[Batch, jax.Array]]
+    split: Callable[[State], tuple[list[jax.Array], State]]  # -> rows, and the state without them
+    join: Callable[[State, list[jax.Array]], State]  # undoes it, with some rows or all
+
+
+class FoundRows(NamedTuple):
+    """The rows of a cohort, and its batches in positions among these; on the devices."""
+
+    ids: jax.Array  # int32[K], ascending, I behind them
+    populations: list[Population]  # of each chunk: `examples` are its batches, `offsets` where each client's begin
+
+
+# What is chosen ------------------------------------------------------------------------------------------------
+
+
+def rows_to_expect(rules: Rules, population: Population, server: Server) -> int | None:
+    """About how many rows a round touches, where it works on these alone.
+
+    Args:
+        rules: of the rounds; `server_rows` is what was asked for.
+        population: the clients.
+        server: shapes of the global model.
+
+    Returns:
+        their number; None for rounds over all rows.
+
+    Raises:
+        ParameterError: if touched rows were asked for, and the server rule moves others, too.
+    """
+    if rules.server_rows == "all":
+        return None
+    batch, _ = batch_shapes(rules.work, population, server)
+    cohort = cohort_size(rules.sampler, population)
+    slots = room_for(rules.work, population, cohort) * batch.ids.shape[0]
+    pays_off = LEAST_ITEMS * slots <= num_rows(server.tables)
+    if rules.server_rows is None and not pays_off:
+        return None
+    moves = not lets_rows_rest(rules.optimizer, server)
+    if rules.server_rows is None and moves:
+        return None
+    check_together({Feature.TOUCHED: True, Feature.MOVING_ROWS: moves})
+    return min(slots, num_rows(server.tables))
+
+
+def room_for(work: ClientWork, population: Population, num_clients: int) -> int:
+    """Batches of some clients together.
+
+    Args:
+        work: one client's.
+        population: N clients; where it is of shapes alone, all are taken to be as long as the mean.
+        num_clients: that are drawn.
+
+    Returns:
+        the most of them, in all but one draw in 10^9.
+    """
+    if isinstance(population.offsets, jax.core.Tracer):
+        mean = -(-population.size.num_events // max(1, population.num_clients))
+        return num_clients * max(1, int(work.batches.num_batches(mean)))
+    lengths = np.diff(np.asarray(population.offsets)).astype(np.int64)  # wrapped offsets differ as they should
+    counts = np.asarray(work.batches.num_batches(lengths)) * (lengths > 0)
+    return room_of(counts, min(num_clients, len(counts)))
+
+
+def table_size(rows: int) -> int:
+    """K of a compact table with room for some rows: one of few sizes, so that few programs are compiled.
+
+    Args:
+        rows: that are touched.
+
+    Returns:
+        K, of four sizes in a doubling.
+
+    Example:
+        >>> [table_size(rows) for rows in (5, 1000, 450_000, 460_000)]
+        [16, 1024, 458752, 524288]
+    """
+    unit = 1 << max(2, rows.bit_length() - 3)
+    return max(16, -(-rows // unit) * unit)
+
+
+def make_touched(rules: Rules, population: Population, size: int, state: State) -> TouchedRows:
+    """The functions of rounds on touched rows.
+
+    Args:
+        rules: of the rounds.
+        population: the clients; perhaps the directory of a store.
+        size: S, clients of a chunk.
+        state: shapes of a state of the run.
+
+    Returns:
+        the functions.
+    """
+    by_row = rows_of_state(rules.optimizer, state.server)
+    marks = jax.tree.leaves((jax.tree.map(lambda _: True, state.server.tables), by_row))
+    structure = jax.tree.structure((state.server.tables, state.opt_state))
+    room = -(-room_for(rules.work, population, size) // BLOCK) * BLOCK
+    return TouchedRows(
+        num_items=num_rows(state.server.tables),
+        room=room,
+        name_batches=partial(name_batches, rules, size, population.stored),
+        split=partial(_split, marks),
+        join=partial(_join, marks, structure),
+    )
+
+
+def of_named_batches(work: ClientWork) -> ClientWork:
+    """The same work on batches that were named before: a client's `offset` is that of its first batch.
+
+    Args:
+        work: one client's.
+
+    Returns:
+        the work, for populations of `FoundRows`.
+    """
+
+    def batch(client: Client, named: Population, t: jax.Array) -> Batch:
+        index = client.offset + t
+        batches: Any = named.examples["batches"]
+        return jax.tree.map(lambda x: x.at[index].get(mode="clip", wrap_negative_indices=False), batches)
+
+    return work._replace(batches=work.batches._replace(batch=jax.jit(batch, inline=True)))
+
+
+# What is compiled ----------------------------------------------------------------------------------------------
+
+
+def name_batches(
+    rules: Rules,
+    size: int,
+    located: bool,  # noqa: FBT001 - bound by position
+    room: int,
+    population: Population,
+    cohort: DrawnCohort,
+    first_slot: jax.Array,
+) -> tuple[Batch, jax.Array]:
+    """Name the batches of a chunk of the cohort, client after client.
+
+    Args:
+        rules: of the rounds.
+        size: S, clients of the chunk.
+        located: whether the population is of these clients alone.
+        room: M, batches that there is room for, whole blocks.
+        population: the clients.
+        cohort: in whole chunks.
+        first_slot: int32[], of the chunk.
+
+    Returns:
+        batches [M, ...], whose slots are empty behind the last one; int32[S + 1], where each client's begin. More
+        than there is room for are left out.
+    """
+    chunk = cut_chunk(cohort, first_slot, size)
+    clients = locate(chunk.clients, population) if located else chunk.clients
+    counts = jnp.where(chunk.alive, rules.work.batches.num_batches(clients.num_examples), 0)
+    counts = counts * (clients.num_examples > 0)
+    if chunk.batch_limit is not None:
+        counts = jnp.clip(chunk.batch_limit, 0, counts)
+    starts = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
+    name = jax.vmap(rules.work.batches.batch, in_axes=(0, None, 0))
+
+    def name_block(number: jax.Array, batches: Batch) -> Batch:
+        # whose batch each is, and which of its client's
+        index = number * BLOCK + jnp.arange(BLOCK)
+        slot = jnp.searchsorted(starts, index, side="right", method="compare_all") - 1
+        slot = jnp.minimum(slot, size - 1)
+        block = name(take_rows(clients, slot), population, index - starts[slot])
+        there = index < starts[-1]
+        ids = jnp.where(there[:, None], block.ids, population.num_items)
+        write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=number * BLOCK, axis=0)
+        return jax.tree.map(write, batches, block._replace(ids=ids))
+
+    shapes = jax.eval_shape(name, take_rows(clients, jnp.zeros(1, jnp.int32)), population, jnp.zeros(1, jnp.int32))
+    empty = jax.tree.map(lambda s: jnp.zeros((room, *s.shape[1:]), s.dtype), shapes)
+    empty = empty._replace(ids=jnp.full_like(empty.ids, population.num_items))
+    num_blocks = jnp.minimum(-(-starts[-1] // BLOCK), room // BLOCK)
+    batches = jax.lax.fori_loop(0, num_blocks, name_block, empty)
+    return keep_replicated((batches, starts), rules.mesh)
+
+
+def read_held(rows: list[jax.Array], ids: jax.Array) -> list[jax.Array]:
+    """Some rows of the leaves [I, ...].
+
+    Args:
+        rows: the leaves.
+        ids: int32[K]; behind the last row any other may be read, so that a rule finds numbers that it knows.
+
+    Returns:
+        leaves [K, ...].
+    """
+    return [leaf.at[ids].get(mode="clip", wrap_negative_indices=False) for leaf in rows]
+
+
+def write_held(rows: list[jax.Array], ids: jax.Array, new: list[jax.Array]) -> list[jax.Array]:
+    """Write some rows into the leaves [I, ...], in place where they are donated.
+
+    Args:
+        rows: the leaves.
+        ids: int32[K], I for a row that is not written.
+        new: leaves [K, ...].
+
+    Returns:
+        the leaves.
+    """
+    return set_rows(rows, ids, new)
+
+
+def _split(marks: list[bool], state: State) -> tuple[list[jax.Array], State]:
+    leaves = jax.tree.leaves((state.server.tables, state.opt_state))
+    rows = [leaf for mark, leaf in zip(marks, leaves, strict=True) if mark]
+    others = [leaf for mark, leaf in zip(marks, leaves, strict=True) if not mark]
+    return rows, state._replace(server=state.server._replace(tables=()), opt_state=others)
+
+
+def _join(marks: list[bool], structure: Any, state: State, rows: list[jax.Array]) -> State:
+    left, others = iter(rows), iter(state.opt_state)
+    leaves = [next(left) if mark else next(others) for mark in marks]
+    tables, opt_state = jax.tree.unflatten(structure, leaves)
+    return state._replace(server=state.server._replace(tables=tables), opt_state=opt_state)
+
+
+# What runs on the host -----------------------------------------------------------------------------------------
+
+
+class RowFinder:
+    """Names the batches of cohorts, and finds the rows that they touch.
+
+    Args:
+        touched: the round.
+        size: S, clients of a chunk.
+        mesh: the devices; None for one.
+    """
+
+    def __init__(self, touched: TouchedRows, size: int, mesh: Mesh | None) -> None:
+        self.num_items = touched.num_items
+        self.room = touched.room
+        self.size = size
+        self.mesh = mesh
+        self._name = jax.jit(touched.name_batches, static_argnums=0)
+
+    def find(self, cohort: DrawnCohort, populations: Sequence[Population]) -> FoundRows:
+        """The rows that a cohort touches.
+
+        Args:
+            cohort: in whole chunks.
+            populations: in which each chunk's clients are.
+
+        Returns:
+            the rows, and the batches in positions among them.
+        """
+        chunks = [self._name_chunk(cohort, each, number) for number, each in enumerate(populations)]
+        ids, positions = find_rows([np.asarray(batches.ids) for batches, _ in chunks], self.num_items)
+        named = [
+            name_population(batches._replace(ids=where), starts, len(ids), each)
+            for (batches, starts), where, each in zip(chunks, positions, populations, strict=True)
+        ]
+        found = FoundRows(ids, named)
+        return jax.device_put(found) if self.mesh is None else replicate(found, self.mesh)
+
+    def _name_chunk(self, cohort: DrawnCohort, population: Population, number: int) -> tuple[Batch, jax.Array]:
+        """A chunk's batches, in room for them."""
+        batches, starts = self._name(self.room, population, cohort, np.int32(number * self.size))
+        if int(starts[-1]) <= self.room:
+            return batches, starts
+        self.room = -(-2 * int(starts[-1]) // BLOCK) * BLOCK
+        return self._name_chunk(cohort, population, number)
+
+
+def find_rows(ids: Sequence[np.ndarray], num_items: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Distinct rows, and the position of each id among them.
+
+    Args:
+        ids: int32 arrays of any shapes, `num_items` in empty slots.
+        num_items: I.
+
+    Returns:
+        int32[K] the rows, ascending, I behind them; arrays of the ids' shapes, K in empty slots.
+
+    Example:
+        >>> rows, positions = find_rows([np.array([[7, 3], [9, 7]], np.int32)], 9)
+        >>> rows[:3].tolist(), len(rows), positions[0].tolist()
+        ([3, 7, 9], 16, [[1, 0], [16, 1]])
+    """
+    flat = np.concatenate([each.reshape(-1) for each in ids])
+    # One sort of (id, place) as one number: a sort of the ids that tells where each stood takes three times as long.
+    packed = flat.astype(np.uint64) << np.uint64(32)
+    packed |= np.arange(len(flat), dtype=np.uint64)
+    packed.sort()
+    ascending = (packed >> np.uint64(32)).astype(np.int32)
+    place = (packed & np.uint64(2**32 - 1)).astype(np.int64)
+    is_first = np.ones(len(flat), bool)
+    np.not_equal(ascending[1:], ascending[:-1], out=is_first[1:])
+    distinct = ascending[is_first]
+    distinct = distinct[distinct < num_items]
+    size = table_size(len(distinct))
+    rank = np.cumsum(is_first, dtype=np.int32) - 1
+    rank[ascending >= num_items] = size
+    positions = np.empty(len(flat), np.int32)
+    positions[place] = rank
+    rows = np.full(size, num_items, np.int32)
+    rows[: len(distinct)] = distinct
+    ends = np.cumsum([each.size for each in ids])[:-1]
+    return rows, [part.reshape(each.shape) for part, each in zip(np.split(positions, ends), ids, strict=True)]
+
+
+def name_population(batches: Batch, starts: Any, num_items: int, population: Population) -> Population:
+    """Named batches as the population that `of_named_batches` reads.
+
+    Args:
+        batches: of a chunk, leaves [M, ...].
+        starts: int32[S + 1], where each client's begin.
+        num_items: K.
+        population: the clients.
+
+    Returns:
+        a population of S clients.
+    """
+    examples: Any = {"batches": batches}
+    nothing: Any = Membership(np.zeros(0, np.uint32), np.zeros(0, np.int32))
+    return Population(examples, starts, nothing, num_items, population.max_examples)
+
+
+def paper_rows(
+    touched: TouchedRows, population: Population, cohort: DrawnCohort, num_rows: int
+) -> tuple[Any, Population]:
+    """Shapes of a cohort's rows and named batches: what its programs are compiled for.
+
+    Args:
+        touched: the round.
+        population: in which a chunk's clients are, or its shapes.
+        cohort: shapes.
+        num_rows: that are expected.
+
+    Returns:
+        the ids, and the population of named batches.
+    """
+    batches, starts = jax.eval_shape(
+        partial(touched.name_batches, touched.room), population, cohort, jax.ShapeDtypeStruct((), jnp.int32)
+    )
+    size = table_size(num_rows)
+    return jax.ShapeDtypeStruct((size,), jnp.int32), name_population(batches, starts, size, population)
