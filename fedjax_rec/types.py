@@ -130,8 +130,8 @@ class RowUpload(NamedTuple):
 
     # (local, rows after training, batch, global rows) -> leaves [B, ...], of any structure
     send: Callable[[PyTree, Rows, Batch, PyTree], PyTree]
-    # (population, ids int32[C], weights float32[C], new private leaves [C, ...], share) -> leaves [I, ...]: a shorter
-    # way to weighted sums of what `send` gives for whole histories; who changes `send`, `step` or batches drops it
+    # (population, ids int32[C], weights float32[C], new private leaves [C, ...], share) -> leaves [I, ...]: a way
+    # to weighted sums of what `send` gives for whole histories; who changes `send`, `step` or batches drops it
     sum_by_item: Callable[[Any, jax.Array, jax.Array, PyTree, DeviceShare], PyTree] | None = None
 
     def without_shortcut(self) -> "RowUpload":
@@ -410,7 +410,7 @@ class ChunkedRound(NamedTuple):
     train: Callable[[Key, State, Any, Any, jax.Array, ClientStore], tuple[Any, jax.Array]]
     # (key, state, population, cohort, sums, sound bool[C]) -> state, info
     finish: Callable[[Key, State, Any, Any, Any, jax.Array], tuple[State, RoundInfo]]
-    touched: Any = None  # `federation.touched.TouchedRows`: `train` and `finish` are of the rows alone that it finds
+    touched: Any = None  # `federation.touched.TouchedRows`: then `train` is of touched rows alone
 
 
 class Mechanism(NamedTuple):

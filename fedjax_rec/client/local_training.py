@@ -67,8 +67,8 @@ def local_training(
         optimizer: any optax transformation; its state starts afresh for each client and round.
         batches: how the client's data is cut.
         epochs: local epochs E.
-        reads_ids: whether the loss may look at the ids of a batch. Declare False where it does not: rounds may then
-            work on the rows alone that a cohort touches.
+        reads_ids: whether the loss may look at the ids of a batch. False, where it does not, lets rounds work on
+            the rows alone that a cohort touches.
 
     Returns:
         the client's work.

@@ -37,9 +37,15 @@ class Feature(_Named):
     ADAPTIVE_CLIPPING = "adaptive clipping", "`privacy.adaptive_dp`"
     COLLUDING = "colluding clients", "`adversary=colluding(...)`"
     ADVERSARY = "an adversary", "`adversary=`"
-    WHOLE_UPDATES = "a transform of whole updates", "one that does more than scale, as `transforms.quantise` does"
+    WHOLE_UPDATES = (
+        "a transform of whole updates",
+        "one that does more than scale, as `transforms.quantise` does",
+    )
     READS_IDS = "work that reads ids", "it asks which items its rows are of: `ClientWork.reads_ids`"
-    MOVING_ROWS = "a server rule that moves all rows", "momentum, Adam: what nobody touched moves on, or is forgotten"
+    MOVING_ROWS = (
+        "a server rule that moves all rows",
+        "momentum, Adam: what nobody touched moves on, or is forgotten",
+    )
     TOUCHED = "touched rows", "`server_rows='touched'`"
     ONE_PIECE = "rounds in one piece", "`stream_clients=0`"
     STREAMED = "streamed clients", "`stream_clients=`"

@@ -185,7 +185,7 @@ def make_plan(
     upload = _bytes(upload_shapes(work, population, state.server, client_shapes(state.private)))
     store = _bytes(state.store)
 
-    # of a table's rows those that a round holds once more: touched ones, their batches, and what the rule keeps of them
+    # rows that a round holds once more: touched ones, with what the rule keeps of them, and the slots of batches
     items = num_rows(state.server.tables)
     held = 0
     if touched_rows is not None:

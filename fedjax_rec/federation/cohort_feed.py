@@ -1,8 +1,8 @@
 """Cohorts drawn a round ahead by a thread of its own: histories are fetched from a store, and touched rows found.
 
 Who takes part in a round is a pure function of the key and the round's number, unless the sampler goes by losses;
-so the cohort of round t + 1 is drawn, its histories are read, indexed and put on the devices, and its batches named,
-while round t trains. Two cohorts are held at a time.
+so the cohort of round t + 1 is drawn, its histories are read, indexed and put on the devices, and its batches are
+named, while round t trains. Two cohorts are held at a time.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from fedjax_rec.client.population import Population
 from fedjax_rec.client.stored import StoredPopulation
 from fedjax_rec.engine.devices import replicate
 from fedjax_rec.federation.cohorts import DrawnCohort
-from fedjax_rec.federation.touched import RowFinder
+from fedjax_rec.federation.row_finder import RowFinder
 from fedjax_rec.types import Key, Server, State, Tracked
 
 Draw = Callable[[Key, State, Population], DrawnCohort]

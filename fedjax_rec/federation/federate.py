@@ -35,7 +35,7 @@ from fedjax_rec.engine.cohort import Cohort, run_cohort
 from fedjax_rec.engine.devices import check_surroundings
 from fedjax_rec.engine.lane_steps import Uplink
 from fedjax_rec.engine.plan import row_update_of
-from fedjax_rec.errors import ParameterError, check_arguments
+from fedjax_rec.errors import check_arguments
 from fedjax_rec.federation.asynchronous import FedBuff, check_fedbuff
 from fedjax_rec.federation.checks import check_clients, check_items
 from fedjax_rec.federation.faults import Faults, check_faults
@@ -153,17 +153,17 @@ def federate(
             the device S clients at a time (`fedjax_rec.federation.streaming`); 0 for never; by default where that
             helps. In `train`, `train_seeds` and `sweep` rounds are in one piece.
         server_rows: "touched" for `simulate` to sum and step the item rows alone that a cohort touches
-            (`fedjax_rec.federation.touched`), "all" for all; by default touched ones in large catalogues, where the
-            server rule lets the others rest.
+            (`fedjax_rec.federation.touched`), "all" for all; by default touched ones in large catalogues, where
+            the server rule lets the others rest.
 
     Returns:
         `init`, `round`, `score` and `plan` as pure functions, and `streaming`: `round` in chunks.
 
     Raises:
         ValueError: on features that do not go together (`compatibility.table`); if `lanes` is below 1,
-            `stream_clients` below 0, or `row_update`, `server_rows` or `aggregator` unknown; on noise that is too little for what
-            it is to hide (`soundness.check_sound`); in the first round, on keys that are not jax's default kind,
-            if a stack of updates cannot fit, or if fixed-point sums could wrap.
+            `stream_clients` below 0, or `row_update`, `server_rows` or `aggregator` unknown; on noise that is too
+            little for what it is to hide (`soundness.check_sound`); in the first round, on keys that are not jax's
+            default kind, if a stack of updates cannot fit, or if fixed-point sums could wrap.
     """
     check_arguments(federate, locals())
     check_surroundings()
@@ -189,14 +189,11 @@ def federate(
         Feature.READS_IDS: work.reads_ids,
         Feature.ONE_PIECE: stream_clients == 0,
     }
-    if server_rows not in (None, *SERVER_ROWS):
-        raise ParameterError("unknown {server_rows} {value!r}; choose one of touched, all", value=server_rows)
     touched = server_rows == "touched"
     check_together({**features, Feature.STREAMED: stream_clients or None, Feature.TOUCHED: touched})
     if stream_clients is None and not goes_with(Feature.STREAMED, features):
         stream_clients = 0  # nobody asked for chunks, and something is in their way
-    if server_rows is None and not goes_with(Feature.TOUCHED, features):
-        server_rows = "all"
+    server_rows = _choose_rows(server_rows, features)
 
     # Numbers are in their ranges, and what was not given is chosen.
     if asynchronous is not None:
@@ -292,6 +289,15 @@ def _features_of_faults(faults: Faults | None) -> Features:
         Feature.OVER_SELECTION: faults.keep,
         Feature.MINIMUM_COHORT: faults.minimum > 1,
     }
+
+
+def _choose_rows(server_rows: str | None, features: Features) -> str | None:
+    """Which rows the server sums and steps; None where the size of the catalogue decides."""
+    if server_rows not in (None, *SERVER_ROWS):
+        raise ValueError(f"unknown server rows {server_rows!r}; choose one of {', '.join(SERVER_ROWS)}")
+    if server_rows is None and not goes_with(Feature.TOUCHED, features):
+        return "all"
+    return server_rows
 
 
 def _choose_row_update(lanes: int | None, row_update: str | None) -> str:

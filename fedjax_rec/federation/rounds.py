@@ -187,6 +187,20 @@ def finish_round(
     Returns:
         the state after it, and what happened in it.
     """
+    return step_round(rules, key, state, population, cohort, result, sound, write_store)[:2]
+
+
+def step_round(
+    rules: Rules,
+    key: Key,
+    state: State,
+    population: Population,
+    cohort: DrawnCohort,
+    result: CohortResult,
+    sound: jax.Array,
+    write_store: Callable[[Any, jax.Array], ClientStore],
+) -> tuple[State, RoundInfo, ServerStep]:
+    """As `finish_round`, which takes the same; with the server's step beside what it makes."""
     aggregator = rules.uplink.aggregator
     clients = cohort.clients
 
@@ -220,7 +234,7 @@ def finish_round(
         in_flight=in_flight,
         adversary=state.adversary,
     )
-    return keep_replicated(state, rules.mesh), info
+    return keep_replicated(state, rules.mesh), info, step
 
 
 def draw_clients(rules: Rules, key: Key, state: State, population: Population) -> DrawnCohort:

@@ -52,8 +52,7 @@ def split_round(
     Args:
         rules: of the rounds.
         stream_clients: S, clients of a chunk, rounded up to a multiple of the devices; 0 for rounds in one piece;
-            None for chunks where they cost no time, or fit where one piece does not, and one chunk where rounds are
-            of touched rows.
+            None for chunks where they cost no time, or fit where one piece does not; on touched rows at least one.
         check_stored: refuses rules that do not go with histories in a store, whose rounds are always in chunks.
 
     Returns:

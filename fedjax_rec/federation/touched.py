@@ -2,11 +2,12 @@
 
 A batch is a pure function of (key, round, client), so that all rows of a round are known before anybody trains:
 
-    draw the cohort -> name its batches -> find its rows -> read them -> train, sum, step on these -> write them back
+    draw the cohort -> name its batches -> find its rows -> read them -> train, sum, step these -> write them back
 
-In between there is a global model of K rows, and every id in a batch is a position among them; training, sums and the
-server's step are the programs of any model of K items. Draws are from the whole catalogue. The tables of I rows, and
-what the server rule keeps of each row, are read and written in place by two small programs, and never copied.
+In between there is a global model of K rows, and every id in a batch is a position among them; training, sums and
+the server's step are the programs of any model of K items. Draws are from the whole catalogue. The tables of I
+rows, and what the server rule keeps of each row, are read and written in place by two small programs, and never
+copied. `row_finder` is what the host does in between.
 
 Equal to rounds over all rows bit for bit, row by row, where a cohort trains in one chunk: sums are added up in the
 same order. What is summed over all rows (`RoundInfo.update_norm`, a clip of the whole step) agrees to rounding.
@@ -15,31 +16,31 @@ It needs a server rule under which untouched rows rest (`server.resting`), and c
 their rows are of (`ClientWork.reads_ids`); `compatibility.table` names what else looks at whole tables.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from fedjax_rec.client.membership import Membership
 from fedjax_rec.client.population import Population
 from fedjax_rec.client.stored import room_of
 from fedjax_rec.compatibility import Feature, check_together
-from fedjax_rec.engine.devices import keep_replicated, replicate
-from fedjax_rec.engine.lane_steps import batch_shapes
+from fedjax_rec.engine.devices import keep_replicated
+from fedjax_rec.engine.lane_steps import CohortResult, batch_shapes
 from fedjax_rec.federation.cohorts import DrawnCohort, cut_chunk, locate
-from fedjax_rec.federation.rounds import Rules
+from fedjax_rec.federation.rounds import Rules, step_round
 from fedjax_rec.rows.tables import num_rows, set_rows, take_rows
 from fedjax_rec.samplers.tracking import cohort_size
 from fedjax_rec.server.resting import lets_rows_rest, rows_of_state
-from fedjax_rec.types import Batch, Client, ClientWork, Server, State
+from fedjax_rec.types import Batch, Client, ClientStore, ClientWork, Key, PyTree, RoundInfo, Server, State
 
 SERVER_ROWS = ("touched", "all")  # which rows a server sums and steps
 BLOCK = 128  # batches that are named together
-LEAST_ITEMS = 4  # items for each slot that a cohort can fill, from which on touched rows are chosen by themselves
+LEAST_ITEMS = (
+    4  # items for each slot that a cohort can fill, from which on touched rows are chosen by themselves
+)
 
 
 class TouchedRows(NamedTuple):
@@ -51,13 +52,8 @@ class TouchedRows(NamedTuple):
     name_batches: Callable[[int, Population, DrawnCohort, Any], tuple[Batch, jax.Array]]
     split: Callable[[State], tuple[list[jax.Array], State]]  # -> rows, and the state without them
     join: Callable[[State, list[jax.Array]], State]  # undoes it, with some rows or all
-
-
-class FoundRows(NamedTuple):
-    """The rows of a cohort, and its batches in positions among these; on the devices."""
-
-    ids: jax.Array  # int32[K], ascending, I behind them
-    populations: list[Population]  # of each chunk: `examples` are its batches, `offsets` where each client's begin
+    # (key, state of K rows, sums of rows, population, cohort, other sums, sound bool[C]) -> state, info, added
+    finish: Callable[[Key, State, PyTree, Population, DrawnCohort, CohortResult, jax.Array], Any]
 
 
 # What is chosen ------------------------------------------------------------------------------------------------
@@ -106,26 +102,11 @@ def room_for(work: ClientWork, population: Population, num_clients: int) -> int:
     if isinstance(population.offsets, jax.core.Tracer):
         mean = -(-population.size.num_events // max(1, population.num_clients))
         return num_clients * max(1, int(work.batches.num_batches(mean)))
-    lengths = np.diff(np.asarray(population.offsets)).astype(np.int64)  # wrapped offsets differ as they should
+    lengths = np.diff(np.asarray(population.offsets)).astype(
+        np.int64
+    )  # wrapped offsets differ as they should
     counts = np.asarray(work.batches.num_batches(lengths)) * (lengths > 0)
     return room_of(counts, min(num_clients, len(counts)))
-
-
-def table_size(rows: int) -> int:
-    """K of a compact table with room for some rows: one of few sizes, so that few programs are compiled.
-
-    Args:
-        rows: that are touched.
-
-    Returns:
-        K, of four sizes in a doubling.
-
-    Example:
-        >>> [table_size(rows) for rows in (5, 1000, 450_000, 460_000)]
-        [16, 1024, 458752, 524288]
-    """
-    unit = 1 << max(2, rows.bit_length() - 3)
-    return max(16, -(-rows // unit) * unit)
 
 
 def make_touched(rules: Rules, population: Population, size: int, state: State) -> TouchedRows:
@@ -150,6 +131,7 @@ def make_touched(rules: Rules, population: Population, size: int, state: State) 
         name_batches=partial(name_batches, rules, size, population.stored),
         split=partial(_split, marks),
         join=partial(_join, marks, structure),
+        finish=partial(finish_touched, rules),
     )
 
 
@@ -177,7 +159,7 @@ def of_named_batches(work: ClientWork) -> ClientWork:
 def name_batches(
     rules: Rules,
     size: int,
-    located: bool,  # noqa: FBT001 - bound by position
+    located: bool,
     room: int,
     population: Population,
     cohort: DrawnCohort,
@@ -218,7 +200,9 @@ def name_batches(
         write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=number * BLOCK, axis=0)
         return jax.tree.map(write, batches, block._replace(ids=ids))
 
-    shapes = jax.eval_shape(name, take_rows(clients, jnp.zeros(1, jnp.int32)), population, jnp.zeros(1, jnp.int32))
+    shapes = jax.eval_shape(
+        name, take_rows(clients, jnp.zeros(1, jnp.int32)), population, jnp.zeros(1, jnp.int32)
+    )
     empty = jax.tree.map(lambda s: jnp.zeros((room, *s.shape[1:]), s.dtype), shapes)
     empty = empty._replace(ids=jnp.full_like(empty.ids, population.num_items))
     num_blocks = jnp.minimum(-(-starts[-1] // BLOCK), room // BLOCK)
@@ -226,7 +210,7 @@ def name_batches(
     return keep_replicated((batches, starts), rules.mesh)
 
 
-def read_held(rows: list[jax.Array], ids: jax.Array) -> list[jax.Array]:
+def read_rows_at(rows: list[jax.Array], ids: jax.Array) -> list[jax.Array]:
     """Some rows of the leaves [I, ...].
 
     Args:
@@ -239,7 +223,68 @@ def read_held(rows: list[jax.Array], ids: jax.Array) -> list[jax.Array]:
     return [leaf.at[ids].get(mode="clip", wrap_negative_indices=False) for leaf in rows]
 
 
-def write_held(rows: list[jax.Array], ids: jax.Array, new: list[jax.Array]) -> list[jax.Array]:
+def read_over(spare: list[jax.Array], rows: list[jax.Array], ids: jax.Array) -> list[jax.Array]:
+    """`read_rows_at`, into the memory of `spare`, leaves [K, ...] that are donated."""
+    del spare
+    return read_rows_at(rows, ids)
+
+
+def train_over(train: Callable[..., Any], spare: list[jax.Array], *given: Any) -> Any:
+    """Train a chunk, its sums of rows in the memory of `spare`, leaves [K, ...] that are donated."""
+    del spare
+    return train(*given)
+
+
+def finish_touched(
+    rules: Rules,
+    key: Key,
+    state: State,
+    tables: PyTree,
+    population: Population,
+    cohort: DrawnCohort,
+    sums: CohortResult,
+    sound: jax.Array,
+) -> tuple[State, RoundInfo, PyTree]:
+    """The server's part, on a model of the touched rows.
+
+    Args:
+        rules: of the rounds.
+        key: the run's.
+        state: of these rows, before the round.
+        tables: the sums of their changes, leaves [K, ...].
+        population: the clients.
+        cohort: in whole chunks.
+        sums: all else that was summed.
+        sound: bool[C], who took part with numbers that count.
+
+    Returns:
+        the state of these rows, what happened; and what the server added to the rows, in the memory of the sums.
+    """
+    totals = sums.totals
+    sums = sums._replace(totals=totals._replace(deltas=totals.deltas._replace(tables=tables)))
+
+    def store_nothing(*_: Any) -> ClientStore:
+        return ClientStore((), ())
+
+    state, info, step = step_round(rules, key, state, population, cohort, sums, sound, store_nothing)
+    return state, info, step.added.tables
+
+
+def take_tables(sums: CohortResult) -> tuple[CohortResult, PyTree]:
+    """Sums without those of rows, and these.
+
+    Args:
+        sums: of a cohort.
+
+    Returns:
+        both, of which `finish_touched` makes one again.
+    """
+    totals = sums.totals
+    tables = totals.deltas.tables
+    return sums._replace(totals=totals._replace(deltas=totals.deltas._replace(tables=()))), tables
+
+
+def write_rows(rows: list[jax.Array], ids: jax.Array, new: list[jax.Array]) -> list[jax.Array]:
     """Write some rows into the leaves [I, ...], in place where they are donated.
 
     Args:
@@ -265,125 +310,3 @@ def _join(marks: list[bool], structure: Any, state: State, rows: list[jax.Array]
     leaves = [next(left) if mark else next(others) for mark in marks]
     tables, opt_state = jax.tree.unflatten(structure, leaves)
     return state._replace(server=state.server._replace(tables=tables), opt_state=opt_state)
-
-
-# What runs on the host -----------------------------------------------------------------------------------------
-
-
-class RowFinder:
-    """Names the batches of cohorts, and finds the rows that they touch.
-
-    Args:
-        touched: the round.
-        size: S, clients of a chunk.
-        mesh: the devices; None for one.
-    """
-
-    def __init__(self, touched: TouchedRows, size: int, mesh: Mesh | None) -> None:
-        self.num_items = touched.num_items
-        self.room = touched.room
-        self.size = size
-        self.mesh = mesh
-        self._name = jax.jit(touched.name_batches, static_argnums=0)
-
-    def find(self, cohort: DrawnCohort, populations: Sequence[Population]) -> FoundRows:
-        """The rows that a cohort touches.
-
-        Args:
-            cohort: in whole chunks.
-            populations: in which each chunk's clients are.
-
-        Returns:
-            the rows, and the batches in positions among them.
-        """
-        chunks = [self._name_chunk(cohort, each, number) for number, each in enumerate(populations)]
-        ids, positions = find_rows([np.asarray(batches.ids) for batches, _ in chunks], self.num_items)
-        named = [
-            name_population(batches._replace(ids=where), starts, len(ids), each)
-            for (batches, starts), where, each in zip(chunks, positions, populations, strict=True)
-        ]
-        found = FoundRows(ids, named)
-        return jax.device_put(found) if self.mesh is None else replicate(found, self.mesh)
-
-    def _name_chunk(self, cohort: DrawnCohort, population: Population, number: int) -> tuple[Batch, jax.Array]:
-        """A chunk's batches, in room for them."""
-        batches, starts = self._name(self.room, population, cohort, np.int32(number * self.size))
-        if int(starts[-1]) <= self.room:
-            return batches, starts
-        self.room = -(-2 * int(starts[-1]) // BLOCK) * BLOCK
-        return self._name_chunk(cohort, population, number)
-
-
-def find_rows(ids: Sequence[np.ndarray], num_items: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Distinct rows, and the position of each id among them.
-
-    Args:
-        ids: int32 arrays of any shapes, `num_items` in empty slots.
-        num_items: I.
-
-    Returns:
-        int32[K] the rows, ascending, I behind them; arrays of the ids' shapes, K in empty slots.
-
-    Example:
-        >>> rows, positions = find_rows([np.array([[7, 3], [9, 7]], np.int32)], 9)
-        >>> rows[:3].tolist(), len(rows), positions[0].tolist()
-        ([3, 7, 9], 16, [[1, 0], [16, 1]])
-    """
-    flat = np.concatenate([each.reshape(-1) for each in ids])
-    # One sort of (id, place) as one number: a sort of the ids that tells where each stood takes three times as long.
-    packed = flat.astype(np.uint64) << np.uint64(32)
-    packed |= np.arange(len(flat), dtype=np.uint64)
-    packed.sort()
-    ascending = (packed >> np.uint64(32)).astype(np.int32)
-    place = (packed & np.uint64(2**32 - 1)).astype(np.int64)
-    is_first = np.ones(len(flat), bool)
-    np.not_equal(ascending[1:], ascending[:-1], out=is_first[1:])
-    distinct = ascending[is_first]
-    distinct = distinct[distinct < num_items]
-    size = table_size(len(distinct))
-    rank = np.cumsum(is_first, dtype=np.int32) - 1
-    rank[ascending >= num_items] = size
-    positions = np.empty(len(flat), np.int32)
-    positions[place] = rank
-    rows = np.full(size, num_items, np.int32)
-    rows[: len(distinct)] = distinct
-    ends = np.cumsum([each.size for each in ids])[:-1]
-    return rows, [part.reshape(each.shape) for part, each in zip(np.split(positions, ends), ids, strict=True)]
-
-
-def name_population(batches: Batch, starts: Any, num_items: int, population: Population) -> Population:
-    """Named batches as the population that `of_named_batches` reads.
-
-    Args:
-        batches: of a chunk, leaves [M, ...].
-        starts: int32[S + 1], where each client's begin.
-        num_items: K.
-        population: the clients.
-
-    Returns:
-        a population of S clients.
-    """
-    examples: Any = {"batches": batches}
-    nothing: Any = Membership(np.zeros(0, np.uint32), np.zeros(0, np.int32))
-    return Population(examples, starts, nothing, num_items, population.max_examples)
-
-
-def paper_rows(
-    touched: TouchedRows, population: Population, cohort: DrawnCohort, num_rows: int
-) -> tuple[Any, Population]:
-    """Shapes of a cohort's rows and named batches: what its programs are compiled for.
-
-    Args:
-        touched: the round.
-        population: in which a chunk's clients are, or its shapes.
-        cohort: shapes.
-        num_rows: that are expected.
-
-    Returns:
-        the ids, and the population of named batches.
-    """
-    batches, starts = jax.eval_shape(
-        partial(touched.name_batches, touched.room), population, cohort, jax.ShapeDtypeStruct((), jnp.int32)
-    )
-    size = table_size(num_rows)
-    return jax.ShapeDtypeStruct((size,), jnp.int32), name_population(batches, starts, size, population)

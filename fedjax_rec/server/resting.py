@@ -1,8 +1,8 @@
 """Item rows that nobody touched in a round: whether a server rule lets them rest.
 
-The aggregate of such a row is 0. Where a rule then leaves the row, and what it remembers of it, as they are, a step
-of the touched rows alone is the step of all. SGD and Adagrad are such rules; momentum, Adam and weight decay move
-on. Whether a rule is one is found by trying it on the model's structure, or it declares it (`RestingRows`).
+The aggregate of such a row is 0. Where a rule then leaves the row, and what it remembers of it, as they are, a
+step of the touched rows alone is the step of all. SGD and Adagrad are such rules; momentum, Adam and weight decay
+move on. Whether a rule is one is found by trying it on the model's structure, or it declares it (`RestingRows`).
 """
 
 from collections.abc import Callable
@@ -21,10 +21,12 @@ from fedjax_rec.types import PyTree, Server
 TRIAL_ROWS = 12  # of which each step of a trial touches two thirds, other ones each time
 STEPS = 4
 GRADIENTS = (1.0, 1e-6, 1e6)  # standard deviations
-TOLERANCE = 1e-4  # of a leaf's largest number, between steps of all rows and of some: they may be summed in other orders
+TOLERANCE = (
+    1e-4  # of a leaf's largest number: a norm over all rows and one over some may be summed in other orders
+)
 
 
-class RestingRows(optax.GradientTransformation):
+class RestingRows(optax.GradientTransformation):  # type: ignore[misc]  # optax is untyped
     """A rule that declares that rows without a gradient rest, as `rest_untouched` makes it of any."""
 
 
@@ -59,7 +61,9 @@ def rest_untouched(rule: optax.GradientTransformation) -> RestingRows:
         touched = jnp.stack(leaves).any(0)
         tables = select(touched, steps.tables, jax.tree.map(jnp.zeros_like, steps.tables))
         by_row = rows_of_state(rule, descent)
-        state = jax.tree.map(lambda rows, n, o: select(touched, n, o) if rows else n, by_row, new_state, state)
+        state = jax.tree.map(
+            lambda rows, n, o: select(touched, n, o) if rows else n, by_row, new_state, state
+        )
         return steps._replace(tables=tables), state
 
     return RestingRows(rule.init, update)
@@ -98,7 +102,9 @@ def rows_of_state(rule: optax.GradientTransformation, server: Server) -> PyTree:
         if one.shape == more.shape:
             return False
         if (items, *one.shape[1:]) != one.shape or (items + 1, *one.shape[1:]) != more.shape:
-            raise ValueError(f"the server rule keeps {one.shape} for {items:,} items, which is not a row for each")
+            raise ValueError(
+                f"the server rule keeps {one.shape} for {items:,} items, which is not a row for each"
+            )
         return True
 
     return jax.tree.map(is_of_rows, shapes(items), shapes(items + 1))
@@ -146,7 +152,9 @@ def lets_rows_rest(rule: optax.GradientTransformation, server: Server) -> bool:
 
 @lru_cache(maxsize=64)  # plans of a run ask again
 def _try_rule(
-    rule: optax.GradientTransformation, structure: jax.tree_util.PyTreeDef, leaves: tuple[jax.ShapeDtypeStruct, ...]
+    rule: optax.GradientTransformation,
+    structure: jax.tree_util.PyTreeDef,
+    leaves: tuple[jax.ShapeDtypeStruct, ...],
 ) -> bool:
     """Whether a trial with gradients of several sizes finds that rows rest."""
     server = jax.tree.unflatten(structure, leaves)
@@ -174,10 +182,14 @@ def _rests(rule: optax.GradientTransformation, update: Callable, server: Server,
     for turn in range(STEPS):
         touched = (np.arange(TRIAL_ROWS) + turn) % 3 != 0
         gradient = draw(scale)
-        rows = jax.tree.map(lambda x, t=touched: np.where(t.reshape(-1, *[1] * (x.ndim - 1)), x, 0), gradient.tables)
+        rows = jax.tree.map(
+            lambda x, t=touched: np.where(t.reshape(-1, *[1] * (x.ndim - 1)), x, 0), gradient.tables
+        )
         gradient = gradient._replace(tables=rows)
         together = jax.tree.map(np.asarray, update(gradient, state, params))
-        some = [_take(of_server, tree, touched) for of_server, tree in ((in_server, gradient), (of_rows, state))]
+        some = [
+            _take(of_server, tree, touched) for of_server, tree in ((in_server, gradient), (of_rows, state))
+        ]
         apart = update(*some, _take(in_server, params, touched))
         marks = (in_server, of_rows)
         if not _close(_take(marks, together, touched), apart):

@@ -20,6 +20,7 @@ class ServerStep(NamedTuple):
     norm: jax.Array  # float32[], of the step taken
     signal: jax.Array  # float32[], as in `RoundInfo`
     skipped: jax.Array  # bool[], whether the step was not taken
+    added: Server  # to the model
 
 
 def step_server(
@@ -68,7 +69,7 @@ def step_server(
     steps = select(taken, steps, jax.tree.map(jnp.zeros_like, steps))
     opt_state = select(taken, opt_state, state.opt_state)
     server = cast("Server", optax.apply_updates(state.server, steps))
-    return ServerStep(server, opt_state, jnp.where(taken, norm, 0.0), signal, ~taken)
+    return ServerStep(server, opt_state, jnp.where(taken, norm, 0.0), signal, ~taken, steps)
 
 
 def _call_apart(always: jax.Array, function: Callable, *arguments: PyTree) -> PyTree:
