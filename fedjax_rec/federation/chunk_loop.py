@@ -190,7 +190,7 @@ class TouchedRounds(ChunkedRounds):
         self.finish = jax.jit(chunked.touched.finish, donate_argnums=(1, 2))
         self.read = jax.jit(read_over, donate_argnums=0, keep_unused=True)
         self.write = jax.jit(write_rows, donate_argnums=0)  # in place
-        self.spare = Spare()
+        self.spare = Spare(feed.mesh)
         self.name = "train_over"
 
     def text(self, key: Key, state: State, population: Population) -> str:

@@ -46,7 +46,8 @@ def table_size(rows: int) -> int:
 class Spare:
     """Buffers that nobody needs any more, for programs to write over: new memory costs more than a pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: Mesh | None) -> None:
+        self.mesh = mesh
         self.buffers: dict[Any, list[jax.Array]] = {}
 
     def take(self, shapes: Sequence[Any]) -> list[jax.Array]:
@@ -54,7 +55,7 @@ class Spare:
         taken = []
         for like in shapes:
             left = self.buffers.get((like.shape, like.dtype), [])
-            taken.append(left.pop() if left else jnp.zeros_like(like, device=like.sharding))
+            taken.append(left.pop() if left else replicate(jnp.zeros(like.shape, like.dtype), self.mesh))
         return taken
 
     def give(self, tree: PyTree) -> None:
@@ -96,7 +97,7 @@ class RowFinder:
             for (batches, starts), where, each in zip(chunks, positions, populations, strict=True)
         ]
         found = FoundRows(jnp.asarray(ids), named)
-        return jax.device_put(found) if self.mesh is None else replicate(found, self.mesh)
+        return replicate(found, self.mesh)
 
     def _name_chunk(
         self, cohort: DrawnCohort, population: Population, number: int
