@@ -52,7 +52,7 @@ class TouchedRows(NamedTuple):
     name_batches: Callable[[int, Population, DrawnCohort, Any], tuple[Batch, jax.Array]]
     split: Callable[[State], tuple[list[jax.Array], State]]  # -> rows, and the state without them
     join: Callable[[State, list[jax.Array]], State]  # undoes it, with some rows or all
-    # (key, state of K rows, sums of rows, population, cohort, other sums, sound bool[C]) -> state, info, added
+    # (key, state of K rows, sums of rows, population, cohort, other sums, sound bool[C]) -> state, info, steps
     finish: Callable[[Key, State, PyTree, Population, DrawnCohort, CohortResult, jax.Array], Any]
 
 
@@ -258,8 +258,19 @@ def finish_touched(
         sound: bool[C], who took part with numbers that count.
 
     Returns:
-        the state of these rows, what happened; and what the server added to the rows, in the memory of the sums.
+        the state of these rows, what happened; and what the rule would add to the rows, in the memory of the sums.
     """
+
+    optimizer = rules.optimizer
+
+    # A loop of one turn: its steps are written over the sums. Fused with what reads them they would be copied twice.
+    def update(descent: Server, opt_state: PyTree, server: Server) -> Any:
+        def body(_: jax.Array, carried: tuple[Server, PyTree]) -> Any:
+            return optimizer.update(*carried, server)
+
+        return jax.lax.fori_loop(0, (state.round >= 0).astype(jnp.int32), body, (descent, opt_state))
+
+    rules = rules._replace(optimizer=optimizer._replace(update=update))
     totals = sums.totals
     sums = sums._replace(totals=totals._replace(deltas=totals.deltas._replace(tables=tables)))
 
@@ -267,7 +278,7 @@ def finish_touched(
         return ClientStore((), ())
 
     state, info, step = step_round(rules, key, state, population, cohort, sums, sound, store_nothing)
-    return state, info, step.added.tables
+    return state, info, step.proposed.tables
 
 
 def take_tables(sums: CohortResult) -> tuple[CohortResult, PyTree]:

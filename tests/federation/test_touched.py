@@ -50,7 +50,10 @@ MAKES: dict[str, Any] = {
     "fedncf": partial(fr.fedncf, dim=4, layers=1, cohort=5, aggregator="rows", num_negatives=1),
     "fedper": partial(fr.fedper, dim=3, cohort=5, aggregator="rows", num_negatives=1),
 }
-ROUNDED = ("fedncf", "fedper")  # whose dense leaves are summed in another program, in other vector instructions
+ROUNDED = (
+    "fedncf",
+    "fedper",
+)  # whose dense leaves are summed in another program, in other vector instructions
 
 
 @pytest.fixture(autouse=True)
