@@ -9,11 +9,12 @@
 | row update | by back end and jaxlib version: `rows.scatter.choose` | `fedjax-rec doctor` |
 | devices | all accelerators, or a core each, with 16 clients at least: `devices.choose_devices` | `devices` |
 | clients of a chunk | 30 MiB of them, where a cohort's copies take 1 GiB or do not fit; else all | `streaming` |
-| rows of a round | touched ones in catalogues of 4 times a cohort's slots: `federation.touched` | `touched` |
+| rows of a round | touched ones where all are twice as many, and 128 MiB more: `federation.touched` | `touched` |
 | rounds in a block | those between two validations (`eval_every`), an argument of the program | `blocks` |
 
 The right column names the part of `python -m experiments.benchmarks.engine`'s report that a rule was read off;
-`streaming` is a benchmark of its own, `python -m experiments.benchmarks.streaming`.
+`streaming` is a benchmark of its own, `python -m experiments.benchmarks.streaming`, and `touched` another,
+`python -m experiments.scaling.touched`.
 """
 
 from typing import Any
@@ -187,10 +188,12 @@ def make_plan(
 
     # rows that a round holds once more: touched ones, with what the rule keeps of them, and the slots of batches
     items = num_rows(state.server.tables)
+    sums = (3 if stream_clients is None else 5) * upload
     held = 0
     if touched_rows is not None:
-        upload = upload * touched_rows // items
-        held = 3 * (model + _bytes(state.opt_state)) * touched_rows // items
+        # one sum, whose memory the steps then take, or of several chunks two and their sum
+        sums = (1 if together == cohort else 3) * upload * touched_rows // items
+        held = (model + _bytes(state.opt_state)) * touched_rows // items
         held += 3 * touched_rows * _slot_bytes(work, population, state.server)
 
     width = lanes or choose_lanes(
@@ -207,7 +210,7 @@ def make_plan(
         "versions": devices
         * _bytes(state.in_flight),  # who is training in asynchronous rounds, and old models
         # the totals, their sum over devices, and the step made of it; in chunks, those of two and their sum
-        "sums": devices * (3 if stream_clients is None else 5) * upload,
+        "sums": devices * sums,
         "touched": devices * held,
         "lanes": 4 * width * batch,  # rows, gradients and deltas of one step
         "buffer": 0 if schedule == "lanes" else buffer,

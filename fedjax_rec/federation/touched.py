@@ -38,9 +38,10 @@ from fedjax_rec.types import Batch, Client, ClientStore, ClientWork, Key, PyTree
 
 SERVER_ROWS = ("touched", "all")  # which rows a server sums and steps
 BLOCK = 128  # batches that are named together
-LEAST_ITEMS = (
-    4  # items for each slot that a cohort can fill, from which on touched rows are chosen by themselves
-)
+# Touched rows are chosen by themselves in catalogues of so many items for each slot that a cohort can fill, where
+# the others take so many bytes: `python -m experiments.scaling.touched`.
+LEAST_ITEMS = 2
+LEAST_BYTES = 2**27
 
 
 class TouchedRows(NamedTuple):
@@ -78,7 +79,7 @@ def rows_to_expect(rules: Rules, population: Population, server: Server) -> int 
     batch, _ = batch_shapes(rules.work, population, server)
     cohort = cohort_size(rules.sampler, population)
     slots = room_for(rules.work, population, cohort) * batch.ids.shape[0]
-    pays_off = LEAST_ITEMS * slots <= num_rows(server.tables)
+    pays_off = _pays_off(slots, server)
     if rules.server_rows is None and not pays_off:
         return None
     moves = not lets_rows_rest(rules.optimizer, server)
@@ -86,6 +87,12 @@ def rows_to_expect(rules: Rules, population: Population, server: Server) -> int 
         return None
     check_together({Feature.TOUCHED: True, Feature.MOVING_ROWS: moves})
     return min(slots, num_rows(server.tables))
+
+
+def _pays_off(slots: int, server: Server) -> bool:
+    items = num_rows(server.tables)
+    row = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(server.tables)) // max(1, items)
+    return items >= LEAST_ITEMS * slots and (items - slots) * row >= LEAST_BYTES
 
 
 def room_for(work: ClientWork, population: Population, num_clients: int) -> int:
@@ -258,12 +265,11 @@ def finish_touched(
         sound: bool[C], who took part with numbers that count.
 
     Returns:
-        the state of these rows, what happened; and what the rule would add to the rows, in the memory of the sums.
+        the state of these rows, what happened; and the rule's steps of the rows, in the memory of the sums.
     """
-
     optimizer = rules.optimizer
 
-    # A loop of one turn: its steps are written over the sums. Fused with what reads them they would be copied twice.
+    # A loop of one turn writes its steps over the sums. Fused with what reads them they would be copied twice.
     def update(descent: Server, opt_state: PyTree, server: Server) -> Any:
         def body(_: jax.Array, carried: tuple[Server, PyTree]) -> Any:
             return optimizer.update(*carried, server)

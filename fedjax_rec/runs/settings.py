@@ -14,6 +14,7 @@ from fedjax_rec.data.splitters import SPLITTERS
 from fedjax_rec.errors import ParameterError
 from fedjax_rec.evaluation.central.registry import parse_method_names
 from fedjax_rec.federation.asynchronous import FedBuff
+from fedjax_rec.federation.touched import SERVER_ROWS
 from fedjax_rec.privacy.accounting import MAX_EPSILON
 from fedjax_rec.rows.scatter import STRATEGIES
 from fedjax_rec.runs.availability import devices_of
@@ -276,6 +277,13 @@ class Settings:
     )
     row_update: str | None = _setting(
         None, "how item rows are added up; by default by back end", "run", tuple(STRATEGIES)
+    )
+    server_rows: str | None = _setting(
+        None,
+        "item rows that the server sums and steps: those that a cohort touches, or all; by default touched "
+        "ones in large catalogues, where the server rule lets the others rest",
+        "run",
+        SERVER_ROWS,
     )
     baselines: str | None = _setting(
         None, "central baselines for the price of federation: names with commas, or all", "run"

@@ -73,7 +73,7 @@ def identify_run(
     Returns:
         the identity.
     """
-    names = ("devices", "lanes", "schedule", "row_update", "stream_clients")
+    names = ("devices", "lanes", "schedule", "row_update", "stream_clients", "touched_rows")
     return RunIdentity(
         must_match=json.loads(json.dumps(dict(checkpoint.must_match) | must_match, default=str)),
         plan={name: getattr(plan, name) for name in names},

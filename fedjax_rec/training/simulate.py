@@ -410,6 +410,7 @@ class _Run:
             clients_per_second=clients / max(self.train_seconds, 1e-9),
             stopped=stopped,
             rule="patience" if by_patience else "rounds",
+            server_rows="all" if self.plan.touched_rows is None else "touched",
         )
         self.on_block(progress)
 

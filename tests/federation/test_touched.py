@@ -1,33 +1,19 @@
 """Rounds on the rows that a cohort touches are the rounds over all rows, wherever the clients' histories are."""
 
-import json
 from functools import lru_cache, partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import fedjax_rec as fr
-from fedjax_rec.cli.main import main
-from fedjax_rec.client.stored import open_population
-from fedjax_rec.compatibility import Feature
-from fedjax_rec.data.store import synthesise
-from fedjax_rec.engine.chunks import plan_run
 from fedjax_rec.engine.devices import client_mesh
-from fedjax_rec.errors import ParameterError
-from fedjax_rec.federation import touched
-from fedjax_rec.federation.host_memory import copy_state, make_block, put_state
-from fedjax_rec.federation.row_finder import find_rows, table_size
 from fedjax_rec.samplers.data_dependent import power_of_choice
 from fedjax_rec.server.optimizers import fedadagrad
-from fedjax_rec.server.resting import lets_rows_rest, rest_untouched, rows_of_state
-from fedjax_rec.server.step import step_server
+from fedjax_rec.server.resting import rest_untouched
 from fedjax_rec.testing import assert_close, tiny_population
-from fedjax_rec.training.checkpoints.manager import Checkpoints
-from fedjax_rec.types import Server
 from tests.crosses import crossed
 
 pytestmark = pytest.mark.as_compiled
@@ -59,7 +45,7 @@ ROUNDED = (
 @pytest.fixture(autouse=True)
 def _one_size(monkeypatch):
     """One size of compact tables, and so one program for all rounds: many would be those of a large catalogue."""
-    monkeypatch.setattr("fedjax_rec.federation.row_finder.table_size", lambda rows: 40)
+    monkeypatch.setattr("fedjax_rec.federation.row_finder.table_size", lambda _: 40)
 
 
 def train(algorithm, data=None, rounds=4, **options):
