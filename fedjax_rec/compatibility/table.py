@@ -280,6 +280,13 @@ _ROWS: Rows = {  # in the order in which they are met: what is made first is che
         )
         for other, what in (_STREAMED | _STORED).items()
     },
+    (_F.STORED, _F.ONE_PIECE): (
+        (
+            "{stream_clients}=0 asks for rounds in one piece, but histories in a store are fetched for some "
+            "clients at a time"
+        ),
+        "leave it out",
+    ),
     **{
         (_F.TOUCHED, other): (
             f"server_rows='touched' works on the rows that a cohort touches, which does not go with {what}",

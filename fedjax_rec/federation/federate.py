@@ -69,6 +69,8 @@ from fedjax_rec.types import (
     Update,
 )
 
+FEDAVG = optax.sgd(1.0)  # one object, of which it is tried only once what it does to rows
+
 
 class RoundSettings(TypedDict, total=False):
     """What an algorithm with a server rule of its own hands on to `federate`, which says what each means."""
@@ -210,7 +212,7 @@ def federate(
         model = model._replace(init_server=partial(_init_unseen, model.init_server))
 
     # The rules of a round, and the pure functions that are made of them.
-    optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
+    optimizer = FEDAVG if server_optimizer is None else server_optimizer
     work = work if adversary is None else adversary.wrap_work(work)
     batch = jax.jit(work.batches.batch, inline=True)  # traced once, for the programs and plans of a run
     work = work._replace(batches=work.batches._replace(batch=batch))

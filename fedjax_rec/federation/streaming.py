@@ -29,7 +29,6 @@ from fedjax_rec.engine.devices import keep_replicated
 from fedjax_rec.engine.guard import run_sound
 from fedjax_rec.engine.lane_steps import CohortResult
 from fedjax_rec.engine.plan import check_fits, fits, with_copy
-from fedjax_rec.errors import ParameterError
 from fedjax_rec.federation.cohorts import DrawnCohort, cut_chunk, locate, of_clients
 from fedjax_rec.federation.initial import init_transform_state, private_of
 from fedjax_rec.federation.rounds import (
@@ -86,11 +85,6 @@ def split_round(
 
 def _size_for_store(rules: Rules, population: Population, stream_clients: int | None) -> int:
     """S of rounds that fetch histories from a store."""
-    if stream_clients == 0:
-        raise ParameterError(
-            "{stream_clients}=0 asks for rounds in one piece, but histories in a store are fetched for some "
-            "clients at a time; leave it out"
-        )
     if stream_clients is not None:
         return _fill_devices(rules, population, stream_clients)
     return choose_chunk_size(plan_rounds(rules, population), _init_shapes(rules, population).store)
