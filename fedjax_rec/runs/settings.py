@@ -253,9 +253,7 @@ class Settings:
         None, f"stop after so much wall-clock time; without --rounds {MAX_SECONDS}", "run"
     )
     checkpoint_every: int | None = _setting(
-        None,
-        "save the run every so many rounds, a multiple of --eval-every, for `fedjax-rec resume`",
-        "run",
+        None, "save the run every so many rounds, a multiple of --eval-every, for `fedjax-rec resume`", "run"
     )
     checkpoint_minutes: float = _setting(
         5.0,
@@ -280,8 +278,7 @@ class Settings:
     )
     server_rows: str | None = _setting(
         None,
-        "item rows that the server sums and steps: those that a cohort touches, or all; by default touched "
-        "ones in large catalogues, where the server rule lets the others rest",
+        "item rows that the server sums and steps; by default all in small catalogues",
         "run",
         SERVER_ROWS,
     )

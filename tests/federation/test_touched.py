@@ -70,7 +70,6 @@ def train(algorithm, data=None, rounds=4, **options):
 
 def assert_same(found, expected):
     """Bit for bit."""
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
     for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
