@@ -3,7 +3,8 @@
 `aggregators` are sums and means, with the normaliser in the name; `stacked` and `robust` look at all updates side
 by side; `fairness` weighs by losses; `optimizers` are the server's rules, and `resting` says under which of them
 untouched rows rest; `noise` is what central differential privacy adds, `soundness` says what an aggregator is made
-of and refuses noise that would hide nothing; `step` puts them together. May import all wings below it but `samplers`.
+of and refuses noise that would hide nothing; `step` puts them together. May import all wings below it but
+`samplers`.
 """
 
 from fedjax_rec.server.aggregators import (
