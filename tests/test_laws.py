@@ -20,9 +20,8 @@ CASES: dict[str, dict[str, Any]] = {  # "factory, variant": its settings
     "fedmf, ratings (a shared leaf)": {"loss": "mse", "local_epochs": 2, **SMALL},
     "fedmf, momentum": {"local_optimizer": optax.sgd(0.01, momentum=0.9), "local_epochs": 2, **SMALL},
     "fedmf, FedProx": {"prox": 0.5, "learning_rate": 0.1, "local_epochs": 2, **SMALL},
-    # weights are given: those by default follow from the size of the data, which is seen by all
-    "fcf": {"alpha": 4.0, "regularisation": 10.0, **SMALL},
-    "fedals": {"regularisation": 0.02, "unobserved": 0.3, **SMALL},
+    "fcf": SMALL,  # weights by the size of the data
+    "fedals": SMALL,
     "fedals, memory": {"memory": 0.5, "regularisation": 0.02, "unobserved": 0.3, **SMALL},
     "fedease": {"cohort": 12},
     "fedease, memory": {"memory": 0.5, "cohort": 12},

@@ -20,7 +20,7 @@ Departures from the paper:
 * partial participation, of which the paper knows nothing: see `memory`.
 """
 
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ from fedjax_rec.algorithms.common.solve import (
 )
 from fedjax_rec.algorithms.registry import register
 from fedjax_rec.compatibility import Feature, check_together
-from fedjax_rec.data.defaults import als_weights
+from fedjax_rec.data.defaults import ALS_ROUNDS, Size, als_dim, als_weights
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.federation.federate import RoundSettings, federate, set_default_sampler
 from fedjax_rec.samplers.data_independent import everyone
@@ -50,9 +50,11 @@ from fedjax_rec.types import Aggregator, Algorithm, PyTree, Server
 _BATCH = 64  # items solved at once
 
 
-@register(
-    rounds=12, eval_every=1, defaults_by_size=lambda size, **given: als_weights(size, **given)._asdict()
-)
+def _by_size(size: Size, dim: int | None = None, **given: Any) -> dict[str, Any]:
+    return {"dim": als_dim(size) if dim is None else dim, **als_weights(size, **given)._asdict()}
+
+
+@register(rounds=ALS_ROUNDS, eval_every=1, defaults_by_size=_by_size)
 def fedals(
     *,
     dim: int = 64,
@@ -76,7 +78,7 @@ def fedals(
     them weigh as much as one sum over everybody.
 
     Args:
-        dim: D, width of the vectors.
+        dim: D, width of the vectors; a run has it by the size of its data (`fedjax_rec.data.defaults.als_dim`).
         regularisation: reg, above 0; by default that of central iALS for data of this size
             (`fedjax_rec.data.defaults.als_weights`), which the server sends.
         unobserved: w0, the weight of every pair; by default the same.

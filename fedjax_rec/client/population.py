@@ -69,7 +69,7 @@ class Population:
         return Size(self.num_clients, self.num_items, examples.shape[0])
 
     def __repr__(self) -> str:
-        users, items, events = self.size
+        users, items, events, _ = self.size
         return f"<Population: {users:,} clients, {items:,} items, {events:,} examples>"
 
     def without_ids(self) -> "Population":

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class Size(NamedTuple):
-    """How much there is to train on.
+    """How much there is to train on, and who does at a time.
 
     Example:
         >>> Size(943, 1682, 98114).density < 0.07
@@ -21,6 +21,7 @@ class Size(NamedTuple):
     num_users: int  # N
     num_items: int  # I
     num_events: Any  # M, an int; traced where it is counted in a round
+    cohort: int | None = None  # C, where one was given
 
     @property
     def density(self) -> Any:
@@ -32,7 +33,7 @@ class ALSWeights(NamedTuple):
     """Of the objective of iALS, by the names that both sides give them."""
 
     regularisation: Any  # reg
-    unobserved: Any  # w0
+    unobserved: Any  # w0, of every pair
 
 
 class FCFWeights(NamedTuple):
@@ -51,14 +52,16 @@ class MFSettings(NamedTuple):
 
 
 MIN_COHORT = 200
+ALS_ROUNDS = 12  # of fedals and iALS, before which no patience ends
 _ALS_RIDGE = 8.0  # of a mean user: reg (M / N + w0 I)
+_SPARSE = 0.0013  # density, below which it falls
 _FCF_RIDGE = 3.0  # of everybody, where an own item weighs 1
-_MOST_UNOBSERVED = 0.3
-_UNOBSERVED_BY_DENSITY = 1.4
+_UNOBSERVED_SHARE = 30.0  # what all pairs without an event weigh together, in units of all events
 _MANY_EVENTS = 300_000
 _MF_RATE = 0.105  # where a cohort visits a mean item once
 _MOST_MF_RATE = 0.05
 _LONG_HISTORY = 100  # events of a mean user
+_OFTEN = 100  # events of a mean item
 
 
 def default_cohort(num_clients: int) -> int:
@@ -96,7 +99,9 @@ def ease_penalty(size: Size) -> Any:
 
 
 def als_dim(size: Size) -> int:
-    """The width of central iALS: 64 below 300,000 training events, 192 from there on.
+    """The width of iALS and `fedals`: 64, and 192 from 300,000 training events on, if a mean item has 100 of them.
+
+    What `fedals` sums takes I D (D + 1) / 2 numbers, which many items with few events each are not worth.
 
     Args:
         size: of the training data.
@@ -105,18 +110,19 @@ def als_dim(size: Size) -> int:
         D.
 
     Example:
-        >>> als_dim(Size(943, 1682, 98114))
-        64
+        >>> als_dim(Size(943, 1682, 98114)), als_dim(Size(6040, 3706, 988129)), als_dim(Size(29858, 40979, 659365))
+        (64, 192, 64)
     """
-    return 64 if size.num_events < _MANY_EVENTS else 192
+    wide = size.num_events >= _MANY_EVENTS and size.num_events >= _OFTEN * size.num_items
+    return 192 if wide else 64
 
 
 def als_weights(size: Size, regularisation: Any = None, unobserved: Any = None) -> ALSWeights:
     """The weights of iALS, which depend on each other and on the size of the data.
 
-    The ridge of a mean user, reg (M / N + w0 I), is 8 whatever w0 is: with a reg of its own it would grow with
-    the catalogue, by a factor of 20 from MovieLens 100K to Gowalla, until nothing is learnt. w0 falls with the
-    square root of the density, from .3 on MovieLens.
+    The ridge of a mean user, reg (M / N + w0 I), is 8 whatever w0 is, and less below a density of .0013: with one
+    reg for all it would grow with the catalogue, by a factor of 20 from MovieLens 100K to Gowalla, until nothing
+    is learnt. w0 is proportional to the density: all pairs together weigh 30 times what the events weigh.
 
     Args:
         size: of the training data.
@@ -128,14 +134,15 @@ def als_weights(size: Size, regularisation: Any = None, unobserved: Any = None) 
 
     Example:
         >>> [f"{x:.3g}" for x in als_weights(Size(943, 1682, 98114))]
-        ['0.0131', '0.3']
+        ['0.00248', '1.86']
         >>> [f"{x:.3g}" for x in als_weights(Size(29858, 40979, 659365))]
-        ['0.00591', '0.0325']
+        ['0.00752', '0.0162']
     """
     if unobserved is None:
-        unobserved = min(_MOST_UNOBSERVED, _UNOBSERVED_BY_DENSITY * size.density**0.5)
+        unobserved = _UNOBSERVED_SHARE * size.density
     if regularisation is None:
-        regularisation = als_ridge_of_one(size, unobserved) ** -1 * _ALS_RIDGE
+        ridge = _ALS_RIDGE * min(1.0, size.density / _SPARSE) ** 0.5
+        regularisation = ridge / als_ridge_of_one(size, unobserved)
     return ALSWeights(regularisation, unobserved)
 
 
@@ -160,7 +167,7 @@ def fcf_weights(size: Size, alpha: Any = None, regularisation: Any = None) -> FC
     """The weights of FCF: those of iALS on the scale of an objective in which every pair weighs 1.
 
     alpha is 1 / w0. lambda is one number for users and items, and so less than iALS's ridge of a mean user would
-    be there: 3 alpha, which is 10 on MovieLens 100K.
+    be there: 3 alpha.
 
     Args:
         size: of the training data.
@@ -172,7 +179,7 @@ def fcf_weights(size: Size, alpha: Any = None, regularisation: Any = None) -> FC
 
     Example:
         >>> [f"{x:.3g}" for x in fcf_weights(Size(943, 1682, 98114))]
-        ['3.33', '10']
+        ['0.539', '1.62']
     """
     if alpha is None:
         alpha = 1 / als_weights(size).unobserved
@@ -188,8 +195,8 @@ def mf_settings(
     """The settings of `fedmf`: a rate that falls where a round's changes of an item add up, and how wide it is.
 
     What clients change is summed, so that the step of an item grows with its visits in a round. The rate falls
-    with the root of those of a mean item, v = C (1 + negatives) M / (N I), with C the cohort of `default_cohort`:
-    .105 / sqrt(v), in two digits, and .05 at most, where single users' steps would be too long.
+    with the root of those of a mean item, v = C (1 + negatives) M / (N I), with C that of `default_cohort` unless
+    given: .105 / sqrt(v), in two digits, and .05 at most, where single users' steps would be too long.
 
     Width and negatives are 64 and 4; 128 and 8 on many events (as `als_dim` has it) with long histories, 100
     events of a mean user, where more can be learnt of each.
@@ -216,6 +223,7 @@ def mf_settings(
     if num_negatives is None:
         num_negatives = min(8 if wide else 4, max(size.num_items, 1))
     if learning_rate is None:
-        visits = default_cohort(users) * (1 + num_negatives) * size.density
+        cohort = default_cohort(users) if size.cohort is None else min(size.cohort, users)
+        visits = cohort * (1 + num_negatives) * size.density
         learning_rate = min(_MOST_MF_RATE, float(f"{_MF_RATE * max(visits, 1e-9) ** -0.5:.2g}"))
     return MFSettings(dim, num_negatives, learning_rate)

@@ -204,6 +204,7 @@ def with_sized_defaults(settings: Settings, size: Size) -> Settings:
         1.5
     """
     given = _given(settings)
+    size = size._replace(cohort=settings.cohort)
     sized = sized_defaults(settings.algorithm, size)
     sized = sized_defaults(settings.algorithm, size, {name: given[name] for name in sized if name in given})
     return with_values(settings, {name: value for name, value in sized.items() if name not in given})
@@ -224,7 +225,7 @@ def settings_by_events(settings: Settings, size: Size) -> tuple[str, ...]:
         ('regularisation',)
     """
     given = _given(settings)
-    sized = sized_defaults(settings.algorithm, size)
+    sized = sized_defaults(settings.algorithm, size._replace(cohort=settings.cohort))
     own = accepted(settings.algorithm)
     return tuple(name for name, value in sized.items() if given.get(name) == value != own[name])
 

@@ -31,6 +31,7 @@ from fedjax_rec.evaluation.summary import K, Metrics, result_metrics, summarise
 from fedjax_rec.federation.traffic import Traffic, count_traffic, upload_of
 from fedjax_rec.runs.baselines import baseline_details
 from fedjax_rec.runs.build import advice
+from fedjax_rec.runs.folders import to_json_values
 from fedjax_rec.runs.inputs import with_absolute_paths
 from fedjax_rec.runs.outcome import Outcome, Trained
 from fedjax_rec.runs.settings import Settings, complete
@@ -44,7 +45,7 @@ from fedjax_rec.runs.setup import (
     with_settings,
 )
 from fedjax_rec.runs.stores import count_items
-from fedjax_rec.runs.tuning import noting, tune
+from fedjax_rec.runs.tuning import TABLE, kept_search, noting, tune, tuning_table
 from fedjax_rec.training.checkpoints.manager import Checkpoints, check_checkpoints
 from fedjax_rec.training.halving import Halving
 from fedjax_rec.training.history import DivergedWarning, History, Interrupted, Progress, Stop
@@ -116,11 +117,13 @@ def run_experiment(
     key = key_of(settings, checkpoint)
     split = setup.split
     protocol = setup.protocol
-    stage_checkpoints = _checkpoint_stages(checkpoint, settings, protocol, key)
+    asked_values = dataclasses.asdict(settings)
     tuning = None
     if settings.tune is not None:
-        settings, tuning = tune(settings, setup, protocol, on_stage)
+        kept = None if resume is False else kept_search(checkpoint, settings)
+        settings, tuning = kept or tune(settings, setup, protocol, on_stage)
         setup = with_settings(settings, setup)
+    stage_checkpoints = _checkpoint_stages(checkpoint, settings, asked_values, protocol, key, tuning)
     centrals = _run_centrals(settings, protocol, split, on_stage)
 
     # Train, select the round on validation, and perhaps train again on train + validation for so many rounds.
@@ -215,13 +218,17 @@ def _train(
 
 
 def _checkpoint_stages(
-    checkpoint: Checkpoints | None, settings: Settings, protocol: Protocol, key: Key | int
+    checkpoint: Checkpoints | None,
+    settings: Settings,
+    values: dict[str, Any],
+    protocol: Protocol,
+    key: Key | int,
+    tuning: Halving | None,
 ) -> StageCheckpoints:
-    """Where each stage of the run is saved, and what may not differ when it goes on."""
+    """Where each stage of the run is saved, and what may not differ when it goes on: values before a search."""
     if checkpoint is None:
         return lambda _: None
     check_checkpoints(checkpoint, cast("int", settings.eval_every))
-    values = dataclasses.asdict(settings)
     # where a privacy budget is given, the rounds choose the noise
     may_differ = MAY_DIFFER if settings.target_epsilon is None else MAY_DIFFER - {"rounds"}
     must_match = {
@@ -229,10 +236,11 @@ def _checkpoint_stages(
         **{name: value for name, value in values.items() if name not in may_differ},
         "protocol_id": protocol_id(protocol),
     }
+    found = {} if tuning is None else {TABLE: to_json_values(tuning_table(tuning))}
     secret = {} if isinstance(key, int) else {"key": jax.random.key_data(key).tolist()}
     named = checkpoint._replace(
         must_match=must_match | dict(checkpoint.must_match),
-        custom_metadata={"settings": values} | secret | dict(checkpoint.custom_metadata),
+        custom_metadata={"settings": values} | found | secret | dict(checkpoint.custom_metadata),
     )
     return lambda stage: named._replace(folder=Path(checkpoint.folder) / stage)
 

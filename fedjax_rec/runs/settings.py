@@ -13,6 +13,7 @@ from fedjax_rec.data.splits import NEGATIVES
 from fedjax_rec.data.splitters import SPLITTERS
 from fedjax_rec.errors import ParameterError
 from fedjax_rec.evaluation.central.registry import parse_method_names
+from fedjax_rec.evaluation.convergence import CEILING, PATIENCE_SHARE
 from fedjax_rec.federation.asynchronous import FedBuff
 from fedjax_rec.federation.touched import SERVER_ROWS
 from fedjax_rec.privacy.accounting import MAX_EPSILON
@@ -25,13 +26,9 @@ from fedjax_rec.server.optimizers import LOCALS, SERVERS
 
 POINTS = {"server": "server", "local": "local-training"}  # flag -> `Protocol.point`
 FOLD_IN_EPOCHS = 10
-FAIR = (
-    "q-fedavg"  # the aggregator that needs the clients' learning rate, and so has no place in `AGGREGATORS`
-)
+FAIR = "q-fedavg"  # the aggregator that needs the clients' learning rate, and has no place in `AGGREGATORS`
 DRAWS = ("uniform", "size-capped", "loss-proportional")
-PATIENCE_SHARE = 0.25  # of a run that trains until it has converged
-_PART = "quarter"  # the same in words
-CEILING = 25  # rounds of such a run, in units of the algorithm's least number
+_PART = "quarter"  # `PATIENCE_SHARE` in words
 MAX_SECONDS = 480
 BY_ALGORITHM = ("model", "client", "server")  # groups whose settings are the algorithm's own unless given
 
@@ -234,15 +231,14 @@ class Settings:
     )
     rounds: int | None = _setting(
         None,
-        f"rounds at most; by default until validation has not improved for a {_PART} of the rounds so far, "
-        f"after a least number by algorithm, and for {CEILING} times that or --max-seconds at most; with "
-        f"noise, that number",
+        f"rounds at most; by default until validation has not risen for a {_PART} of the rounds so far, after "
+        f"a least number by algorithm, and for {CEILING} times that or --max-seconds at most; with noise that",
         "run",
     )
     min_rounds: int | None = _setting(None, "rounds before which no patience ends; by algorithm", "run")
     patience_share: float | None = _setting(
         None,
-        f"stop after so large a share of the rounds so far without a better one; {PATIENCE_SHARE}",
+        f"stop once mean validation has not risen for so large a share of the rounds; {PATIENCE_SHARE}",
         "run",
     )
     seed: int = _setting(0, "seed of the run", "run")
@@ -250,7 +246,9 @@ class Settings:
     target: float | None = _setting(None, "stop at this validation ndcg@10", "run")
     patience: int | None = _setting(None, "stop after so many rounds without a better one", "run")
     max_seconds: float | None = _setting(
-        None, f"stop after so much wall-clock time; without --rounds {MAX_SECONDS}", "run"
+        None,
+        f"stop after so much wall-clock time; without --rounds {MAX_SECONDS}, half of it before a --refit",
+        "run",
     )
     checkpoint_every: int | None = _setting(
         None, "save the run every so many rounds, a multiple of --eval-every, for `fedjax-rec resume`", "run"
@@ -449,7 +447,8 @@ def complete(settings: Settings) -> Settings:
     check_taken(vars(settings), settings.own_options(), known)
     own |= {"rounds": entry.rounds, "eval_every": entry.eval_every}
     if settings.rounds is None and not settings.private:
-        own |= {"rounds": CEILING * entry.rounds, "min_rounds": entry.rounds, "max_seconds": MAX_SECONDS}
+        seconds = MAX_SECONDS / 2 if settings.refit else MAX_SECONDS  # a refit takes as long again
+        own |= {"rounds": CEILING * entry.rounds, "min_rounds": entry.rounds, "max_seconds": seconds}
         own |= {"patience_share": PATIENCE_SHARE} if settings.patience is None else {}
     missing = {name: value for name, value in own.items() if getattr(settings, name) is None}
     return dataclasses.replace(settings, **missing)

@@ -6,8 +6,10 @@ protocol's file and in the result, all of them in `tuning.json`.
 """
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from fedjax_rec.algorithms.registry import accepted, factory_of
@@ -17,11 +19,14 @@ from fedjax_rec.runs.build import arguments_of, clip_batch_size, with_values
 from fedjax_rec.runs.settings import FAIR, Settings
 from fedjax_rec.runs.setup import Setup
 from fedjax_rec.server.optimizers import LOCALS
+from fedjax_rec.training.checkpoints.manager import Checkpoints
+from fedjax_rec.training.checkpoints.store import find_latest
 from fedjax_rec.training.halving import Halving, halve
 from fedjax_rec.training.spaces import trials_of
-from fedjax_rec.training.sweep import SweepInterrupted, Trial
+from fedjax_rec.training.sweep import Sweep, SweepInterrupted, Trial
 from fedjax_rec.training.trials import Factory
 
+TABLE = "tuning"  # of a checkpoint's metadata, as `tuning_table` gives it
 NOTE = "tuning"  # how what is noted on an error begins
 _REPORT_SECONDS = 2.0  # at least, between two reports of progress
 
@@ -55,7 +60,7 @@ def tune(settings: Settings, setup: Setup, protocol: Protocol, on_stage: Callabl
     fixed = ("learning_rate",) if settings.aggregator == FAIR else ()
     trials = trials_of(
         settings.algorithm,
-        setup.split.size,
+        setup.split.size._replace(cohort=settings.cohort),
         flags | settings.own_options(),
         count,
         seed=settings.seed,
@@ -120,7 +125,7 @@ def noting(halving: Halving | None) -> Iterator[None]:
     except BaseException as problem:
         if halving is not None:
             problem.add_note(
-                f"{NOTE} was done, and is done again if the run goes on; the same without it: "
+                f"{NOTE} was done, and is done again if no checkpoint was saved; the same without it: "
                 f"{_text(halving.best)}"
             )
         raise
@@ -141,6 +146,44 @@ def _factory_of(settings: Settings, setup: Setup) -> Factory:
         return make(**given | changes)
 
     return factory
+
+
+def kept_search(checkpoint: Checkpoints | None, settings: Settings) -> Tuned | None:
+    """What a search found whose run goes on, from the newest checkpoint of its training.
+
+    Args:
+        checkpoint: where the run is saved, as `run_experiment` is given it.
+        settings: of the run, as they were before the search.
+
+    Returns:
+        the settings that won and all that were tried; None where nothing was saved, and the search is to be made.
+
+    Raises:
+        ValueError: if what was saved is no search.
+    """
+    latest = None if checkpoint is None else find_latest(Path(checkpoint.folder) / "train")
+    if latest is None or latest.path is None or TABLE not in latest.meta["custom_metadata"]:
+        return None
+    try:
+        halving = _halving_of(latest.meta["custom_metadata"][TABLE])
+        return Tuned(with_values(settings, halving.best.settings), halving)
+    except (LookupError, TypeError, ValueError) as problem:
+        raise ValueError(f"{latest.path} holds no search that this version knows: {problem}") from problem
+
+
+def _halving_of(table: Mapping[str, Any]) -> Halving:
+    """What `tuning_table` was made of, but for the trials' curves."""
+    rungs = []
+    for rung in table["rungs"]:
+        trials = tuple(_stored_trial(**trial) for trial in rung["trials"])
+        best = max(trials, key=lambda trial: -math.inf if math.isnan(trial.validation) else trial.validation)
+        rungs.append(Sweep(trials, best, table["metric"], rung["rounds"], (), rung["seconds"]))
+    best = next(trial for trial in rungs[-1].trials if trial.settings == table["best"])
+    return Halving(tuple(rungs), best)
+
+
+def _stored_trial(settings: dict[str, Any], validation: float | None, round: int) -> Trial:  # noqa: A002
+    return Trial(settings, math.nan if validation is None else validation, round, math.nan, ())
 
 
 class _Report:

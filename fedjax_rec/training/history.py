@@ -1,6 +1,5 @@
 """When a run stops, what it says on the way, and what is known of it afterwards."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
+from fedjax_rec.evaluation.convergence import patience_ends_at, peak_round
 from fedjax_rec.evaluation.metrics import KS, METRIC_NAME, RankLike, metrics_from_ranks, user_metric
 from fedjax_rec.evaluation.pair_metrics import PAIR_METRICS
 from fedjax_rec.types import Algorithm, Plan, RoundInfo, State
@@ -28,15 +28,32 @@ class Stop(NamedTuple):
     patience: int | None = None  # stop after so many rounds without a better metric
     seconds: float | None = None  # stop after so much wall-clock time, checked after each block
     patience_share: float | None = (
-        None  # stop after so large a share of the rounds so far without a better one
+        None  # stop after so large a share of the rounds so far without a better mean over their last half
     )
     min_rounds: int = 0  # before which no patience ends
 
-    def ends_at(self, best_round: int) -> int | None:
-        """The round at which patience ends, if none after the best one so far is better.
+    def peak_of(self, evaluations: Sequence[tuple[int, Metrics]]) -> int:
+        """The round up to which mean validation has risen.
 
         Args:
-            best_round: with the best validation so far.
+            evaluations: (round, validation metrics), in order.
+
+        Returns:
+            the round; 0 without evaluations.
+
+        Example:
+            >>> Stop().peak_of([(10, {"full/ndcg@10": 0.1}), (20, {"full/ndcg@10": 0.3})])
+            20
+        """
+        return peak_round([(done, metrics[f"full/{self.metric}"]) for done, metrics in evaluations])
+
+    def ends_at(self, best_round: int, peak: int | None = None) -> int | None:
+        """The round at which patience ends, if no later one is better.
+
+        Args:
+            best_round: with the best validation so far, for `patience`.
+            peak: up to which its mean has risen (`fedjax_rec.evaluation.convergence.peak_round`), for
+                `patience_share`; by default `best_round`.
 
         Returns:
             the round; None without patience.
@@ -49,7 +66,7 @@ class Stop(NamedTuple):
         if self.patience is not None:
             ends.append(best_round + self.patience)
         if self.patience_share is not None:
-            ends.append(math.ceil(best_round / (1 - self.patience_share)))
+            ends.append(patience_ends_at(best_round if peak is None else peak, self.patience_share))
         return max(self.min_rounds, *ends) if ends else None
 
 

@@ -384,7 +384,7 @@ class _Run:
             value = validation[f"full/{stop.metric}"]
             if stop.target is not None and value >= stop.target:
                 return "target"
-            end = stop.ends_at(self.best.round)
+            end = stop.ends_at(self.best.round, stop.peak_of(self.evaluations))
             if end is not None and rounds_done >= end:
                 return "patience"
         if stop.seconds is not None and time.perf_counter() - self.start_time >= stop.seconds:
@@ -398,8 +398,8 @@ class _Run:
             return
         last = self.infos[-1]
         clients = sum(int(np.sum(info.clients)) for info in self.infos)
-        end = None if self.evaluate is None else self.stop.ends_at(max(self.best.round, 0))
-        by_patience = end is not None and end < rounds
+        end = self.stop.ends_at(max(self.best.round, 0), self.stop.peak_of(self.evaluations))
+        by_patience = self.evaluate is not None and end is not None and end < rounds
         progress = Progress(
             round=rounds_done,
             rounds=max(cast("int", end), rounds_done) if by_patience else rounds,

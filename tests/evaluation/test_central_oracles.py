@@ -10,6 +10,7 @@ import pytest
 
 import fedjax_rec as fr
 from fedjax_rec.evaluation.central import (
+    ease,
     fit_ease,
     fit_ials,
     fit_itemknn,
@@ -17,6 +18,7 @@ from fedjax_rec.evaluation.central import (
     fit_popularity,
     fit_random,
     ials,
+    itemknn,
     mf,
 )
 from fedjax_rec.evaluation.central.example import tiny_split
@@ -54,8 +56,8 @@ def test_pairs_are_counted(split, table):
 
 
 @pytest.mark.parametrize("regularisation", sampled([0.5, 30.0], [30.0], "the strength is a number"))
-def test_ease_solves_the_constrained_ridge(split, table, regularisation):
-    """Column by column, the ridge with b_jj = 0 by a Lagrange multiplier: the KKT equations."""
+def test_ease_solves_the_constrained_ridge(split, table, regularisation, monkeypatch):
+    """Column by column, the ridge with b_jj = 0 by a Lagrange multiplier; solved by users and by items."""
     size = split.num_items
     weights = np.zeros((size, size))
     for item in range(size):
@@ -63,14 +65,20 @@ def test_ease_solves_the_constrained_ridge(split, table, regularisation):
         ridge = 2 * (table.T @ table + regularisation * np.eye(size))
         system = np.block([[ridge, chosen], [chosen.T, np.zeros((1, 1))]])
         weights[:, item] = np.linalg.solve(system, np.append(2 * table.T @ table[:, item], 0))[:size]
+    expected = (table @ weights)[USERS]
+    assert ease.by_users(split)
+    monkeypatch.setattr(ease, "_BLOCK", 32)  # rows and triangles in pieces
+    by_users = scores_of(fit_ease(split, regularisation=regularisation))
+    np.testing.assert_allclose(by_users, expected, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(ease, "by_users", lambda _: False)
     scorer = fit_ease(split, regularisation=regularisation)
-    np.testing.assert_allclose(scores_of(scorer), (table @ weights)[USERS], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(scores_of(scorer), expected, rtol=1e-4, atol=1e-5)
     assert not np.asarray(scorer.params.weights).diagonal().any()
 
 
 @pytest.mark.parametrize(("neighbours", "shrink"), [(1, 0.0), (7, 10.0), (10_000, 100.0)])
-def test_itemknn_is_a_dense_cosine(split, table, neighbours, shrink):
-    """Loops over items; of equally similar items the lower code is kept."""
+def test_itemknn_is_a_dense_cosine(split, table, neighbours, shrink, monkeypatch):
+    """Loops over items; of equally similar items the lower code is kept. All at once and block by block."""
     size = split.num_items
     expected = np.zeros((split.num_users, size))
     for item in range(size):
@@ -81,6 +89,10 @@ def test_itemknn_is_a_dense_cosine(split, table, neighbours, shrink):
                 similar[other] = np.float32(table[:, item] @ table[:, other] / bound)
         nearest = sorted(range(size), key=lambda other: (-similar[other], other))[:neighbours]
         expected[:, item] = table[:, nearest] @ similar[nearest]
+    scores = scores_of(fit_itemknn(split, neighbours=neighbours, shrink=shrink))
+    np.testing.assert_allclose(scores, expected[USERS], rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(itemknn, "_DENSE", 0)  # a catalogue too large for a table of all pairs
+    monkeypatch.setattr(itemknn, "_BLOCK", 50)
     scores = scores_of(fit_itemknn(split, neighbours=neighbours, shrink=shrink))
     np.testing.assert_allclose(scores, expected[USERS], rtol=1e-5, atol=1e-6)
 
@@ -102,7 +114,7 @@ def objective(table, users, items):
 def test_ials_half_steps_are_exact(split, table):
     """The gradient of the objective vanishes for the side just solved, and no other point is lower."""
     by_user, by_item = ials.block_rows(split)
-    users, items = ials.init_factors(jax.random.key(0), split.num_users, split.num_items, 5)
+    users, items = mf.init_factors(jax.random.key(0), split.num_users, split.num_items, 5)
     values = [objective(table, *(np.asarray(x, np.float64) for x in (users, items)))]
     for _ in range(4):
         users = ials.solve_factors(items, by_user, table.shape[0], REG, W0)
@@ -125,16 +137,15 @@ def check_half_step(table, users, items, side):
 
 
 def test_ials_starts_and_ends_as_stated(split, table):
-    """The start's deviation is .1 / sqrt(D); an epoch solves for users first; nobody's item is zero."""
-    users, items = ials.init_factors(jax.random.key(3), 4000, 3000, 16)
-    assert float(users.std()) == pytest.approx(0.025, rel=0.02)
+    """The start's deviation is .1 / sqrt(D); users fit the items that they rank; nobody's item is zero."""
+    items = ials.init_items(jax.random.key(3), 3000, 16)
     assert float(items.std()) == pytest.approx(0.025, rel=0.02)
-    assert not np.array_equal(users[:3000], items)
     scorer = fit_ials(split, seed=2, dim=5, epochs=1, regularisation=REG, unobserved=W0)
     by_user, by_item = ials.block_rows(split)
-    _, items = ials.init_factors(jax.random.key(2), split.num_users, split.num_items, 5)
+    items = ials.init_items(jax.random.key(2), split.num_items, 5)
     users = ials.solve_factors(items, by_user, table.shape[0], REG, W0)
     items = ials.solve_factors(users, by_item, table.shape[1], REG, W0)
+    users = ials.solve_factors(items, by_user, table.shape[0], REG, W0)
     np.testing.assert_array_equal(scorer.params.users, users)
     np.testing.assert_array_equal(scorer.params.items, items)
     assert not np.asarray(items)[table.sum(0) == 0].any()

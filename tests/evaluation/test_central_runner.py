@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 import fedjax_rec as fr
-from fedjax_rec.data.defaults import Size, als_ridge_of_one, als_weights
+from fedjax_rec.data.defaults import (
+    ALS_ROUNDS,
+    Size,
+    als_ridge_of_one,
+    als_weights,
+)
 from fedjax_rec.evaluation.central import (
     METHOD_NAMES,
     BaselineTrial,
@@ -22,6 +27,8 @@ from fedjax_rec.evaluation.central import (
 )
 from fedjax_rec.evaluation.central.example import tiny_split
 from fedjax_rec.evaluation.central.registry import METHODS, method_settings, trial_settings
+from fedjax_rec.evaluation.convergence import CEILING, PATIENCE_SHARE
+from fedjax_rec.evaluation.metrics import metrics_from_ranks
 from fedjax_rec.evaluation.ranking import make_ranker
 
 SMALL = {"mf": {"dim": 4, "epochs": 3}}
@@ -44,7 +51,7 @@ def test_results_are_complete(found, split):
     weights = als_weights(split.size)
     assert found["ials"].trials[0].settings == {"dim": 32, "epochs": 8, **weights._asdict()}
     assert found["ials"].settings.keys() == found["ials"].trials[0].settings.keys()
-    assert (found["ials"].settings["dim"], found["ials"].settings["epochs"]) == (64, 8)
+    assert found["ials"].settings["dim"] == 64
     assert all(trial.settings["dim"] == 32 for trial in found["ials"].trials)
     assert found["mf"].settings["epochs"] == 3
     assert found["mf"].settings["num_negatives"] == 4
@@ -144,12 +151,33 @@ def test_stages_are_told(split):
     assert lines[-1] == "ease: ranking every test item"
 
 
-def test_dense_methods_refuse_a_large_catalogue(split, monkeypatch):
+@pytest.fixture(scope="module")
+def federated(split):
+    """`fedals` with its round selected as a run selects it, and what it would have without a refit."""
+    stop = fr.Stop(patience_share=PATIENCE_SHARE, min_rounds=ALS_ROUNDS)
+    algorithm = fr.fedals()
+    state, history = fr.simulate(algorithm, split, rounds=CEILING * ALS_ROUNDS, eval_every=1, stop=stop)
+    return history, metrics_from_ranks(fr.make_evaluator(algorithm, split)(state).full)
+
+
+def test_ials_has_the_epoch_and_the_numbers_of_fedals(split, federated, monkeypatch):
+    """The same start, the same rule for sweeps and rounds, the same ranks: no price of federation by luck."""
+    monkeypatch.setitem(METHODS, "ials", METHODS["ials"]._replace(trials=()))
+    found = run_baselines(split, names=["ials"])["ials"]
+    history, metrics = federated
+    assert found.settings["epochs"] == history.selected_round
+    assert found.metrics["full"]["ndcg@10"] == pytest.approx(metrics["ndcg@10"], rel=1e-3)
+    fixed = run_baselines(split, names=["ials"], settings={"ials": {"epochs": 2}})["ials"]
+    assert fixed.settings["epochs"] == 2
+
+
+def test_ease_refuses_what_is_too_large(split, monkeypatch):
     """Before anything is fit, with a way out."""
     monkeypatch.setattr(scorers, "host_bytes", lambda: 10**6)
     lines: list[str] = []
     with pytest.raises(
-        ValueError, match="for 150 x 150 items of synthetic, and there are 0\\.001: leave them out"
+        ValueError,
+        match=r"ease needs .* for 200 users and 150 items of synthetic, and there are 0\.001: leave it out",
     ):
         run_baselines(split, on_stage=lines.append)
     assert lines == []

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 import fedjax_rec as fr
+from fedjax_rec.evaluation.convergence import peak_round
 from fedjax_rec.runs.experiment import run_experiment
 from fedjax_rec.runs.settings import CEILING, Settings, complete
 from fedjax_rec.training.history import Stop
@@ -28,7 +29,7 @@ def test_rounds_are_a_number_or_until_it_has_converged():
     assert open_ended.min_rounds is not None
     assert open_ended.rounds == CEILING * open_ended.min_rounds
     assert open_ended.patience_share is not None
-    assert open_ended.max_seconds is not None
+    assert (open_ended.max_seconds, complete(Settings(refit=True)).max_seconds) == (480, 240)
     assert complete(open_ended) == open_ended
     assert complete(Settings(patience=40)).patience_share is None
     noisy = Settings(noise_multiplier=1.0, clip=1.0)
@@ -45,6 +46,19 @@ def test_patience_grows_with_the_rounds():
     assert Stop(patience_share=0.5, min_rounds=100).ends_at(10) == 100
     assert Stop(patience_share=0.5, min_rounds=100).ends_at(90) == 180
     assert Stop(patience_share=0.5, patience=200).ends_at(90) == 290
+    assert Stop(patience_share=0.5, patience=200).ends_at(90, 300) == 600
+
+
+def test_an_early_stroke_of_luck_does_not_end_a_run():
+    """A rising curve goes on beside its best value; a falling one does not; what is no number is no peak."""
+    rising = [(20 * n, 0.01 * n**0.5) for n in range(1, 31)]
+    lucky = [
+        (done, 0.04 if done == 100 else value) for done, value in rising[:15]
+    ]  # the best until round 300
+    assert (peak_round(rising), peak_round(lucky)) == (600, 300)
+    assert peak_round([(done, -value) for done, value in rising]) == 20
+    assert peak_round([(20, 0.1), (40, math.nan), (60, 0.2)]) == 20
+    assert peak_round([]) == 0
 
 
 def test_a_run_ends_when_it_has_converged(events):
@@ -63,7 +77,8 @@ def test_a_run_ends_when_it_has_converged(events):
     history = run_experiment(settings, on_block=seen.append).history
     best = max(history.evaluations, key=lambda found: found[1]["full/ndcg@10"])[0]
     assert (history.stopped, history.selected_round, history.still_improving) == ("patience", best, False)
-    assert history.evaluations[-1][0] == max(8, 2 * math.ceil(2 * best / 2))
+    curve = [(done, found["full/ndcg@10"]) for done, found in history.evaluations]
+    assert history.evaluations[-1][0] == max(8, 2 * math.ceil(2 * peak_round(curve) / 2))
     assert [progress.rule for progress in seen] == ["patience"] * len(seen)
     assert (seen[0].rounds, seen[-1].rounds) == (8, history.evaluations[-1][0])
 

@@ -80,6 +80,38 @@ def test_a_tuned_folder_is_repeated_by_its_search(folder):
     assert "--tune 4" in read(folder, "result.json")["command"]
 
 
+@pytest.fixture(scope="module")
+def saved(folder, tmp_path_factory):
+    """The same run with a checkpoint after each round, and no baseline."""
+    out = tmp_path_factory.mktemp("saved") / "run"
+    given = ["--dataset", read(folder, "config.json")["dataset"], "--algorithm", "fedals", "--tune", "4"]
+    assert main(["run", *given, *SMALL, "--checkpoint-every", "1", "--out", str(out)]) == 0
+    return out
+
+
+def test_a_run_that_goes_on_has_the_settings_that_were_found(folder, saved, monkeypatch):
+    """From its checkpoint: nothing is searched again."""
+
+    def halve(*_, **__):
+        raise AssertionError("a second search")
+
+    monkeypatch.setattr("fedjax_rec.runs.tuning.halve", halve)
+    before = read(saved, "tuning.json")
+    assert main(["resume", str(saved), "--rounds", "3"]) == 0
+    assert read(saved, "tuning.json") == before == read(folder, "tuning.json") | {"rungs": before["rungs"]}
+    config = read(saved, "config.json")
+    assert (config["tune"], config["rounds"]) == (4, 3)
+    assert config["regularisation"] == before["best"]["regularisation"]
+    assert read(saved, "result.json")["trials"] == 4
+
+
+def test_a_damaged_search_is_told(saved, monkeypatch, capsys):
+    monkeypatch.setattr("fedjax_rec.runs.tuning._halving_of", lambda table: table["rungz"])
+    with pytest.raises(SystemExit, match="2"):
+        main(["resume", str(saved), "--rounds", "4"])
+    assert "holds no search that this version knows: 'rungz'" in capsys.readouterr().err
+
+
 def test_clients_of_one_optimizer_have_the_rate_of_the_trial(folder):
     """An algorithm whose local optimizer is a setting is made with each rate that is tried."""
     settings = complete(Settings(dataset=read(folder, "config.json")["dataset"], num_candidates=9, rounds=1))

@@ -8,8 +8,9 @@ objective is
     sum over S of (1 - s_ui)^2 + w0 sum over all pairs of s_ui^2
         + reg sum_u (n_u + w0 I) |p_u|^2 + reg sum_i (n_i + w0 N) |q_i|^2,
 
-n_u and n_i being the numbers of training events. Vectors start as normal(0, .1 / sqrt(D)). An epoch solves for all
-users, then for all items, each exactly: user u's vector is the solution of
+n_u and n_i being the numbers of training events. Items start as normal(0, .1 / sqrt(D)), at the numbers where
+`fedals` starts with the same seed, and all users are solved for them. An epoch solves for all items, then for all
+users, each exactly, so that every user fits the items that it ranks; user u's vector is the solution of
 
     (sum over i in S_u of q_i q_i^T + w0 Q^T Q + reg (n_u + w0 I) 1) p_u = sum over i in S_u of q_i.
 
@@ -26,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_rec.client.keys import key_of
+from fedjax_rec.client.keys import key_of, stream
 from fedjax_rec.data.defaults import als_dim, als_weights
 from fedjax_rec.data.sorting import stable_order
 from fedjax_rec.data.splits import Split
@@ -73,6 +74,7 @@ def fit_ials(
     regularisation: float | None = None,
     unobserved: float | None = None,
     on_epoch: Callable[[int, int], Any] | None = None,
+    goes_on: Callable[[int, Scorer], bool] | None = None,
 ) -> Scorer:
     """Alternate for some epochs.
 
@@ -84,6 +86,7 @@ def fit_ials(
         regularisation: reg, more than 0; by default that of `default_settings`, for this w0.
         unobserved: w0, the weight of every pair; 0 or more; by default that of `default_settings`.
         on_epoch: called after each epoch with its number, from 1, and the number of epochs.
+        goes_on: called after each epoch with its number and the model so far; where it is false the fit ends.
 
     Returns:
         the scorer.
@@ -102,37 +105,37 @@ def fit_ials(
     regularisation, unobserved = als_weights(size, regularisation, unobserved)
     _check(dim, epochs, regularisation, unobserved)
     by_user, by_item = block_rows(split)
-    users, items = init_factors(key_of(seed), split.num_users, split.num_items, dim)
+    items = init_items(key_of(seed), split.num_items, dim)
+    users = solve_factors(items, by_user, split.num_users, regularisation, unobserved)
     for epoch in range(1, epochs + 1):
-        users = solve_factors(items, by_user, split.num_users, regularisation, unobserved)
-        items = jax.block_until_ready(
-            solve_factors(users, by_item, split.num_items, regularisation, unobserved)
+        items = solve_factors(users, by_item, split.num_items, regularisation, unobserved)
+        users = jax.block_until_ready(
+            solve_factors(items, by_user, split.num_users, regularisation, unobserved)
         )
+        scorer = Scorer(score_factors, Factors(users, items, jnp.zeros(split.num_items)))
         if on_epoch is not None:
             on_epoch(epoch, epochs)
-    return Scorer(score_factors, Factors(users, items, jnp.zeros(split.num_items)))
+        if goes_on is not None and not goes_on(epoch, scorer):
+            break
+    return scorer
 
 
-def init_factors(key: jax.Array, num_users: int, num_items: int, dim: int) -> tuple[jax.Array, jax.Array]:
-    """Draw the vectors that the iteration starts from: normal(0, .1 / sqrt(D)).
+def init_items(key: jax.Array, num_items: int, dim: int) -> jax.Array:
+    """Draw the items' vectors that the iteration starts from, normal(0, .1 / sqrt(D)), as `fedals` draws them.
 
     Args:
-        key: consumed.
-        num_users: N.
+        key: the run's.
         num_items: I.
         dim: D.
 
     Returns:
-        float32[N, D] and float32[I, D].
+        float32[I, D].
 
     Example:
-        >>> [x.shape for x in init_factors(jax.random.key(0), 4, 6, 2)]
-        [(4, 2), (6, 2)]
+        >>> init_items(jax.random.key(0), 6, 2).shape
+        (6, 2)
     """
-    scale = 0.1 / dim**0.5
-    for_users, for_items = jax.random.split(key)
-    users = scale * jax.random.normal(for_users, (num_users, dim))
-    return users, scale * jax.random.normal(for_items, (num_items, dim))
+    return 0.1 / dim**0.5 * jax.random.normal(stream(key, "init"), (num_items, dim))
 
 
 def _check(dim: int, epochs: int, regularisation: float, unobserved: float) -> None:

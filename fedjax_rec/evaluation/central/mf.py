@@ -25,7 +25,6 @@ import numpy as np
 
 from fedjax_rec.client.keys import key_of
 from fedjax_rec.data.splits import Split
-from fedjax_rec.evaluation.central.ials import init_factors
 from fedjax_rec.evaluation.central.scorers import DivergedError, Factors, Scorer, score_factors
 
 
@@ -54,6 +53,28 @@ class TrainingPairs(NamedTuple):
     search_steps: (
         jax.Array
     )  # bool[L], whose length is the binary length of the longest history, a static number
+
+
+def init_factors(key: jax.Array, num_users: int, num_items: int, dim: int) -> tuple[jax.Array, jax.Array]:
+    """Draw the vectors that training starts from: normal(0, .1 / sqrt(D)).
+
+    Args:
+        key: consumed.
+        num_users: N.
+        num_items: I.
+        dim: D.
+
+    Returns:
+        float32[N, D] and float32[I, D].
+
+    Example:
+        >>> [x.shape for x in init_factors(jax.random.key(0), 4, 6, 2)]
+        [(4, 2), (6, 2)]
+    """
+    scale = 0.1 / dim**0.5
+    for_users, for_items = jax.random.split(key)
+    users = scale * jax.random.normal(for_users, (num_users, dim))
+    return users, scale * jax.random.normal(for_items, (num_items, dim))
 
 
 def fit_mf(

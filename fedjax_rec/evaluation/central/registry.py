@@ -17,6 +17,7 @@ import numpy as np
 from fedjax_rec.data.defaults import Size, als_ridge_of_one
 from fedjax_rec.data.errors import nearest
 from fedjax_rec.data.splits import Split
+from fedjax_rec.evaluation.central import ease, itemknn
 from fedjax_rec.evaluation.central.ease import default_regularisation, fit_ease
 from fedjax_rec.evaluation.central.ials import default_settings, fit_ials
 from fedjax_rec.evaluation.central.itemknn import fit_itemknn
@@ -25,7 +26,7 @@ from fedjax_rec.evaluation.central.nonpersonalised import fit_popularity, fit_ra
 from fedjax_rec.evaluation.central.scorers import Scorer
 
 MethodSettings = dict[str, float]
-_SUPPLIED = ("seed", "gram", "on_epoch")  # arguments of a fit that are no settings
+_SUPPLIED = ("seed", "gram", "on_epoch", "goes_on")  # arguments of a fit that are no settings
 
 
 def _no_settings(split: Split, changes: Mapping[str, float]) -> MethodSettings:
@@ -41,7 +42,7 @@ def _of_ials(split: Split, changes: Mapping[str, float]) -> MethodSettings:
 class Method(NamedTuple):
     """A central method."""
 
-    fit: Callable[..., Scorer]  # (split, *, settings, and those of seed, gram, on_epoch that it takes)
+    fit: Callable[..., Scorer]  # (split, *, settings, and those of _SUPPLIED that it takes)
     # defaults that depend on the size of the data, and on what is given
     defaults_by_size: Callable[[Split, Mapping[str, float]], MethodSettings] = _no_settings
     trials: tuple[
@@ -49,7 +50,9 @@ class Method(NamedTuple):
     ] = ()  # changes of the defaults to try
     trial_overrides: Mapping[str, float] = {}  # settings of all trials, not of the final fit
     space: Mapping[str, tuple[float, float]] = {}  # factors of the defaults, where more are to be tried
-    dense_weights: bool = False  # whether they are a dense table of items by items, from `gram_matrix`
+    selects_epochs: bool = False  # whether validation chooses the number of epochs, as it does rounds
+    shared: Callable[[Split], Any] | None = None  # `gram`, what fits with other settings share
+    check: Callable[[Split], None] | None = None  # refuses data for which there is no memory
 
 
 def _times(name: str, factor: float) -> Callable[[Size, MethodSettings], MethodSettings]:
@@ -84,14 +87,15 @@ METHODS: dict[str, Method] = {
             _to("shrink", 100.0),
         ),
         space={"neighbours": (0.2, 5.0), "shrink": (0.1, 10.0)},
-        dense_weights=True,
+        shared=itemknn.count_shared,
     ),
     "ease": Method(
         fit_ease,
         defaults_by_size=lambda split, _: {"regularisation": default_regularisation(split)},
         trials=(_times("regularisation", 1 / 3), _times("regularisation", 3)),
         space={"regularisation": (0.1, 10.0)},
-        dense_weights=True,
+        shared=ease.count_shared,
+        check=ease.check_ease,
     ),
     "ials": Method(
         fit_ials,
@@ -103,6 +107,7 @@ METHODS: dict[str, Method] = {
         ),
         trial_overrides={"dim": 32},
         space={"regularisation": (0.1, 10.0), "unobserved": (1 / 30, 10.0)},
+        selects_epochs=True,
     ),
     "mf": Method(
         fit_mf, space={"epochs": (0.5, 3.0), "learning_rate": (0.2, 2.0), "regularisation": (0.1, 10.0)}
@@ -266,7 +271,7 @@ def fit_method(name: str, split: Split, settings: MethodSettings, **supplied: An
         name: of the method.
         split: its training events are all that the method sees.
         settings: complete.
-        **supplied: seed, gram and on_epoch; a method is given those that it takes.
+        **supplied: seed, gram, on_epoch and goes_on; a method is given those that it takes.
 
     Returns:
         the scorer.

@@ -8,6 +8,10 @@ follow noise on small data (with the 943 users of MovieLens 100K a standard erro
 table would compare luck. The test items are never looked at. With `tune` as many settings as are asked for are
 drawn around the defaults, and the best is taken: as a federated run is tuned.
 
+A method that improves sweep by sweep (iALS) then has its number of epochs chosen on validation, as a federated run
+selects its round, and by the same rule for the end (`fedjax_rec.evaluation.convergence`). A fixed number
+would compare the luck of two numbers of sweeps. Settings that won at a small width must win at the final one, too.
+
 With `refit` the chosen settings are then fit on train + validation.
 """
 
@@ -18,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_rec.data.defaults import ALS_ROUNDS
 from fedjax_rec.data.frames import Frame
 from fedjax_rec.data.splits import Split, merge_validation
 from fedjax_rec.data.splitters import as_split
@@ -30,7 +35,8 @@ from fedjax_rec.evaluation.central.registry import (
     method_settings,
     trial_settings,
 )
-from fedjax_rec.evaluation.central.scorers import DivergedError, Scorer, check_dense, gram_matrix
+from fedjax_rec.evaluation.central.scorers import DivergedError, Scorer
+from fedjax_rec.evaluation.convergence import CEILING, PATIENCE_SHARE, patience_ends_at, peak_round
 from fedjax_rec.evaluation.metrics import user_metric
 from fedjax_rec.evaluation.protocol import Protocol
 from fedjax_rec.evaluation.ranking import Ranks, count_rivals, make_ranker
@@ -165,12 +171,17 @@ class _SplitContext:
 
     def __init__(self, split: Split, which: str) -> None:
         self.split = split
-        self.gram = cache(lambda: gram_matrix(split))
+        self.shared = cache(lambda count: count(split))
         self.ranker = cache(lambda score_block: make_ranker(split, score_block, which=which))
 
+    @property
+    def has_items(self) -> bool:
+        """Whether there are validation items to choose by."""
+        return bool((self.split.validation >= 0).any())
+
     def fit(self, name: str, settings: MethodSettings, **supplied: Any) -> Scorer:
-        if METHODS[name].dense_weights:
-            supplied["gram"] = self.gram()
+        if (count := METHODS[name].shared) is not None:
+            supplied["gram"] = self.shared(count)
         return fit_method(name, self.split, settings, **supplied)
 
     def rank(self, scorer: Scorer) -> Ranks:
@@ -181,8 +192,9 @@ def _check(split: Split, names: Sequence[str], fixed_settings: Mapping[str, Mapp
     for name in (*names, *fixed_settings):
         if name not in METHODS:
             raise ValueError(f"unknown baseline {name!r}; known: {', '.join(METHOD_NAMES)}")
-    if any(METHODS[name].dense_weights for name in names):
-        check_dense(split)
+    for name in names:
+        if (check := METHODS[name].check) is not None:
+            check(split)
     for name, changes in fixed_settings.items():
         if name not in names:
             raise ValueError(
@@ -202,11 +214,15 @@ def _run(
     on_stage: OnStage,
 ) -> BaselineResult:
     started = time.perf_counter()
-    settings = method_settings(name, validation.split, changes)
+    default = settings = method_settings(name, validation.split, changes)
     trials: tuple[BaselineTrial, ...] = ()
     has_trials = METHODS[name].space if tune else METHODS[name].trials
-    if not changes and has_trials and (validation.split.validation >= 0).any():
+    if not changes and has_trials and validation.has_items:
         settings, trials = _choose(name, validation, settings, seed, selection, tune, on_stage)
+    if METHODS[name].selects_epochs and "epochs" not in changes and validation.has_items:
+        choices = [settings] if settings == default else [default, settings]
+        tried = [_best_epoch(name, validation, choice, seed, selection, on_stage) for choice in choices]
+        settings = max(tried, key=lambda one: one.validation).settings
     on_stage(f"{name}: fitting {_format_settings(settings)}".rstrip())
     scorer = test.fit(name, settings, seed=seed, on_epoch=_report_epochs(on_stage, name))
     on_stage(f"{name}: ranking every test item")
@@ -257,6 +273,35 @@ def _choose(
             best = settings | changed
             best_gain = float(gain.mean())
     return best, tuple(trials)
+
+
+def _best_epoch(
+    name: str,
+    validation: _SplitContext,
+    settings: MethodSettings,
+    seed: int,
+    selection: str,
+    on_stage: OnStage,
+) -> BaselineTrial:
+    """The settings with the number of epochs that has the best validation."""
+    best_epoch, best_value = 1, -np.inf
+    curve: list[tuple[int, float]] = []
+    report = _report_epochs(on_stage, f"{name} on validation")
+
+    def goes_on(epoch: int, scorer: Scorer) -> bool:
+        nonlocal best_epoch, best_value
+        value = float(_validation_metric(validation.rank(scorer), validation.split, selection).mean())
+        if value > best_value:
+            best_epoch, best_value = epoch, value
+        curve.append((epoch, value))
+        last = max(ALS_ROUNDS, patience_ends_at(peak_round(curve), PATIENCE_SHARE))
+        report(epoch, last)
+        return epoch < last
+
+    on_stage(f"{name}: choosing the epochs of {_format_settings(settings)} on validation")
+    most = CEILING * ALS_ROUNDS
+    validation.fit(name, settings | {"epochs": most}, seed=seed, goes_on=goes_on)
+    return BaselineTrial(settings | {"epochs": best_epoch}, best_value)
 
 
 def _validation_metric(ranks: Ranks, split: Split, selection: str) -> np.ndarray:

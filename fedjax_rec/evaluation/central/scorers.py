@@ -16,8 +16,6 @@ import numpy as np
 from fedjax_rec.data.splits import Split
 from fedjax_rec.engine.devices import host_bytes
 
-_BYTES_PER_PAIR = 56  # of items: seven tables of float64, at the most, in the course of a fit
-
 
 class DivergedError(ValueError):
     """A fit whose numbers are no longer finite: other settings may do."""
@@ -48,6 +46,32 @@ class ItemWeights(NamedTuple):
 
     weights: jax.Array  # float32[I, I], row: the item of the history, column: the item to score
     offsets: jax.Array  # int32[N + 1], user u's history is offsets[u]:offsets[u + 1]
+    items: jax.Array  # int32[nnz]
+    history_slots: jax.Array  # int32[L], 0 .. L-1
+
+    @property
+    def num_users(self) -> int:
+        """N."""
+        return len(self.offsets) - 1
+
+
+class ScoreTable(NamedTuple):
+    """A model whose scores are kept as they are."""
+
+    table: jax.Array  # float32[N, I]
+
+    @property
+    def num_users(self) -> int:
+        """N."""
+        return len(self.table)
+
+
+class Neighbours(NamedTuple):
+    """A model in which few items speak for each, of a catalogue too large for a table of items by items."""
+
+    nearest: jax.Array  # int32[I, k], the items that speak for an item
+    weights: jax.Array  # float32[I, k]
+    offsets: jax.Array  # int32[N + 1]
     items: jax.Array  # int32[nnz]
     history_slots: jax.Array  # int32[L], 0 .. L-1
 
@@ -109,17 +133,80 @@ def score_item_weights(params: ItemWeights, users: jax.Array) -> jax.Array:
         >>> score_item_weights(params, jnp.array([1, 0])).tolist()
         [[4.0, 3.0], [4.0, 0.0]]
     """
-    # The users' items [U, L], I behind the end of a history.
+    return _histories(params, users, len(params.weights)) @ params.weights
+
+
+def _histories(params: ItemWeights | Neighbours, users: jax.Array, num_items: int) -> jax.Array:
+    """float32[U, I], the users' histories as rows of 0 and 1."""
+    # Their items [U, L], I behind the end of a history.
     start = params.offsets[users][:, None]
     end = params.offsets[users + 1][:, None]
     positions = start + params.history_slots[None, :]
-    num_items = len(params.weights)
     items = jnp.where(positions < end, params.items.at[positions].get(mode="clip"), num_items)
 
-    # Their histories as rows of 0 and 1 [U, I].
+    # As rows [U, I].
     histories = jnp.zeros((len(users), num_items))
-    histories = histories.at[jnp.arange(len(users))[:, None], items].set(1.0, mode="drop")
-    return histories @ params.weights
+    return histories.at[jnp.arange(len(users))[:, None], items].set(1.0, mode="drop")
+
+
+def score_neighbours(params: Neighbours, users: jax.Array) -> jax.Array:
+    """Score by few weights an item: s_ui = sum over the j of u's history that speak for i of w_ji.
+
+    Args:
+        params: the weights and the histories.
+        users: int32[U].
+
+    Returns:
+        float32[U, I].
+
+    Example:
+        >>> histories = jnp.array([0, 1, 3]), jnp.array([1, 0, 1]), jnp.arange(2)
+        >>> params = Neighbours(jnp.array([[1], [0]]), jnp.array([[4.0], [3.0]]), *histories)
+        >>> score_neighbours(params, jnp.array([1, 0])).tolist()
+        [[4.0, 3.0], [4.0, 0.0]]
+    """
+    histories = _histories(params, users, len(params.nearest)).T  # [I, U]
+
+    def add(scores: jax.Array, column: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        nearest, weights = column
+        return scores + weights[:, None] * histories[nearest], None
+
+    # neighbour by neighbour, so that no table of items, neighbours and users is made
+    columns = (params.nearest.T, params.weights.T)
+    return jax.lax.scan(add, jnp.zeros_like(histories), columns)[0].T
+
+
+def score_table(params: ScoreTable, users: jax.Array) -> jax.Array:
+    """Look scores up.
+
+    Args:
+        params: the scores.
+        users: int32[U].
+
+    Returns:
+        float32[U, I].
+
+    Example:
+        >>> score_table(ScoreTable(jnp.array([[1.0, 2.0], [3.0, 4.0]])), jnp.array([1])).tolist()
+        [[3.0, 4.0]]
+    """
+    return params.table[users]
+
+
+def make_table_scorer(table: np.ndarray) -> Scorer:
+    """Put scores on device.
+
+    Args:
+        table: float[N, I].
+
+    Returns:
+        the scorer.
+
+    Example:
+        >>> make_table_scorer(np.ones((2, 3))).params.num_users
+        2
+    """
+    return Scorer(score_table, ScoreTable(jnp.asarray(table, jnp.float32)))
 
 
 def make_item_scorer(split: Split, weights: np.ndarray) -> Scorer:
@@ -133,22 +220,61 @@ def make_item_scorer(split: Split, weights: np.ndarray) -> Scorer:
         the scorer.
 
     Example:
-        >>> from fedjax_rec.data.interactions import Dataset, Interactions
-        >>> from fedjax_rec.data.splits import leave_one_out
-        >>> users, items = np.zeros(3, "i4"), np.arange(3, dtype="i4")
-        >>> table = Interactions(users, items, None, None, np.arange(1), np.arange(3))
-        >>> scorer = make_item_scorer(leave_one_out(Dataset("tiny", table), order="file"), np.ones((3, 3)))
-        >>> scorer.score_block(scorer.params, jnp.arange(1)).tolist()
-        [[1.0, 1.0, 1.0]]
+        >>> from fedjax_rec.evaluation.central.example import tiny_split
+        >>> scorer = make_item_scorer(tiny_split(), np.ones((6, 6)))
+        >>> scorer.score_block(scorer.params, jnp.arange(1)).tolist()  # two items of the history
+        [[2.0, 2.0, 2.0, 2.0, 2.0, 2.0]]
     """
+    table = jnp.asarray(weights, jnp.float32)
+    return Scorer(score_item_weights, ItemWeights(table, *_training_histories(split)))
+
+
+def make_neighbour_scorer(split: Split, nearest: np.ndarray, weights: np.ndarray) -> Scorer:
+    """Put few weights an item and the training histories of a split on device.
+
+    Args:
+        split: the split.
+        nearest: int[I, k], the items that speak for an item.
+        weights: float[I, k].
+
+    Returns:
+        the scorer.
+
+    Example:
+        >>> from fedjax_rec.evaluation.central.example import tiny_split
+        >>> scorer = make_neighbour_scorer(tiny_split(), np.zeros((6, 1), int), np.ones((6, 1)))
+        >>> scorer.score_block(scorer.params, jnp.arange(4)).sum(axis=1).tolist()  # who has item 0
+        [6.0, 0.0, 0.0, 0.0]
+    """
+    rows = (jnp.asarray(nearest, jnp.int32), jnp.asarray(weights, jnp.float32))
+    return Scorer(score_neighbours, Neighbours(*rows, *_training_histories(split)))
+
+
+def _training_histories(split: Split) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """int32[N + 1], offsets; int32[nnz], items; int32[L], the slots of the longest history."""
     longest = int(np.diff(split.offsets).max(initial=0))
-    params = ItemWeights(
-        weights=jnp.asarray(weights, jnp.float32),
-        offsets=jnp.asarray(split.offsets, jnp.int32),
-        items=jnp.asarray(split.items, jnp.int32),
-        history_slots=jnp.arange(longest),
-    )
-    return Scorer(score_item_weights, params)
+    offsets, items = (jnp.asarray(array, jnp.int32) for array in (split.offsets, split.items))
+    return offsets, items, jnp.arange(longest)
+
+
+def training_table(split: Split) -> Any:
+    """Make the binary training table.
+
+    Args:
+        split: the split.
+
+    Returns:
+        scipy's csr_array, float64[N, I], 1 where a user has an item.
+
+    Example:
+        >>> from fedjax_rec.evaluation.central.example import tiny_split
+        >>> training_table(tiny_split()).sum()
+        np.float64(8.0)
+    """
+    from scipy.sparse import csr_array
+
+    shape = (split.num_users, split.num_items)
+    return csr_array((np.ones(len(split.items)), split.items, split.offsets), shape=shape)
 
 
 def gram_matrix(split: Split) -> np.ndarray:
@@ -160,46 +286,36 @@ def gram_matrix(split: Split) -> np.ndarray:
     Returns:
         float64[I, I], exact; the diagonal counts each item's users.
 
-    Raises:
-        ValueError: if the catalogue is too large, as `check_dense` says.
-
     Example:
-        >>> from fedjax_rec.data.interactions import Dataset, Interactions
-        >>> from fedjax_rec.data.splits import leave_one_out
-        >>> users, items = np.zeros(4, "i4"), np.arange(4, dtype="i4")
-        >>> table = Interactions(users, items, None, None, np.arange(1), np.arange(4))
-        >>> gram_matrix(leave_one_out(Dataset("tiny", table), order="file"))[:2, :3]
-        array([[1., 1., 0.],
-               [1., 1., 0.]])
+        >>> from fedjax_rec.evaluation.central.example import tiny_split
+        >>> gram_matrix(tiny_split()).diagonal().tolist()
+        [1.0, 2.0, 1.0, 1.0, 2.0, 1.0]
     """
-    from scipy.sparse import csr_array
-
-    check_dense(split)
-    shape = (split.num_users, split.num_items)
-    table = csr_array((np.ones(len(split.items)), split.items, split.offsets), shape=shape)
+    table = training_table(split)
     return (table.T @ table).toarray()
 
 
-def check_dense(split: Split, *, memory: int | None = None) -> None:
-    """Refuse a catalogue whose weights of items by items exceed the memory that is free.
+def check_memory(name: str, split: Split, needed: int, *, memory: int | None = None) -> None:
+    """Refuse a method whose tables exceed the memory that is free.
 
     Args:
-        split: of the catalogue.
+        name: of the method.
+        split: of the data.
+        needed: bytes.
         memory: bytes; by default what is free.
 
     Raises:
-        ValueError: if the weights do not fit.
+        ValueError: if the tables do not fit.
 
     Example:
         >>> from fedjax_rec.evaluation.central.example import tiny_split
-        >>> check_dense(tiny_split(), memory=2000)
+        >>> check_memory("ease", tiny_split(), 3000, memory=2000)
         Traceback (most recent call last):
-        ValueError: itemknn and ease need 2.02e-06 GB for 6 x 6 items of tiny, and there are 2e-06: leave them out
+        ValueError: ease needs 3e-06 GB for 4 users and 6 items of tiny, and there are 2e-06: leave it out
     """
     memory = host_bytes() if memory is None else memory
-    needed = _BYTES_PER_PAIR * split.num_items**2
     if needed > memory:
         raise ValueError(
-            f"itemknn and ease need {needed / 1e9:.3g} GB for {split.num_items:,} x {split.num_items:,} items of "
-            f"{split.name}, and there are {memory / 1e9:.3g}: leave them out"
+            f"{name} needs {needed / 1e9:.3g} GB for {split.num_users:,} users and {split.num_items:,} items of "
+            f"{split.name}, and there are {memory / 1e9:.3g}: leave it out"
         )
