@@ -251,12 +251,10 @@ class Settings:
         "run",
     )
     checkpoint_every: int | None = _setting(
-        None, "save the run every so many rounds, a multiple of --eval-every, for `fedjax-rec resume`", "run"
+        None, "save every so many rounds, a multiple of --eval-every, for `fedjax-rec resume`", "run"
     )
     checkpoint_minutes: float = _setting(
-        5.0,
-        "without --checkpoint-every, save a run that takes longer every so many minutes; 0 for never",
-        "run",
+        5.0, "without --checkpoint-every, save a longer run every so many minutes; 0 for never", "run"
     )
     pause_exit_code: int = _setting(
         0, "exit status of a run that a signal stopped once it was saved, for batch systems", "run"
@@ -274,12 +272,7 @@ class Settings:
     row_update: str | None = _setting(
         None, "how item rows are added up; by default by back end", "run", tuple(STRATEGIES)
     )
-    server_rows: str | None = _setting(
-        None,
-        "item rows that the server sums and steps; by default all in small catalogues",
-        "run",
-        SERVER_ROWS,
-    )
+    server_rows: str | None = _setting(None, "item rows that a server steps; by size", "run", SERVER_ROWS)
     baselines: str | None = _setting(
         None, "central baselines for the price of federation: names with commas, or all", "run"
     )
