@@ -100,14 +100,14 @@ def compare(items: int) -> list[dict[str, Any]]:
     chosen = fr.fedmf(dim=DIM, cohort=COHORT).streaming
     plan = None if chosen is None else chosen(population)
     by_itself = "all" if plan is None else "touched"
-    found = []
-    losses = []
+    found: list[dict[str, Any]] = []
+    losses: list[np.ndarray] = []
     for rows in ("touched", "all"):
         values, loss = measure(population, rows)
-        numbers = {name: f"{value:.6g}" for name, value in values.items()}
+        numbers: dict[str, Any] = {name: f"{value:.6g}" for name, value in values.items()}
         found.append({"items": items, "rows": rows, "chosen": by_itself} | numbers)
         losses.append(loss)
-    if not np.array_equal(*losses):
+    if not np.array_equal(losses[0], losses[1]):
         raise SystemExit(f"the losses of {items:,} items differ: {losses}")
     return found
 
