@@ -78,7 +78,7 @@ def measure(population: Population, rows: str) -> tuple[dict[str, Any], np.ndarr
         "peak_beyond": _memory("VmHWM") - before - table,
         "plan_beyond": sum(num_bytes.values()) - num_bytes["data"] - num_bytes["model"],
     }
-    return found, history.rounds.loss
+    return found, np.asarray(history.rounds.loss)
 
 
 def _memory(name: str) -> int:
