@@ -186,12 +186,13 @@ def dry_run(each: Sequence[Settings], *, as_json: bool) -> int:
 
 def _plan_of(settings: Settings) -> dict[str, Any]:
     """What a run would be made of."""
+    from fedjax_rec.engine.chunks import plan_run
     from fedjax_rec.runs.inputs import with_absolute_paths
     from fedjax_rec.runs.resolved import resolve
     from fedjax_rec.runs.setup import set_up
 
     setup = set_up(with_absolute_paths(complete(settings)), lambda _: None)
-    plan = setup.algorithm.plan(setup.population)
+    plan = plan_run(setup.algorithm, setup.population)
     return {
         "settings": dataclasses.asdict(resolve(setup.settings, plan, setup.population.num_clients)),
         "clients": setup.population.num_clients,

@@ -142,6 +142,16 @@ _STORED = {  # what needs the histories of all clients at once
     _F.BY_HEAT: "an aggregator that counts in how many histories an item is",
     _F.STARTS_FROM_DATA: "a model that starts from them all",
 }
+_TOUCHED = {  # what looks at rows that nobody touched, or asks which items rows are of
+    _F.SERVER_NOISE: "a server that adds noise to all of them",
+    _F.BY_HEAT: "an aggregator that counts in how many histories an item is",
+    _F.WHOLE_UPDATES: "a transform that does more to updates than scale them",
+    _F.OWN_UPLOAD: "clients that send something else than changes of rows",
+    _F.ADVERSARY: "malicious clients, who choose items",
+    _F.READS_IDS: "an algorithm whose clients ask which items their rows are of",
+    _F.MOVING_ROWS: "a server rule that moves rows that nobody touched",
+    _F.ONE_PIECE: "stream_clients=0, for the rows are found between two programs",
+}
 _AGGREGATORS: Rows = {  # what an aggregator cannot be made into
     (_F.GAUSSIAN_SUM, _F.STACKED): (
         "medians, Krum and their like are no sums, which the accountant of Gaussian sums does not know",
@@ -276,6 +286,20 @@ _ROWS: Rows = {  # in the order in which they are met: what is made first is che
             "leave it out, or load() the population into memory",
         )
         for other, what in (_STREAMED | _STORED).items()
+    },
+    (_F.STORED, _F.ONE_PIECE): (
+        (
+            "{stream_clients}=0 asks for rounds in one piece, but histories in a store are fetched for some "
+            "clients at a time"
+        ),
+        "leave it out",
+    ),
+    **{
+        (_F.TOUCHED, other): (
+            f"server_rows='touched' works on the rows that a cohort touches, which does not go with {what}",
+            "leave it out",
+        )
+        for other, what in (_STREAMED | _TOUCHED).items()
     },
     **{
         (_R.LEAVE_ONE_OUT, share): (
