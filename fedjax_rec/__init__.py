@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         types,
     )
     from fedjax_rec.algorithms import *
-    from fedjax_rec.client import Population, local_training, open_population, population_of
+    from fedjax_rec.client import Population, flax_training, local_training, open_population, population_of
     from fedjax_rec.data import Dataset, Interactions, from_frame, leave_one_out, load_dataset, read_table
     from fedjax_rec.engine import client_mesh, initialize_distributed, use_cores
     from fedjax_rec.evaluation import make_evaluator
@@ -68,7 +68,7 @@ _WINGS = (
     "types",
 )
 _NAMES = {  # wing or module: what stands here besides, under its own name or NAME=THEIRS
-    "client": ("Population", "local_training", "open_population", "population_of"),
+    "client": ("Population", "flax_training", "local_training", "open_population", "population_of"),
     "data": ("Dataset", "Interactions", "from_frame", "leave_one_out", "load_dataset", "read_table"),
     "engine": ("client_mesh", "initialize_distributed", "use_cores"),
     "evaluation": ("make_evaluator", "baselines=run_baselines"),

@@ -130,9 +130,8 @@ class RowUpload(NamedTuple):
 
     # (local, rows after training, batch, global rows) -> leaves [B, ...], of any structure
     send: Callable[[PyTree, Rows, Batch, PyTree], PyTree]
-    # (population, ids int32[C], weights float32[C], new private leaves [C, ...], share) -> leaves [I, ...]: a
-    # shorter way to the weighted sums of what `send` gives for whole histories, where nobody looks at single
-    # updates; whoever changes `send`, `step` or the batches sets it to None
+    # (population, ids int32[C], weights float32[C], new private leaves [C, ...], share) -> leaves [I, ...]: a way
+    # to weighted sums of what `send` gives for whole histories; who changes `send`, `step` or batches drops it
     sum_by_item: Callable[[Any, jax.Array, jax.Array, PyTree, DeviceShare], PyTree] | None = None
 
     def without_shortcut(self) -> "RowUpload":
@@ -165,6 +164,7 @@ class ClientWork(NamedTuple):
     zero_gradient: ZeroGradient | None = None  # None: rows rest while other batches train
     upload: RowUpload | None = None  # None: trained rows minus global rows
     descent: Descent | None = None  # None: the work is not the descent of one loss
+    reads_ids: bool = True  # whether it asks which items its rows are of, or how many items there are
 
 
 Score = Callable[[PyTree, Server], jax.Array]
@@ -249,8 +249,7 @@ class RowTreatment(NamedTuple):
 class LossWeighting(NamedTuple):
     """How an aggregator weighs clients by their losses, which they then send as well."""
 
-    # (mean loss, squared norm of what is sent) -> factor on one client's update, and a statistic float32[] that is
-    # summed, by weight, into `Totals.loss_statistic`
+    # (mean loss, squared norm of what is sent) -> factor on an update, statistic of `Totals.loss_statistic`
     factor: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]] | None = None
     mixture: Mixture | None = None  # further weights, which the server learns
 
@@ -385,8 +384,7 @@ class RoundInfo(NamedTuple):
     unsound: jax.Array  # int32[], clients left out because a number of theirs was not finite
     skipped: jax.Array  # int32[], 1 where no step was taken: not finite, or too few clients without noise
     missing: jax.Array  # int32[], clients with data that were drawn in vain: they did not arrive, or too late
-    # float32[], mean number of the server's steps while a client trained; 0 where rounds are in step
-    staleness: jax.Array | float = 0.0
+    staleness: jax.Array | float = 0.0  # float32[], mean steps of the server while a client trained
 
 
 class Plan(NamedTuple):
@@ -399,6 +397,7 @@ class Plan(NamedTuple):
     row_update: str  # a strategy of `rows.scatter`
     num_bytes: dict[str, int]  # over all devices, by what they hold
     stream_clients: int | None = None  # S, clients of a chunk, where rounds run in chunks
+    touched_rows: int | None = None  # about how many a round touches, where it sums and steps these alone
 
 
 class ChunkedRound(NamedTuple):
@@ -411,6 +410,7 @@ class ChunkedRound(NamedTuple):
     train: Callable[[Key, State, Any, Any, jax.Array, ClientStore], tuple[Any, jax.Array]]
     # (key, state, population, cohort, sums, sound bool[C]) -> state, info
     finish: Callable[[Key, State, Any, Any, Any, jax.Array], tuple[State, RoundInfo]]
+    touched: Any = None  # `federation.touched.TouchedRows`: then `train` is of touched rows alone
 
 
 class Mechanism(NamedTuple):

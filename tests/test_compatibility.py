@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import fedjax_rec as fr
@@ -109,6 +110,8 @@ def _mesh_of_processes() -> jax.sharding.Mesh:
     return mesh
 
 
+MOMENTUM = optax.sgd(0.1, momentum=0.9)
+OWN_RULE = {"server_optimizer"}
 AGGREGATION = {"aggregator", "attack", "integers", "noise", "threshold"}
 CHANGES = RowUpload(lambda *given: jax.tree.map(jax.numpy.subtract, given[1].values, given[3]))
 RECIPES: dict[Feature, Recipe] = {  # in the order in which their changes are made
@@ -121,18 +124,41 @@ RECIPES: dict[Feature, Recipe] = {  # in the order in which their changes are ma
     Feature.SELF_REPRESENTATION: _own_work("model", {"represent": PLAIN.work}, Feature.SELF_REPRESENTATION),
     Feature.STARTS_FROM_DATA: _own_work("model", {"starts_from": "a mean"}, Feature.STARTS_FROM_DATA),
     Feature.FEDALS: _algorithm(
-        fr.fedals, set(), Feature.FEDALS, Feature.OWN_UPLOAD, Feature.SELF_REPRESENTATION
+        fr.fedals,
+        OWN_RULE,
+        Feature.FEDALS,
+        Feature.OWN_UPLOAD,
+        Feature.SELF_REPRESENTATION,
+        Feature.READS_IDS,
     ),
     Feature.FEDEASE: _algorithm(
-        fr.fedease, set(), Feature.FEDEASE, Feature.OWN_UPLOAD, Feature.SELF_REPRESENTATION
+        fr.fedease,
+        OWN_RULE,
+        Feature.FEDEASE,
+        Feature.OWN_UPLOAD,
+        Feature.SELF_REPRESENTATION,
+        Feature.READS_IDS,
     ),
-    Feature.FEDRECON: _algorithm(fr.fedrecon, set(), Feature.FEDRECON, Feature.SELF_REPRESENTATION),
+    Feature.FEDRECON: _algorithm(
+        fr.fedrecon, set(), Feature.FEDRECON, Feature.SELF_REPRESENTATION, Feature.READS_IDS
+    ),
     Feature.SCAFFOLD: _algorithm(
-        fr.scaffold, AGGREGATION, Feature.SCAFFOLD, Feature.OWN_UPLOAD, Feature.BY_ROW, Feature.BY_HEAT
+        fr.scaffold,
+        AGGREGATION | OWN_RULE,
+        Feature.SCAFFOLD,
+        Feature.OWN_UPLOAD,
+        Feature.BY_ROW,
+        Feature.BY_HEAT,
+        Feature.READS_IDS,
     ),
     Feature.DENOISING: _algorithm(
-        lambda **given: fr.fedrec(denoise=True, **given), set(), Feature.DENOISING, Feature.OWN_UPLOAD
+        lambda **given: fr.fedrec(denoise=True, **given),
+        OWN_RULE,
+        Feature.DENOISING,
+        Feature.OWN_UPLOAD,
+        Feature.READS_IDS,
     ),
+    Feature.READS_IDS: _own_work("work", {"reads_ids": True}, Feature.READS_IDS),
     Feature.STACKED: _base(fr.server.median, Feature.STACKED),
     Feature.BY_ROW: _base(fr.server.mean_of_touchers, Feature.BY_ROW),
     Feature.BY_HEAT: _base(fr.server.by_heat, Feature.BY_ROW, Feature.BY_HEAT),
@@ -164,7 +190,14 @@ RECIPES: dict[Feature, Recipe] = {  # in the order in which their changes are ma
         Feature.FIXED_POINT,
     ),
     Feature.TRANSFORM: _given(Feature.TRANSFORM, "transform", fr.transforms.clip(1.0)),
-    Feature.CLIENT_NOISE: Recipe({Feature.CLIENT_NOISE, Feature.TRANSFORM}, {"transform"}, _blurred),
+    Feature.WHOLE_UPDATES: Recipe(  # noise would need a clip besides
+        {Feature.WHOLE_UPDATES, Feature.TRANSFORM},
+        {"transform", "noise"},
+        lambda args: args | {"transform": fr.transforms.quantise(8)},
+    ),
+    Feature.CLIENT_NOISE: Recipe(
+        {Feature.CLIENT_NOISE, Feature.TRANSFORM, Feature.WHOLE_UPDATES}, {"transform"}, _blurred
+    ),
     Feature.SERVER_NOISE: Recipe(
         {Feature.SERVER_NOISE, Feature.GAUSSIAN_SUM, Feature.TRANSFORM, Feature.AGGREGATOR}, {"noise"}, _noisy
     ),
@@ -188,9 +221,20 @@ RECIPES: dict[Feature, Recipe] = {  # in the order in which their changes are ma
         Feature.ASYNCHRONOUS, "asynchronous", fr.FedBuff(buffer=2, concurrency=3, max_staleness=2)
     ),
     Feature.COLLUDING: _given(
-        Feature.COLLUDING, "adversary", fr.attacks.colluding(fr.attacks.explicit_boosting([1]), [0])
+        Feature.COLLUDING,
+        "adversary",
+        fr.attacks.colluding(fr.attacks.explicit_boosting([1]), [0]),
+        Feature.ADVERSARY,
     ),
     Feature.DISTRIBUTED: _given(Feature.DISTRIBUTED, "mesh", _mesh_of_processes()),
+    Feature.ADVERSARY: Recipe(  # of ratings, which not all work has
+        {Feature.ADVERSARY},
+        {"adversary", "work"},
+        lambda args: args | {"adversary": fr.attacks.label_flip([1])},
+    ),
+    Feature.MOVING_ROWS: _given(Feature.MOVING_ROWS, "server_optimizer", MOMENTUM),
+    Feature.ONE_PIECE: _given(Feature.ONE_PIECE, "stream_clients", 0),
+    Feature.TOUCHED: _given(Feature.TOUCHED, "server_rows", "touched"),
     Feature.STREAMED: _given(Feature.STREAMED, "stream_clients", 2),
     Feature.STORED: _given(Feature.STORED, "stored", True),
     Feature.LOCAL_POINT: _given(Feature.LOCAL_POINT, "local_point", True),
@@ -208,6 +252,8 @@ def _build(features: set[Feature]) -> fr.types.Algorithm:
     make, ranked, adaptive = args.pop("make"), args.pop("local_point", False), args.pop("adaptive", False)
     stored = args.pop("stored", False)
     algorithm = make(**args)
+    if args.get("server_rows"):
+        algorithm.streaming(POPULATION)
     if stored:
         algorithm.streaming(dataclasses.replace(POPULATION, stored=True))
     if adaptive:

@@ -2,8 +2,11 @@
 
 import email
 import os
+import re
+import runpy
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -31,11 +34,21 @@ print(fedjax_rec.__file__)
 """
 
 
+ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["fedjax_rec"][
+    "address"
+]
+
+
+def setup_functions():
+    """Those of `setup.py`, which builds nothing when it is read."""
+    return runpy.run_path(str(ROOT / "setup.py"))
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel of a copy of the tracked files, as pip builds it."""
     source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    names = ["pyproject.toml", "README.md", "LICENSE", "fedjax_rec"]
+    names = ["pyproject.toml", "setup.py", "README.md", "LICENSE", "fedjax_rec"]
     subprocess.run(["cp", "-r", *(ROOT / name for name in names), source], check=True)  # noqa: S603, S607 - our own files
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", built, source]
     done = subprocess.run(pip, capture_output=True, text=True, check=False)  # noqa: S603 - our own arguments
@@ -87,7 +100,30 @@ def test_the_wheel_says_what_it_is(wheel):
     required = [line.split(">")[0] for line in meta.get_all("Requires-Dist", []) if "extra" not in line]
     assert required == NEEDED
     assert meta["Description-Content-Type"] == "text/markdown"
-    assert str(meta.get_payload()).strip() == (ROOT / "README.md").read_text(encoding="utf-8").strip()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = str(meta.get_payload())
+    described = setup_functions()["describe"](readme, ADDRESS, fr.__version__)
+    assert text.strip() == described.strip()
+    assert meta.get_all("Project-URL", []) == [
+        f"{name}, {url}" for name, url in setup_functions()["addresses"](ADDRESS).items()
+    ]
+
+
+@pytest.mark.parametrize("address", ["", "https://example.org/owner/project"])
+def test_links_of_the_description_lead_somewhere(address):
+    """With the project's address they lead there, pictures too; without one nothing is left that leads nowhere."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = setup_functions()["describe"](readme, address, "1.2.3")
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert [link for link in links if "://" not in link] == []
+    assert text.count("\n") == readme.count("\n")
+    if address:
+        assert f"[your own data]({address}/blob/v1.2.3/docs/data.md)" in text
+        assert f"]({address}/raw/v1.2.3/experiments/honest_benchmark/benchmark.png)" in text
+        assert setup_functions()["addresses"](address)["Issues"] == f"{address}/issues"
+    else:
+        assert "| your own data | files" in text
+        assert "![" not in text
 
 
 def test_the_wheel_works_away_from_the_checkout(installed, tmp_path):

@@ -104,7 +104,7 @@ def algorithm(cohort: int, epochs: int, **changes: Any) -> fr.types.Algorithm:
         "learning_rate": RATE,
         "regularisation": 0.0,
         "item_bias": False,
-        "cohort": cohort,
+        "cohort": None if "sampler" in changes else cohort,  # a sampler has its own
         "aggregator": "mean",
     }
     return fr.fedmf(**settings | changes)

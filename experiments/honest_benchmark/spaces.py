@@ -27,7 +27,7 @@ class Variant(NamedTuple):
 
 
 VARIANTS: dict[str, Variant] = {name: Variant(name, {}) for name in names()} | {
-    "fedmf-adam": Variant("fedmf", {"server": "fedadam", "server_learning_rate": 0.01}),
+    "fedmf-adam": Variant("fedmf", {"server_optimizer": "fedadam", "server_learning_rate": 0.01}),
     "fedmf-ratings": Variant("fedmf", {"loss": "mse"}),
     "fedrecon": Variant("fedrecon", {"recon_learning_rate": 0.1, "learning_rate": 0.5}),  # fits ratings
     "fedrecon-ranking": Variant(

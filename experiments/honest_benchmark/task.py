@@ -74,7 +74,7 @@ def load_task(dataset: str, data_dir: str | Path | None, budget: Budget) -> Task
 
 
 def make(name: str, **settings: Any) -> fr.types.Algorithm:
-    """Make a variant with some settings; `server` and `server_learning_rate` name the server's rule.
+    """Make a variant with some settings; `server_optimizer` and `server_learning_rate` name the server's rule.
 
     Args:
         name: in `VARIANTS`.
@@ -85,7 +85,7 @@ def make(name: str, **settings: Any) -> fr.types.Algorithm:
     """
     variant = VARIANTS[name]
     given = variant.fixed | settings
-    rule = SERVERS[given.pop("server", "fedavg")]
+    rule = SERVERS[given.pop("server_optimizer", "fedavg")]
     rate = given.pop("server_learning_rate", None)
     if rate is not None:
         given["server_optimizer"] = rule.make(rate)

@@ -44,6 +44,7 @@ from fedjax_rec.client.local_training import Loss
 from fedjax_rec.client.population import Population
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.federation.federate import FederationSettings, federate, set_default_sampler
+from fedjax_rec.rows.draws import normal_rows
 from fedjax_rec.samplers.data_independent import at_most
 from fedjax_rec.types import Aggregator, Algorithm, Batch, Key, Model, Params, PyTree, Server
 
@@ -142,7 +143,7 @@ def ego_graph(dim: int, mix: float, init_scale: float | jax.Array, *, item_bias:
         return {"vector": jnp.zeros(dim), "pooled": jnp.zeros(dim)}
 
     def init_server(key: Key, population: Population) -> Server:
-        tables = {"vector": scale * jax.random.normal(key, (population.num_items, dim))}
+        tables = {"vector": scale * normal_rows(key, population.num_items, dim)}
         return Server({}, tables | ({"bias": jnp.zeros(population.num_items)} if item_bias else {}))
 
     def score(private: PyTree, server: Server) -> jax.Array:

@@ -29,6 +29,7 @@ from fedjax_rec.client.population import Population
 from fedjax_rec.data.defaults import mf_settings
 from fedjax_rec.errors import check_arguments, check_unused
 from fedjax_rec.federation.federate import FederationSettings, federate
+from fedjax_rec.rows.draws import normal_rows
 from fedjax_rec.types import (
     Aggregator,
     Algorithm,
@@ -130,7 +131,9 @@ def fedmf(
         matrix_factorisation(
             dim, init_scale, item_bias=item_bias, ratings=loss == "mse", intercept=intercept
         ),
-        local_training(_regularised(objective, regularisation), optimizer, batches, epochs=local_epochs),
+        local_training(
+            _regularised(objective, regularisation), optimizer, batches, epochs=local_epochs, reads_ids=False
+        ),
         aggregator=aggregator,
         **federation,
     )
@@ -177,7 +180,7 @@ def matrix_factorisation(
         return {**vector, "bias": jnp.float32(0)} if ratings else vector
 
     def init_server(key: Key, population: Population) -> Server:
-        tables = {"vector": scale * jax.random.normal(key, (population.num_items, dim))}
+        tables = {"vector": scale * normal_rows(key, population.num_items, dim)}
         if item_bias:
             tables["bias"] = jnp.zeros(population.num_items)
         if not ratings:

@@ -31,6 +31,7 @@ from fedjax_rec.client.local_training import local_training, proximal
 from fedjax_rec.client.population import Population
 from fedjax_rec.errors import check_arguments, check_unused
 from fedjax_rec.federation.federate import FederationSettings, federate
+from fedjax_rec.rows.draws import normal_rows
 from fedjax_rec.types import Aggregator, Algorithm, Key, Model, Params, PyTree, Server
 
 TOWERS = {"gmf": ("gmf",), "mlp": ("mlp",), "neumf": ("gmf", "mlp")}
@@ -106,6 +107,7 @@ def fedncf(
         optax.chain(*pull, scaled(shared=network_scale), rule),
         with_negatives(batch_size, num_negatives),
         epochs=local_epochs,
+        reads_ids=False,
     )
     model = neural_factorisation(TOWERS[architecture], dim, layers, init_scale)
     return federate(model, work, aggregator=aggregator, **federation)
@@ -136,7 +138,7 @@ def neural_factorisation(
     def vectors(key: Key, shape: tuple[int, ...]) -> dict[str, jax.Array]:
         keys = jax.random.split(key, len(halves))
         scale = init_scale / dim**0.5
-        return {half: scale * jax.random.normal(k, shape) for half, k in zip(halves, keys, strict=True)}
+        return {half: scale * normal_rows(k, *shape) for half, k in zip(halves, keys, strict=True)}
 
     def init_private(key: Key) -> PyTree:
         return vectors(key, (dim,))

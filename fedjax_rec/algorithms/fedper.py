@@ -28,6 +28,7 @@ from fedjax_rec.client.local_training import local_training, proximal
 from fedjax_rec.client.population import Population
 from fedjax_rec.errors import check_arguments, check_unused
 from fedjax_rec.federation.federate import FederationSettings, federate
+from fedjax_rec.rows.draws import normal_rows
 from fedjax_rec.types import Aggregator, Algorithm, Key, Model, Params, PyTree, Server
 
 
@@ -97,6 +98,7 @@ def fedper(
         optax.chain(*pull, scaled(private=head_scale, shared=base_scale), rule),
         with_negatives(batch_size, num_negatives),
         epochs=local_epochs,
+        reads_ids=False,
     )
     model = layered(dim, base_layers, head_layers, init_scale)
     return federate(model, work, aggregator=aggregator, **federation)
@@ -128,7 +130,7 @@ def layered(dim: int, base_layers: int, head_layers: int, init_scale: float | ja
 
     def init_server(key: Key, population: Population) -> Server:
         base_key, row_key = jax.random.split(key)
-        vectors = scale * jax.random.normal(row_key, (population.num_items, dim))
+        vectors = scale * normal_rows(row_key, population.num_items, dim)
         return Server({"base": init_layers(base_key, (dim,) * (base_layers + 1))}, {"vector": vectors})
 
     def score(private: PyTree, server: Server) -> jax.Array:

@@ -31,6 +31,7 @@ from fedjax_rec.client.local_training import Loss, local_training, stateless_row
 from fedjax_rec.client.population import Population
 from fedjax_rec.errors import check_arguments, check_unused
 from fedjax_rec.federation.federate import FederationSettings, federate
+from fedjax_rec.rows.draws import normal_rows
 from fedjax_rec.types import (
     Aggregator,
     Algorithm,
@@ -131,7 +132,7 @@ def self_attention(dim: int, max_length: int, blocks: int, init_scale: float | j
 
     def init_server(key: Key, population: Population) -> Server:
         row_key, encoder_key = jax.random.split(key)
-        tables = {"vector": scale * jax.random.normal(row_key, (population.num_items, dim))}
+        tables = {"vector": scale * normal_rows(row_key, population.num_items, dim)}
         return Server(init_encoder(encoder_key, dim, max_length, blocks, scale), tables)
 
     return Model(

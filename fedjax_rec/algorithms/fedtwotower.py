@@ -37,6 +37,7 @@ from fedjax_rec.client.local_training import Loss
 from fedjax_rec.client.population import Population
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.federation.federate import FederationSettings, federate
+from fedjax_rec.rows.draws import normal_rows
 from fedjax_rec.types import Aggregator, Algorithm, Batch, Key, Model, Params, PyTree, Server
 
 
@@ -125,7 +126,7 @@ def two_towers(dim: int, hidden: int, init_scale: float | jax.Array, *, item_bia
 
     def init_server(key: Key, population: Population) -> Server:
         row_key, tower_key = jax.random.split(key)
-        tables = {"vector": init_scale / dim**0.5 * jax.random.normal(row_key, (population.num_items, dim))}
+        tables = {"vector": init_scale / dim**0.5 * normal_rows(row_key, population.num_items, dim)}
         tables |= {"bias": jnp.zeros(population.num_items)} if item_bias else {}
         inner, outer = init_layers(tower_key, (dim, hidden, dim))
         return Server({"inner": inner, "outer": outer}, tables)

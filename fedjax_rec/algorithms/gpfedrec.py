@@ -43,6 +43,7 @@ from fedjax_rec.client.local_training import stateless_rows
 from fedjax_rec.client.population import Population
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.federation.federate import RoundSettings, federate, set_default_sampler
+from fedjax_rec.rows.draws import normal_rows
 from fedjax_rec.samplers.data_independent import everyone
 from fedjax_rec.types import Algorithm, Batch, ClientWork, Context, Key, Model, PyTree, Rows, Server, StepInfo
 
@@ -128,7 +129,7 @@ def _perceptron(dim: int) -> Model:
     """The model: private user vector, layers and r_u, which all start alike; a shared item table."""
 
     def init_server(key: Key, population: Population) -> Server:
-        return Server({}, {"vector": jax.random.normal(key, (population.num_items, dim))})
+        return Server({}, {"vector": normal_rows(key, population.num_items, dim)})
 
     def init_common(key: Key, server: Server) -> dict[str, PyTree]:
         user_key, *keys = jax.random.split(key, 5)

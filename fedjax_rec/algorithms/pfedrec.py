@@ -32,6 +32,7 @@ from fedjax_rec.client.local_training import stateless_rows
 from fedjax_rec.client.population import Population
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.federation.federate import FederationSettings, federate, set_default_sampler
+from fedjax_rec.rows.draws import normal_rows
 from fedjax_rec.samplers.data_independent import everyone
 from fedjax_rec.types import (
     Aggregator,
@@ -121,7 +122,7 @@ def personal_heads(dim: int, init_scale: float | jax.Array) -> Model:
     """
 
     def init_server(key: Key, population: Population) -> Server:
-        return Server({}, {"vector": init_scale * jax.random.normal(key, (population.num_items, dim))})
+        return Server({}, {"vector": init_scale * normal_rows(key, population.num_items, dim)})
 
     def score(private: PyTree, server: Server) -> jax.Array:
         return _logits(private, server.tables["vector"])

@@ -97,7 +97,7 @@ def render(found: "Description") -> str:
     lines += _with_label("needs", ", ".join(found.needs) or "users and items")
     lines += ["", "settings (flags of run, or --options NAME=VALUE):"]
     for name, (default, text) in found.settings.items():
-        lines += _with_label(name, f"{text} (default: {default})".strip())
+        lines += _with_label(name, text if default is None else f"{text} (default: {default})".strip())
     return "\n".join(map(printable, lines))
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import itertools
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
@@ -9,6 +10,7 @@ from typing import Any, NoReturn
 from fedjax_rec.errors import printable
 from fedjax_rec.startup import PROGRAM
 
+_OF_ONE_VALUE = (argparse._StoreAction, argparse.BooleanOptionalAction)  # noqa: SLF001 - it has no other name
 CUTOFF = 0.6  # of `difflib`: what resembles no known word more than that is not taken for one
 
 
@@ -86,7 +88,23 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{name} needs a value, and -- is none")
         if self.before_parse is not None:
             self.before_parse(given)
+        self._check_given_once(given)
         return super().parse_known_args(given, namespace)
+
+    def _check_given_once(self, arguments: Sequence[str]) -> None:
+        """Refuse a flag of one value that stands twice: argparse would take the last one without a word."""
+        known = {name: action for action in self._actions for name in action.option_strings}
+        seen: dict[str, str] = {}
+        for argument in itertools.takewhile(lambda each: each != "--", arguments):
+            name = argument.partition("=")[0]
+            action = known.get(name)
+            if not isinstance(action, _OF_ONE_VALUE):
+                continue
+            if action.dest in seen:
+                before = seen[action.dest]
+                twice = f"{name} is given twice" if before == name else f"{before} and {name} are both given"
+                self.error(f"{twice}; leave one of them out")
+            seen[action.dest] = name
 
     def flags(self) -> list[str]:
         """The flags of this command, each by its first name."""

@@ -42,9 +42,9 @@ def call(given: argparse.Namespace) -> int:
 
     with contextlib.suppress(RuntimeError):  # jax has started
         use_cores()
+    if not given.quiet:
+        tell(f"{len(SHAPES)} shapes, {given.seconds:g} s each and their compilation")
     with tqdm(total=len(SHAPES), unit="shape", file=Unfailing(), disable=given.quiet) as bar:
-        if not given.quiet:
-            tell(f"{len(SHAPES)} shapes, {given.seconds:g} s each and their compilation")
         found = run_bench(seconds=given.seconds, on_shape=lambda _: bar.update())
     rows = [as_dict(each) for each in found]
     if given.json:

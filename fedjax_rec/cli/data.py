@@ -106,6 +106,8 @@ def call(given: argparse.Namespace) -> int:
         for name, value in registry.describe(dataset).items():
             if name == "presets":
                 value = {preset: _flags(filters) for preset, filters in value.items()}  # noqa: PLW2901
+            if value is None or value in ("", {}):
+                continue  # of a plain file nobody has said it
             print(printable(f"{name:>16}: {_format_value(value)}"))
         _print_reading(dataset)
     return 0

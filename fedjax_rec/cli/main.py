@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from fedjax_rec.cli.argument_parser import Parser, suggest
 from fedjax_rec.cli.supervisor import obey_supervisor, supervise, wants_supervisor
-from fedjax_rec.startup import PROGRAM, open_streams
+from fedjax_rec.startup import PROGRAM, leave, open_streams
 
 
 class Command(Protocol):
@@ -137,7 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # ends with the help
         what = f"unknown command {command!r}" if command else "a command is missing"
         Parser().error(f"{what}; {suggest(command, COMMANDS)}see {PROGRAM} --help")
-    return _run(command, given) if command in LIGHT else _run_until_stopped(command, given)
+    if command in LIGHT:
+        return _run(command, given)
+    status = _run_until_stopped(command, given)
+    return status if arguments is not None else leave(status)
 
 
 def _run_until_stopped(command: str, given: Sequence[str]) -> int:

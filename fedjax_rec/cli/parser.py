@@ -112,7 +112,7 @@ def show_defaults_of(parser: argparse.ArgumentParser, algorithm: str) -> None:
     for action in parser._actions:  # noqa: SLF001 - argparse has no other way to them
         field = fields.get(action.dest)
         if field is not None and field.metadata["group"] in BY_ALGORITHM:
-            action.full_help = f"{field.metadata['help']} {_default_text(field, algorithm)}"  # type: ignore[attr-defined]
+            action.full_help = f"{field.metadata['help']} {_default_text(field, algorithm)}".strip()  # type: ignore[attr-defined]
             if action.help != argparse.SUPPRESS:
                 action.help = action.full_help  # type: ignore[attr-defined]
 
@@ -128,7 +128,7 @@ class Several(argparse.Action):
 
 def _add_flag(group: Any, field: dataclasses.Field, value_type: type, **kind: Any) -> Any:
     flag = _flag_of(field.name)
-    text = f"{field.metadata['help']} {_default_text(field)}"
+    text = f"{field.metadata['help']} {_default_text(field)}".strip()
     if value_type is bool:
         return group.add_argument(
             flag, action=argparse.BooleanOptionalAction, default=field.default, help=text
@@ -141,12 +141,13 @@ def _add_flag(group: Any, field: dataclasses.Field, value_type: type, **kind: An
 
 
 def _default_text(field: dataclasses.Field, algorithm: str = DEFAULT_ALGORITHM) -> str:
+    """What a flag is without being given; nothing where that is no value, and the help says what happens then."""
     if field.default is not None:
         return f"(default: {field.default})"
     defaults = accepted(algorithm) if field.metadata["group"] in BY_ALGORITHM else {}
     value = defaults.get(field.name)
     plain = value is not None and isinstance(value, bool | int | float | str)
-    return f"(default: by algorithm; {algorithm} {value})" if plain else "(default: none)"
+    return f"(default: by algorithm; {algorithm} {value})" if plain else ""
 
 
 def _value_type(hint: Any) -> type:

@@ -9,7 +9,7 @@ from fedjax_rec.errors import printable
 from fedjax_rec.runs.settings import Settings
 
 SETTING_GROUPS = ("model", "client", "server")
-SETTING_FIELDS = ("clip", "rounds", "lanes", "stream_clients")
+SETTING_FIELDS = ("clip", "rounds", "lanes", "stream_clients", "server_rows")
 
 
 def add_parser(commands: Any) -> None:
@@ -95,6 +95,7 @@ def as_dict(found: Any, rounds: int | None) -> dict[str, Any]:
         "cohort": plan.cohort,
         "lanes": plan.lanes,
         "schedule": plan.schedule,
+        "server_rows": "all" if plan.touched_rows is None else "touched",
         "memory_of_a_device": {name: size // plan.devices for name, size in on_device.items()},
         "memory": sum(on_device.values()),
         "room": found.room,
@@ -135,7 +136,7 @@ def printable_table(found: dict[str, Any]) -> str:
     lines = [
         (
             f"{found['algorithm']}: cohorts of {found['cohort']:,} on {found['devices']} device{plural}, "
-            f"{found['lanes']:,} lanes, {found['schedule']}"
+            f"{found['lanes']:,} lanes, {found['schedule']}, {found['server_rows']} rows"
         ),
         "memory of a device, by the engine's plan:",
     ]

@@ -114,6 +114,8 @@ def joined(given: argparse.Namespace, *, cache: bool = True) -> Iterator[None]:
     if not is_one_of_several(given):
         yield
         return
+    import jax
+
     from fedjax_rec.engine.devices import use_cores
     from fedjax_rec.engine.hosts import exchange, initialize_distributed
 
@@ -123,6 +125,7 @@ def joined(given: argparse.Namespace, *, cache: bool = True) -> Iterator[None]:
             use_cores(cache=cache)
         yield
         exchange("done")  # nobody leaves while process 0 writes
+        jax.distributed.shutdown()  # all at once: who is gone without it ends the others
     except (ValueError, OSError, ImportError) as problem:
         with contextlib.suppress(SystemExit):
             Parser().error(in_flags(problem))

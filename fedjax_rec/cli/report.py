@@ -27,6 +27,11 @@ def add_parser(commands: Any) -> None:
         "recall@10)",
     )
     parser.add_argument("--ranking", default="full", help="full, or sampled99 (default: full)")
+    parser.add_argument(
+        "--group-seeds",
+        action="store_true",
+        help="runs that differ in their seed alone are one row, and one curve with a band",
+    )
 
 
 def call(given: argparse.Namespace) -> int:
@@ -34,6 +39,8 @@ def call(given: argparse.Namespace) -> int:
     from fedjax_rec.runs.page import write_report
 
     metrics = None if given.metric is None else [name.strip() for name in given.metric.split(",")]
-    path = write_report(given.runs, given.out, metrics=metrics, ranking=given.ranking)
+    path = write_report(
+        given.runs, given.out, metrics=metrics, ranking=given.ranking, group_seeds=given.group_seeds
+    )
     print(f"report: {printable(str(path))}")
     return 0

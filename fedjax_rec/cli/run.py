@@ -99,7 +99,7 @@ def _add_own_settings(parser: Parser, arguments: Sequence[str]) -> None:
                 dest=f"{_OWN}{name}",
                 default=argparse.SUPPRESS,
                 metavar=type(default).__name__.upper() if default is not None else "VALUE",
-                help=f"{text} (default: {default})".replace("%", "%%"),
+                help=(text if default is None else f"{text} (default: {default})").replace("%", "%%"),
             )
 
 
@@ -200,12 +200,13 @@ def dry_run(each: Sequence[Settings], *, as_json: bool) -> int:
 
 def _plan_of(settings: Settings) -> dict[str, Any]:
     """What a run would be made of."""
+    from fedjax_rec.engine.chunks import plan_run
     from fedjax_rec.runs.inputs import with_absolute_paths
     from fedjax_rec.runs.resolved import resolve
     from fedjax_rec.runs.setup import set_up
 
     setup = set_up(with_absolute_paths(complete(settings)), lambda _: None)
-    plan = setup.algorithm.plan(setup.population)
+    plan = plan_run(setup.algorithm, setup.population)
     return {
         "settings": dataclasses.asdict(resolve(setup.settings, plan, setup.population.num_clients)),
         "clients": setup.population.num_clients,

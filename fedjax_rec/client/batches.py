@@ -104,6 +104,46 @@ def rated(batch_size: int = 64) -> LocalBatches:
     return LocalBatches(num_batches, batch)
 
 
+def examples(batch_size: int = 32) -> LocalBatches:
+    """Cut examples of any kind (images, features and targets) into batches, in a new order each round.
+
+    No item row is touched. `data` has the batch's part of each of the population's leaves, [B, ...], and `mask`
+    float32[B], which is 0 for the empty slots of a client's last batch; these are 0 in the leaves, too.
+
+    Args:
+        batch_size: examples in a batch, at least 1.
+
+    Returns:
+        local batches with B = batch_size.
+
+    Raises:
+        ValueError: if the size is below 1.
+
+    Example:
+        >>> population = Population.from_arrays({"x": jnp.arange(3.0)}, jnp.array([3]))
+        >>> client = Client(jnp.int32(0), jnp.int32(0), jnp.int32(3), jnp.zeros(2, jnp.uint32))
+        >>> batch = examples(2).batch(client, population, jnp.int32(1))
+        >>> batch.data["mask"].tolist(), batch.data["x"].shape, batch.ids.shape
+        ([1.0, 0.0], (2,), (0,))
+    """
+    check_arguments(examples, locals())
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+
+    def num_batches(num_examples: jax.Array) -> jax.Array:
+        return -(-num_examples // batch_size)
+
+    def batch(client: Client, population: Population, t: jax.Array) -> Batch:
+        index = t * batch_size + jnp.arange(batch_size)
+        is_example = index < client.num_examples
+        position = client.offset + _shuffled(client, population, index)
+        position = jnp.where(is_example, position, population.size.num_events)
+        data = read_rows(population.examples, position)
+        return Batch(jnp.zeros(0, jnp.int32), {**data, "mask": is_example.astype(jnp.float32)})
+
+    return LocalBatches(num_batches, batch)
+
+
 def _shuffled(client: Client, population: Population, index: jax.Array) -> jax.Array:
     """Which of the client's examples stand at some indices of this round's order, int32[n]."""
     return shuffle_index(client.key, index, client.num_examples, population.max_examples)

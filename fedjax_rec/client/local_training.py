@@ -52,7 +52,12 @@ class Draws(NamedTuple):
 
 
 def local_training(
-    loss: Loss, optimizer: optax.GradientTransformation, batches: LocalBatches, *, epochs: int = 1
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    batches: LocalBatches,
+    *,
+    epochs: int = 1,
+    reads_ids: bool = True,
 ) -> ClientWork:
     """Train on each local batch in turn, with one optimizer over private, shared and touched rows.
 
@@ -62,6 +67,8 @@ def local_training(
         optimizer: any optax transformation; its state starts afresh for each client and round.
         batches: how the client's data is cut.
         epochs: local epochs E.
+        reads_ids: whether the loss may look at the ids of a batch. False, where it does not, lets rounds work on
+            the rows alone that a cohort touches.
 
     Returns:
         the client's work.
@@ -128,6 +135,7 @@ def local_training(
             is_identity=lambda example: try_optimizer(optimizer, example).rests,
         ),
         descent=Descent(loss, optimizer),
+        reads_ids=reads_ids,
     )
 
 

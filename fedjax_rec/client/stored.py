@@ -206,14 +206,14 @@ def rooms_for(directory: Population, num_clients: int) -> Rooms:
     )  # wrapped offsets differ by what they should
     num_clients_present = min(num_clients, len(lengths))
     if num_clients * directory.num_items <= BITMAP_CELLS:
-        return Rooms(num_clients, _room(lengths, num_clients_present), 0)
+        return Rooms(num_clients, room_of(lengths, num_clients_present), 0)
     # twice as many buckets as a first attempt makes: most long clients need one more
     first = 2 ** np.ceil(np.log2(np.maximum(lengths * 2 // WIDTH, 1)))
     empty = num_clients - num_clients_present  # of which each has one bucket
     return Rooms(
         num_clients,
-        _room(lengths, num_clients_present),
-        _room(2 * first.astype(np.int64), num_clients_present) + empty,
+        room_of(lengths, num_clients_present),
+        room_of(2 * first.astype(np.int64), num_clients_present) + empty,
     )
 
 
@@ -262,8 +262,20 @@ def _directory(store: Store, lengths: np.ndarray) -> Population:
     )
 
 
-def _room(sizes: np.ndarray, number: int) -> int:
-    """For the sum of so many of them."""
+def room_of(sizes: np.ndarray, number: int) -> int:
+    """Room for the sum of some sizes, for all but one in 10^9 draws, and never more than for the largest of all.
+
+    Args:
+        sizes: int[N].
+        number: how many of them are drawn.
+
+    Returns:
+        at least 1.
+
+    Example:
+        >>> room_of(np.array([1, 2, 9]), 2)
+        11
+    """
     if not len(sizes):
         return 1
     largest = int(np.partition(sizes, len(sizes) - number)[len(sizes) - number :].sum()) if number else 0

@@ -36,6 +36,18 @@ class Feature(_Named):
     SERVER_NOISE = "server noise", "`aggregators.gaussian`"
     ADAPTIVE_CLIPPING = "adaptive clipping", "`privacy.adaptive_dp`"
     COLLUDING = "colluding clients", "`adversary=colluding(...)`"
+    ADVERSARY = "an adversary", "`adversary=`"
+    WHOLE_UPDATES = (
+        "a transform of whole updates",
+        "one that does more than scale, as `transforms.quantise` does",
+    )
+    READS_IDS = "work that reads ids", "it asks which items its rows are of: `ClientWork.reads_ids`"
+    MOVING_ROWS = (
+        "a server rule that moves all rows",
+        "momentum, Adam: what nobody touched moves on, or is forgotten",
+    )
+    TOUCHED = "touched rows", "`server_rows='touched'`"
+    ONE_PIECE = "rounds in one piece", "`stream_clients=0`"
     STREAMED = "streamed clients", "`stream_clients=`"
     STORED = "histories in a store", "`open_population(...)`"
     DISTRIBUTED = "several processes", "`mesh=` with devices of several, after `fr.initialize_distributed()`"

@@ -77,6 +77,12 @@ _ASYNCHRONOUS = {
         "use a sum or a mean, such as aggregator='mean'",
     ),
 }
+_SIZES: Rows = {
+    (_F.SAMPLER, _F.COHORT): (
+        "a sampler has its own size, and would leave cohort={other} unused",
+        "give the sampler that size, such as samplers.uniform({other}), or leave one of them out",
+    ),
+}
 _IN_NOISE: Rows = {  # what tells of clients beside noisy updates
     (_F.LOSSES, _F.SERVER_NOISE, _F.CLIENT_NOISE): (
         "clients that tell their losses tell more than noise on their updates hides",
@@ -146,6 +152,17 @@ _DISTRIBUTED: Rows = {
         "clients that train before they are ranked do so in one process",
         "leave out the point, or train in one process",
     ),
+}
+_TOUCHED = {  # what looks at rows that nobody touched, or asks which items rows are of
+    _F.SERVER_NOISE: "a server that adds noise to all of them",
+    _F.BY_HEAT: "an aggregator that counts in how many histories an item is",
+    _F.WHOLE_UPDATES: "a transform that does more to updates than scale them",
+    _F.OWN_UPLOAD: "clients that send something else than changes of rows",
+    _F.ADVERSARY: "malicious clients, who choose items",
+    _F.READS_IDS: "an algorithm whose clients ask which items their rows are of",
+    _F.MOVING_ROWS: "a server rule that moves rows that nobody touched",
+    _F.DISTRIBUTED: "several processes, for the rows are found by one",
+    _F.ONE_PIECE: "stream_clients=0, for the rows are found between two programs",
 }
 _AGGREGATORS: Rows = {  # what an aggregator cannot be made into
     (_F.GAUSSIAN_SUM, _F.STACKED): (
@@ -266,6 +283,7 @@ _ROWS: Rows = {  # in the order in which they are met: what is made first is che
         for other, (what, way_out) in _ASYNCHRONOUS.items()
     },
     **_DISTRIBUTED,
+    **_SIZES,
     **_IN_NOISE,
     **_COLLUDING,
     **{
@@ -281,6 +299,20 @@ _ROWS: Rows = {  # in the order in which they are met: what is made first is che
             "leave it out, or load() the population into memory",
         )
         for other, what in (_STREAMED | _STORED).items()
+    },
+    (_F.STORED, _F.ONE_PIECE): (
+        (
+            "{stream_clients}=0 asks for rounds in one piece, but histories in a store are fetched for some "
+            "clients at a time"
+        ),
+        "leave it out",
+    ),
+    **{
+        (_F.TOUCHED, other): (
+            f"server_rows='touched' works on the rows that a cohort touches, which does not go with {what}",
+            "leave it out",
+        )
+        for other, what in (_STREAMED | _TOUCHED).items()
     },
     **{
         (_R.LEAVE_ONE_OUT, share): (

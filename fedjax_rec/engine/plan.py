@@ -9,10 +9,12 @@
 | row update | by back end and jaxlib version: `rows.scatter.choose` | `fedjax-rec doctor` |
 | devices | all accelerators, or a core each, with 16 clients at least: `devices.choose_devices` | `devices` |
 | clients of a chunk | 30 MiB of them, where a cohort's copies take 1 GiB or do not fit; else all | `streaming` |
+| rows of a round | touched ones where all are twice as many, and 128 MiB more: `federation.touched` | `touched` |
 | rounds in a block | those between two validations (`eval_every`), an argument of the program | `blocks` |
 
 The right column names the part of `python -m experiments.benchmarks.engine`'s report that a rule was read off;
-`streaming` is a benchmark of its own, `python -m experiments.benchmarks.streaming`.
+`streaming` is a benchmark of its own, `python -m experiments.benchmarks.streaming`, and `touched` another,
+`python -m experiments.scaling.touched`.
 """
 
 from typing import Any
@@ -65,6 +67,7 @@ _HOLDERS = {  # of a plan's memory: what takes it, and the way out with paramete
         "lower {dim}, or have no best kept: keep='last', or no validation",
     ),
     "sums": ("sums of updates take", "lower {dim} or the number of devices"),
+    "touched": ("the rows that a cohort touches take", "lower the cohort, {dim} or {devices}"),
     "lanes": ("the lanes' batches take", "lower the lanes or the batch size"),
     "buffer": ("the lanes' updates take", "lower the lanes, or the batches that a client trains on"),
     "stack": ("stacked updates take", "lower the cohort"),
@@ -154,6 +157,7 @@ def make_plan(
     init: Any,
     population: Population,
     stream_clients: int | None = None,
+    touched_rows: int | None = None,
 ) -> Plan:
     """What the engine will do for a population.
 
@@ -166,6 +170,7 @@ def make_plan(
         init: (key, population) -> State, for the sizes of its leaves.
         population: N clients.
         stream_clients: S, clients of a chunk, where a round runs in chunks.
+        touched_rows: that a round in chunks is to touch, and works on alone; None for all rows.
 
     Returns:
         the plan; its memory is of what grows with the task, less the programs and their small change.
@@ -181,10 +186,19 @@ def make_plan(
     upload = _bytes(upload_shapes(work, population, state.server, client_shapes(state.private)))
     store = _bytes(state.store)
 
+    # rows that a round holds once more: touched ones, with what the rule keeps of them, and the slots of batches
+    items = num_rows(state.server.tables)
+    sums = (3 if stream_clients is None else 5) * upload
+    held = 0
+    if touched_rows is not None:
+        # one sum, whose memory the steps then take, or of several chunks two and their sum
+        sums = (1 if together == cohort else 3) * upload * touched_rows // items
+        held = (model + _bytes(state.opt_state)) * touched_rows // items
+        held += 3 * touched_rows * _slot_bytes(work, population, state.server)
+
     width = lanes or choose_lanes(
         together, devices=devices, schedule=schedule, platform=jax.default_backend(), batch_bytes=batch
     )
-    items = num_rows(state.server.tables)
     updates_in_buffer = 3 if uplink.sends_after_training else 1
     buffer = width * most_batches(work, population) * batch * updates_in_buffer
     # the updates and what sorts or compares them, who touched what, distances between clients
@@ -196,12 +210,13 @@ def make_plan(
         "versions": devices
         * _bytes(state.in_flight),  # who is training in asynchronous rounds, and old models
         # the totals, their sum over devices, and the step made of it; in chunks, those of two and their sum
-        "sums": devices * (3 if stream_clients is None else 5) * upload,
+        "sums": devices * sums,
+        "touched": devices * held,
         "lanes": 4 * width * batch,  # rows, gradients and deltas of one step
         "buffer": 0 if schedule == "lanes" else buffer,
         "stack": stack if uplink.aggregator.stacked else 0,
     }
-    return Plan(cohort, devices, width, schedule, uplink.row_update, num_bytes, stream_clients)
+    return Plan(cohort, devices, width, schedule, uplink.row_update, num_bytes, stream_clients, touched_rows)
 
 
 def _store_bytes(
@@ -231,6 +246,12 @@ def _batch_bytes(work: ClientWork, population: Population, server: Server) -> in
     """Bytes of one local batch: its ids, data, rows and their optimizer state."""
     batch, values = batch_shapes(work, population, server)
     return _bytes((batch, jax.eval_shape(work.init_rows, values)))
+
+
+def _slot_bytes(work: ClientWork, population: Population, server: Server) -> int:
+    """Bytes of a slot of a local batch without its row: the id and the data."""
+    batch, _ = batch_shapes(work, population, server)
+    return -(-_bytes(batch) // batch.ids.shape[0])
 
 
 def check_fits(plan: Plan, fixed: FixedPoint | None = None) -> None:

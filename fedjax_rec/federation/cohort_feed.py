@@ -1,8 +1,8 @@
-"""Cohorts whose histories wait in a store, drawn and fetched a round ahead by a thread of its own.
+"""Cohorts drawn a round ahead by a thread of its own: histories are fetched from a store, and touched rows found.
 
 Who takes part in a round is a pure function of the key and the round's number, unless the sampler goes by losses;
-so the cohort of round t + 1 is drawn, its histories are read, indexed and put on the devices while round t trains.
-Two cohorts are held at a time.
+so the cohort of round t + 1 is drawn, its histories are read, indexed and put on the devices, and its batches are
+named, while round t trains. Two cohorts are held at a time.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from fedjax_rec.client.population import Population
 from fedjax_rec.client.stored import StoredPopulation
 from fedjax_rec.engine.devices import replicate
 from fedjax_rec.federation.cohorts import DrawnCohort
+from fedjax_rec.federation.row_finder import RowFinder
 from fedjax_rec.types import Key, Server, State, Tracked
 
 Draw = Callable[[Key, State, Population], DrawnCohort]
@@ -29,19 +30,28 @@ class FetchedCohort(NamedTuple):
 
     cohort: DrawnCohort  # in whole chunks
     populations: list[Population]  # one of the clients of each chunk
+    row_ids: jax.Array | None = None  # int32[K], the rows that it touches, where only these are trained
 
 
 class CohortFeed:
     """Draws and fetches cohorts, the next one while the last one trains.
 
     Args:
-        stored: the clients.
+        stored: the clients; None where the population is in memory.
         size: S, clients of a chunk.
         mesh: the devices; None for one.
+        finder: of the rows that a cohort touches; None for all rows.
     """
 
-    def __init__(self, stored: StoredPopulation, size: int, mesh: Mesh | None) -> None:
+    def __init__(
+        self,
+        stored: StoredPopulation | None,
+        size: int,
+        mesh: Mesh | None,
+        finder: RowFinder | None = None,
+    ) -> None:
         self.stored = stored
+        self.finder = finder
         self.size = size
         self.mesh = mesh
         self._thread = ThreadPoolExecutor(1, "fedjax_rec-cohorts")
@@ -54,7 +64,7 @@ class CohortFeed:
             draw: compiled, as of `ChunkedRound`.
             key: the run's, the same in every call.
             state: before the round.
-            population: the directory, on the devices.
+            population: the clients, or the directory, on the devices.
             round_: rounds done.
 
         Returns:
@@ -78,8 +88,14 @@ class CohortFeed:
         cohort = draw(key, state, population)
         ids = np.asarray(cohort.clients.id).reshape(-1, self.size)
         alive = np.asarray(cohort.alive).reshape(-1, self.size)
-        made = [self._put(self.stored.fetch(*chunk)) for chunk in zip(ids, alive, strict=True)]
-        return FetchedCohort(cohort, jax.block_until_ready(made))
+        if self.stored is None:
+            made = [population] * len(ids)
+        else:
+            made = [self._put(self.stored.fetch(*chunk)) for chunk in zip(ids, alive, strict=True)]
+        if self.finder is None:
+            return FetchedCohort(cohort, jax.block_until_ready(made))
+        rows = self.finder.find(cohort, made)
+        return FetchedCohort(cohort, *jax.block_until_ready((rows.populations, rows.ids)))
 
     def _put(self, population: Population) -> Population:
         return jax.device_put(population) if self.mesh is None else replicate(population, self.mesh)

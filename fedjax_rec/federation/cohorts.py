@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_rec.client.keys import client_keys, keys_since, name_clients, stream
 from fedjax_rec.client.population import Population
@@ -119,3 +120,46 @@ def transform_keys(cohort: DrawnCohort, key: Key, round_: jax.Array) -> jax.Arra
     if cohort.start_rounds is None:
         return client_keys(jax.random.fold_in(stream(key, "transform"), round_), cohort.clients.id)
     return keys_since(stream(key, "transform"), cohort.start_rounds, cohort.clients.id)
+
+
+def of_clients(cohort: DrawnCohort) -> tuple[Any, ...]:
+    """What is of single clients, leaves [C, ...]: the first fields of a cohort whose rounds are in step.
+
+    Args:
+        cohort: in step.
+
+    Returns:
+        the fields.
+    """
+    return cohort.clients, cohort.drawn, cohort.alive, cohort.batch_limit
+
+
+def cut_chunk(cohort: DrawnCohort, first_slot: Any, size: int) -> DrawnCohort:
+    """A chunk of a cohort in whole chunks.
+
+    Args:
+        cohort: in step.
+        first_slot: int32[], of the chunk.
+        size: S, clients of a chunk.
+
+    Returns:
+        the cohort of these clients.
+    """
+
+    def cut(x: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, first_slot, size)
+
+    return DrawnCohort(*jax.tree.map(cut, of_clients(cohort)))
+
+
+def locate(clients: Client, population: Population) -> Client:
+    """The same clients with their places in a population of themselves alone.
+
+    Args:
+        clients: leaves [S, ...].
+        population: of S clients, in this order.
+
+    Returns:
+        the clients.
+    """
+    return clients._replace(offset=population.offsets[:-1], place=jnp.arange(population.num_clients))

@@ -42,6 +42,7 @@ from fedjax_rec.federation.checks import check_clients, check_items
 from fedjax_rec.federation.faults import Faults, check_faults
 from fedjax_rec.federation.rounds import Exchange, Rules, init_state, plan_rounds, run_round
 from fedjax_rec.federation.streaming import split_round
+from fedjax_rec.federation.touched import SERVER_ROWS
 from fedjax_rec.rows.scatter import STRATEGIES
 from fedjax_rec.rows.tables import read_rows
 from fedjax_rec.samplers.data_independent import uniform
@@ -69,6 +70,8 @@ from fedjax_rec.types import (
     Update,
 )
 
+FEDAVG = optax.sgd(1.0)  # one object, of which it is tried only once what it does to rows
+
 
 class RoundSettings(TypedDict, total=False):
     """What an algorithm with a server rule of its own hands on to `federate`, which says what each means."""
@@ -83,6 +86,7 @@ class RoundSettings(TypedDict, total=False):
     mesh: Mesh | None
     row_update: str | None
     stream_clients: int | None
+    server_rows: str | None
 
 
 class FederationSettings(RoundSettings, total=False):
@@ -126,6 +130,7 @@ def federate(
     mesh: Mesh | None = None,
     row_update: str | None = None,
     stream_clients: int | None = None,
+    server_rows: str | None = None,
 ) -> Algorithm:
     """Make a federated algorithm of one client's work.
 
@@ -135,7 +140,7 @@ def federate(
         model: how parameters start and score.
         work: one client's local training.
         sampler: who takes part in a round; by default `cohort` clients drawn uniformly.
-        cohort: C; by default a tenth of all clients, between 200 and 1,000. A sampler, if given, has its own size.
+        cohort: C; by default a tenth of all clients, between 200 and 1,000. A sampler has its own, and takes none.
         aggregator: how updates are summed, or its name in `aggregators.NAMES`.
         server_optimizer: any optax transformation; `optax.sgd(1.0)` (FedAvg) by default.
         transform: what a client does to its whole update before it sends it (`fedjax_rec.transforms`).
@@ -150,15 +155,18 @@ def federate(
         stream_clients: S: what clients keep between rounds waits in host memory, and `simulate` takes a cohort to
             the device S clients at a time (`fedjax_rec.federation.streaming`); 0 for never; by default where that
             helps. In `train`, `train_seeds` and `sweep` rounds are in one piece.
+        server_rows: "touched" for `simulate` to sum and step the item rows alone that a cohort touches
+            (`fedjax_rec.federation.touched`), "all" for all; by default touched ones in large catalogues, where
+            the server rule lets the others rest.
 
     Returns:
         `init`, `round`, `score` and `plan` as pure functions, and `streaming`: `round` in chunks.
 
     Raises:
         ValueError: on features that do not go together (`compatibility.table`); if `lanes` is below 1,
-            `stream_clients` below 0, or `row_update` or `aggregator` unknown; on noise that is too little for what
-            it is to hide (`soundness.check_sound`); in the first round, on keys that are not jax's default kind,
-            if a stack of updates cannot fit, or if fixed-point sums could wrap.
+            `stream_clients` below 0, or `row_update`, `server_rows` or `aggregator` unknown; on noise that is too
+            little for what it is to hide (`soundness.check_sound`); in the first round, on keys that are not jax's
+            default kind, if a stack of updates cannot fit, or if fixed-point sums could wrap.
     """
     check_arguments(federate, locals())
     check_surroundings()
@@ -180,10 +188,16 @@ def federate(
         Feature.STARTS_FROM_DATA: model.starts_from or None,
         Feature.CLIENT_NOISE: bound.deviation > 0,
         Feature.COLLUDING: adversary.name if adversary is not None and adversary.wrap_algorithm else None,
+        Feature.ADVERSARY: None if adversary is None else adversary.name,
+        Feature.WHOLE_UPDATES: transform is not None and transform.scale is None,
+        Feature.READS_IDS: work.reads_ids,
+        Feature.ONE_PIECE: stream_clients == 0,
     }
-    check_together({**features, Feature.STREAMED: stream_clients or None})
+    touched = server_rows == "touched"
+    check_together({**features, Feature.STREAMED: stream_clients or None, Feature.TOUCHED: touched})
     if stream_clients is None and not goes_with(Feature.STREAMED, features):
         stream_clients = 0  # nobody asked for chunks, and something is in their way
+    server_rows = _choose_rows(server_rows, features)
 
     # Numbers are in their ranges, and what was not given is chosen.
     if asynchronous is not None:
@@ -200,13 +214,23 @@ def federate(
         model = model._replace(init_server=partial(_init_unseen, model.init_server))
 
     # The rules of a round, and the pure functions that are made of them.
-    optimizer = optax.sgd(1.0) if server_optimizer is None else server_optimizer
+    optimizer = FEDAVG if server_optimizer is None else server_optimizer
     work = work if adversary is None else adversary.wrap_work(work)
     batch = jax.jit(work.batches.batch, inline=True)  # traced once, for the programs and plans of a run
     work = work._replace(batches=work.batches._replace(batch=batch))
     uplink = Uplink(aggregator, transform, strategy, records_losses=needs_losses(sampler, aggregator))
     rules = Rules(
-        model, work, sampler, uplink, optimizer, faults, asynchronous, exchange, lanes=lanes, mesh=mesh
+        model,
+        work,
+        sampler,
+        uplink,
+        optimizer,
+        faults,
+        asynchronous,
+        exchange,
+        lanes=lanes,
+        mesh=mesh,
+        server_rows=server_rows,
     )
 
     def init(key: Key, population: Population) -> State:
@@ -269,6 +293,15 @@ def _features_of_faults(faults: Faults | None) -> Features:
         Feature.OVER_SELECTION: faults.keep,
         Feature.MINIMUM_COHORT: faults.minimum > 1,
     }
+
+
+def _choose_rows(server_rows: str | None, features: Features) -> str | None:
+    """Which rows the server sums and steps; None where the size of the catalogue decides."""
+    if server_rows not in (None, *SERVER_ROWS):
+        raise ValueError(f"unknown server rows {server_rows!r}; choose one of {', '.join(SERVER_ROWS)}")
+    if server_rows is None and not goes_with(Feature.TOUCHED, features):
+        return "all"
+    return server_rows
 
 
 def _choose_row_update(lanes: int | None, row_update: str | None) -> str:

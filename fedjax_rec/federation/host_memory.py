@@ -7,7 +7,7 @@ overlap: while one trains, the next is fetched and the last is put back.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +15,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_rec.client.population import Population
-from fedjax_rec.client.stored import StoredPopulation, paper_cohort
+from fedjax_rec.client.stored import StoredPopulation
 from fedjax_rec.engine.chunks import chunk_size
 from fedjax_rec.engine.devices import replicate
-from fedjax_rec.engine.lane_steps import CohortResult
 from fedjax_rec.federation.blocks import run_block
-from fedjax_rec.federation.cohort_feed import CohortFeed, drawn_by
-from fedjax_rec.federation.cohorts import DrawnCohort
+from fedjax_rec.federation.chunk_loop import EMPTY, ChunkedRounds, TouchedRounds, chunk_size_of, write_store
+from fedjax_rec.federation.cohort_feed import CohortFeed
 from fedjax_rec.federation.programs import compiled
-from fedjax_rec.types import Algorithm, ChunkedRound, ClientStore, Key, PyTree, RoundInfo, State
-
-EMPTY = ClientStore((), ())
-Trained = tuple[
-    CohortResult, jax.Array
-]  # what came of a chunk, and bool[S], who took part with sound numbers
+from fedjax_rec.federation.row_finder import RowFinder
+from fedjax_rec.types import Algorithm, ChunkedRound, Key, RoundInfo, State
 
 
 class Block(NamedTuple):
@@ -54,9 +49,8 @@ def make_block(
         the block.
     """
     if chunked is not None:
-        feed = None if stored is None else CohortFeed(stored, chunk_size_of(chunked), algorithm.mesh)
-        rounds = _ChunkedRounds(chunked, feed)
-        return Block(rounds.run, rounds.text, "train_chunk")
+        rounds = _rounds_in_chunks(chunked, algorithm.mesh, stored)
+        return Block(rounds.run, rounds.text, rounds.name)
     made = (algorithm, size)
 
     def run(key: Key, state: State, population: Population, count: jax.Array) -> tuple[State, RoundInfo]:
@@ -69,6 +63,17 @@ def make_block(
         return program.lower(key, state, population, jnp.int32(0)).as_text()
 
     return Block(run, text, run_block.__name__)
+
+
+def _rounds_in_chunks(
+    chunked: ChunkedRound, mesh: Mesh | None, stored: StoredPopulation | None
+) -> ChunkedRounds:
+    """The loop over chunks, and the thread that feeds it, if there is one."""
+    size = chunk_size_of(chunked)
+    if chunked.touched is not None:
+        finder = RowFinder(chunked.touched, size, mesh)
+        return TouchedRounds(chunked, CohortFeed(stored, size, mesh, finder))
+    return ChunkedRounds(chunked, None if stored is None else CohortFeed(stored, size, mesh))
 
 
 def start_state(
@@ -103,7 +108,7 @@ def start_state(
     store = jax.tree.map(lambda s: np.empty(s.shape, s.dtype), shapes)
     for first in range(0, population.num_clients, size):
         ids = np.minimum(np.arange(first, first + size), population.num_clients - 1)
-        _write(store, ids, init_clients(key, ids, state.server))
+        write_store(store, ids, init_clients(key, ids, state.server))
     return state.with_store(store)
 
 
@@ -182,140 +187,3 @@ def copy_state(state: State, spare: State | None = None) -> State:
         return old
 
     return jax.tree.map(copy, state, spare)
-
-
-def chunk_size_of(chunked: ChunkedRound) -> int:
-    """S, clients of a chunk.
-
-    Args:
-        chunked: a round in chunks.
-
-    Returns:
-        the number.
-
-    Example:
-        >>> import fedjax_rec as fr
-        >>> from fedjax_rec.testing import tiny_population
-        >>> chunk_size_of(fr.fedmf(dim=2, stream_clients=5).streaming(tiny_population()))
-        5
-    """
-    return cast("int", chunked.plan.stream_clients)
-
-
-def _write(store: PyTree, index: Any, new: PyTree) -> None:
-    """Write leaves into numpy leaves at an index of their first axis."""
-
-    def write(target: np.ndarray, source: Any) -> None:
-        target[index] = source
-
-    jax.tree.map(write, store, new)
-
-
-class _ChunkedRounds:
-    """A streaming algorithm's programs, compiled once, and the loop over chunks."""
-
-    def __init__(self, chunked: ChunkedRound, feed: CohortFeed | None = None) -> None:
-        self.feed = feed
-        self.size = chunk_size_of(chunked)
-        self.draw = jax.jit(chunked.draw)
-        self.train = jax.jit(chunked.train)
-        self.finish = jax.jit(chunked.finish, donate_argnums=1)  # the old model is not needed afterwards
-        self.add = jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
-
-    def run(
-        self, key: Key, state: State, population: Population, count: jax.Array
-    ) -> tuple[State, RoundInfo]:
-        """So many rounds; of none, all is compiled."""
-        store = state.store
-        state = state.with_store(EMPTY)
-        infos = []
-        done = int(state.round)
-        if not count:
-            self._round(key, copy_state(state), population, store, done, idle=True)
-        for turn in range(int(count)):
-            state, info = self._round(key, state, population, store, done + turn)
-            infos.append(info)
-        reports = jax.tree.map(lambda *x: np.stack(x), *infos) if infos else cast("RoundInfo", ())
-        return state.with_store(store), reports
-
-    def text(self, key: Key, state: State, population: Population) -> str:
-        """Of the programs of a round, one after the other."""
-        given = (key, state.with_store(EMPTY), population)
-        draw, train = given, given
-        if self.feed is not None:
-            draw = (key, drawn_by(state.tracked, 0), population)
-            train = (*given[:2], paper_cohort(population, self.size))
-        cohort = jax.eval_shape(self.draw, *draw)
-        chunk = jax.tree.map(lambda p: jax.ShapeDtypeStruct((self.size, *p.shape[1:]), p.dtype), state.store)
-        result, sound = jax.eval_shape(self.train, *train, cohort, np.int32(0), chunk)
-        slots = cohort.alive.shape[0]
-        loss_sums, sound = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((slots, *x.shape[1:]), x.dtype), (result.loss_sums, sound)
-        )
-        sums = _sums_of(result)._replace(loss_sums=loss_sums)
-        programs = (
-            self.draw.lower(*draw),
-            self.train.lower(*train, cohort, np.int32(0), chunk),
-            self.finish.lower(*given, cohort, sums, sound),
-        )
-        return "\n".join(program.as_text() for program in programs)
-
-    def _round(
-        self,
-        key: Key,
-        state: State,
-        population: Population,
-        store: ClientStore,
-        done: int,
-        *,
-        idle: bool = False,
-    ) -> tuple[State, RoundInfo]:
-        """One round after `done`, which consumes `state`; an idle one trains nobody and stores nothing."""
-        if self.feed is None:
-            cohort, fetched = self.draw(key, state, population), None
-        else:
-            cohort, fetched = self.feed.take(self.draw, key, state, population, done)
-        if idle:
-            cohort = cohort._replace(alive=jnp.zeros_like(cohort.alive))
-
-        def train(first: int, ids: np.ndarray) -> Trained:
-            chunk = jax.tree.map(lambda p: p[ids], store)
-            clients = population if fetched is None else fetched[first // self.size]
-            return self.train(key, state, clients, cohort, np.int32(first), chunk)
-
-        sums, sound = self._train_chunks(cohort, train, store)
-        return self.finish(key, state, population, cohort, sums, sound)
-
-    def _train_chunks(
-        self, cohort: DrawnCohort, train: Callable[[int, np.ndarray], Trained], store: ClientStore
-    ) -> tuple[CohortResult, np.ndarray]:
-        """Train chunk after chunk, and put back what clients keep: the result, and bool[C], who is sound."""
-        ids = np.asarray(cohort.clients.id).reshape(-1, self.size)
-        alive = np.asarray(cohort.alive).reshape(-1, self.size)
-        chunks = [chunk for chunk in range(len(ids)) if not chunk or alive[chunk].any()]
-
-        coming = train(0, ids[0])
-        of_clients = jax.tree.map(  # bool[C / S, S] and float32[C / S, S, 2]
-            lambda x: np.zeros((len(ids), *x.shape), x.dtype), (coming[1], coming[0].loss_sums)
-        )
-        sums: CohortResult | None = None
-        for chunk, following in zip(chunks, [*chunks[1:], None], strict=True):
-            # the next chunk is fetched and under way before this one is waited for
-            result, sound = coming
-            if following is not None:
-                coming = train(following * self.size, ids[following])
-            sums = _sums_of(result) if sums is None else self.add(sums, _sums_of(result))
-            _write(of_clients, chunk, (sound, result.loss_sums))
-            _write_sound(store, ids[chunk], result.store, np.asarray(sound))
-        sound, loss_sums = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), of_clients)
-        return cast("CohortResult", sums)._replace(loss_sums=loss_sums), sound
-
-
-def _sums_of(result: CohortResult) -> CohortResult:
-    """A chunk's totals and report, without what is of single clients."""
-    return result._replace(store=EMPTY, unsound=(), loss_sums=())
-
-
-def _write_sound(store: ClientStore, ids: np.ndarray, new: ClientStore, sound: np.ndarray) -> None:
-    """Store the leaves [S, ...] of the clients whose numbers are sound."""
-    _write(store, ids[sound], jax.tree.map(lambda x: np.asarray(x)[sound], new))

@@ -58,6 +58,7 @@ class Rules(NamedTuple):
     exchange: Exchange | None
     lanes: int | None
     mesh: Mesh | None
+    server_rows: str | None = "all"  # "touched" ones or "all"; None for either
 
 
 def init_state(rules: Rules, key: Key, population: Population) -> State:
@@ -91,13 +92,16 @@ def init_state(rules: Rules, key: Key, population: Population) -> State:
     return keep_replicated(state, rules.mesh)
 
 
-def plan_rounds(rules: Rules, population: Population, stream_clients: int | None = None) -> Plan:
+def plan_rounds(
+    rules: Rules, population: Population, stream_clients: int | None = None, touched_rows: int | None = None
+) -> Plan:
     """What the engine will do, and the memory that it needs.
 
     Args:
         rules: of the rounds.
         population: the clients.
         stream_clients: S, clients of a chunk, for rounds in chunks; None for rounds in one piece.
+        touched_rows: that a round in chunks is to touch, and works on alone; None for all rows.
 
     Returns:
         the plan.
@@ -111,6 +115,7 @@ def plan_rounds(rules: Rules, population: Population, stream_clients: int | None
         partial(init_state, rules),
         population,
         stream_clients,
+        touched_rows,
     )
 
 
@@ -182,6 +187,20 @@ def finish_round(
     Returns:
         the state after it, and what happened in it.
     """
+    return step_round(rules, key, state, population, cohort, result, sound, write_store)[:2]
+
+
+def step_round(
+    rules: Rules,
+    key: Key,
+    state: State,
+    population: Population,
+    cohort: DrawnCohort,
+    result: CohortResult,
+    sound: jax.Array,
+    write_store: Callable[[Any, jax.Array], ClientStore],
+) -> tuple[State, RoundInfo, ServerStep]:
+    """As `finish_round`, which takes the same; with the server's step beside what it makes."""
     aggregator = rules.uplink.aggregator
     clients = cohort.clients
 
@@ -215,7 +234,7 @@ def finish_round(
         in_flight=in_flight,
         adversary=state.adversary,
     )
-    return keep_replicated(state, rules.mesh), info
+    return keep_replicated(state, rules.mesh), info, step
 
 
 def draw_clients(rules: Rules, key: Key, state: State, population: Population) -> DrawnCohort:

@@ -29,8 +29,7 @@ from fedjax_rec.engine.devices import keep_replicated
 from fedjax_rec.engine.guard import run_sound
 from fedjax_rec.engine.lane_steps import CohortResult
 from fedjax_rec.engine.plan import check_fits, fits, with_copy
-from fedjax_rec.errors import ParameterError
-from fedjax_rec.federation.cohorts import DrawnCohort
+from fedjax_rec.federation.cohorts import DrawnCohort, cut_chunk, locate, of_clients
 from fedjax_rec.federation.initial import init_transform_state, private_of
 from fedjax_rec.federation.rounds import (
     Rules,
@@ -40,6 +39,7 @@ from fedjax_rec.federation.rounds import (
     init_state,
     plan_rounds,
 )
+from fedjax_rec.federation.touched import make_touched, of_named_batches, rows_to_expect
 from fedjax_rec.types import KEY_IMPL, ChunkedRound, ClientStore, Key, Plan, RoundInfo, Server, State
 
 
@@ -51,7 +51,7 @@ def split_round(
     Args:
         rules: of the rounds.
         stream_clients: S, clients of a chunk, rounded up to a multiple of the devices; 0 for rounds in one piece;
-            None for chunks where they cost no time, or fit where one piece does not.
+            None for chunks where they cost no time, or fit where one piece does not; on touched rows at least one.
         check_stored: refuses rules that do not go with histories in a store, whose rounds are always in chunks.
 
     Returns:
@@ -68,25 +68,23 @@ def split_round(
     def chunked(population: Population) -> ChunkedRound | None:
         if population.stored:
             check_stored()
-            return _chunked_round(rules, population, _size_for_store(rules, population, stream_clients))
-        if stream_clients == 0:
+        elif stream_clients == 0:
             return None
-        if stream_clients is None:
-            size = _choose_size(rules, population)
-        else:
+        touched_rows = rows_to_expect(rules, population, _init_shapes(rules, population).server)
+        size: int | None
+        if population.stored:
+            size = _size_for_store(rules, population, stream_clients)
+        elif stream_clients is not None:
             size = _fill_devices(rules, population, stream_clients)
-        return None if size is None else _chunked_round(rules, population, size)
+        else:
+            size = _choose_size(rules, population, touched_rows)
+        return None if size is None else _chunked_round(rules, population, size, touched_rows)
 
     return chunked
 
 
 def _size_for_store(rules: Rules, population: Population, stream_clients: int | None) -> int:
     """S of rounds that fetch histories from a store."""
-    if stream_clients == 0:
-        raise ParameterError(
-            "{stream_clients}=0 asks for rounds in one piece, but histories in a store are fetched for some "
-            "clients at a time; leave it out"
-        )
     if stream_clients is not None:
         return _fill_devices(rules, population, stream_clients)
     return choose_chunk_size(plan_rounds(rules, population), _init_shapes(rules, population).store)
@@ -102,19 +100,21 @@ def _fill_devices(rules: Rules, population: Population, size: int) -> int:
     return -(-min(size, plan.cohort) // plan.devices) * plan.devices
 
 
-def _choose_size(rules: Rules, population: Population) -> int | None:
-    """S where chunks cost no time, or fit where one piece does not; else None."""
+def _choose_size(rules: Rules, population: Population, touched_rows: int | None) -> int | None:
+    """S where chunks cost no time, or fit where one piece does not; else None, or the cohort on touched rows."""
     state = _init_shapes(rules, population)
     one_piece = plan_rounds(rules, population)
     size = choose_chunk_size(one_piece, state.store)
     if copies_are_large(one_piece):
         return size
+    if touched_rows is not None:
+        return _fill_devices(rules, population, one_piece.cohort)
     helps = not fits(with_copy(one_piece)) and fits(with_copy(plan_rounds(rules, population, size)))
     return size if helps else None
 
 
-def _chunked_round(rules: Rules, population: Population, size: int) -> ChunkedRound:
-    plan = plan_rounds(rules, population, size)
+def _chunked_round(rules: Rules, population: Population, size: int, touched_rows: int | None) -> ChunkedRound:
+    plan = plan_rounds(rules, population, size, touched_rows)
     if population.stored:  # on the device are those who train and those who come next
         histories = (
             2
@@ -122,12 +122,18 @@ def _chunked_round(rules: Rules, population: Population, size: int) -> ChunkedRo
             * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(paper_cohort(population, size)))
         )
         plan = plan._replace(num_bytes=plan.num_bytes | {"data": plan.num_bytes["data"] + histories})
+    touched = None
+    trained = rules
+    if touched_rows is not None:
+        touched = make_touched(rules, population, size, _init_shapes(rules, population))
+        trained = rules._replace(work=of_named_batches(rules.work))
     return ChunkedRound(
         plan=plan,
         init_clients=partial(init_clients, rules),
         draw=partial(draw_in_chunks, rules, size),
-        train=partial(train_chunk, rules, plan, located=population.stored),
+        train=partial(train_chunk, trained, plan, located=population.stored or touched is not None),
         finish=partial(finish_chunks, rules),
+        touched=touched,
     )
 
 
@@ -149,7 +155,7 @@ def draw_in_chunks(rules: Rules, size: int, key: Key, state: State, population: 
     def queue(x: jax.Array) -> jax.Array:
         return jnp.pad(x[order], ((0, -len(order) % size), *[(0, 0)] * (x.ndim - 1)))
 
-    return keep_replicated(DrawnCohort(*jax.tree.map(queue, _of_clients(drawn))), rules.mesh)
+    return keep_replicated(DrawnCohort(*jax.tree.map(queue, of_clients(drawn))), rules.mesh)
 
 
 def train_chunk(
@@ -172,14 +178,10 @@ def train_chunk(
         what came of it, and bool[S], who took part with numbers that count.
     """
     size = cast("int", plan.stream_clients)
-
-    def cut(x: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(x, first_slot, size)
-
-    chunk = DrawnCohort(*jax.tree.map(cut, _of_clients(cohort)))
+    chunk = cut_chunk(cohort, first_slot, size)
     check_fits(plan)
     slots = jnp.arange(size)
-    here = chunk.clients._replace(offset=population.offsets[:-1], place=slots) if located else None
+    here = locate(chunk.clients, population) if located else None
     train = cohort_trainer(
         rules, plan, key, state.with_store(store), population, chunk, store_index=slots, located=here
     )
@@ -201,8 +203,3 @@ def finish_chunks(
         return ClientStore((), ())
 
     return finish_round(rules, key, state, population, cohort, sums, sound, store_nothing)
-
-
-def _of_clients(cohort: DrawnCohort) -> tuple[Any, ...]:
-    """What is of single clients, leaves [C, ...]: the first fields of a cohort whose rounds are in step."""
-    return cohort.clients, cohort.drawn, cohort.alive, cohort.batch_limit

@@ -130,6 +130,8 @@ def arguments_of(settings: Settings, private: PrivateFederation | None = None) -
         rate = rule.learning_rate if s.server_learning_rate is None else s.server_learning_rate
         offered["server_optimizer"] = rule.make(rate)
     offered["sampler"] = _sampler_of(s)
+    if offered["sampler"] is not None:
+        offered["cohort"] = None  # which is the sampler's own
     if s.aggregator == FAIR:
         if not s.learning_rate:
             raise ParameterError(f"{{aggregator}} {FAIR} needs clients with a learning rate above 0")

@@ -20,7 +20,9 @@ from fedjax_rec.runs.machines import FETCH_SECONDS, Work, machine_of, room_of, s
 from fedjax_rec.runs.settings import Settings, complete
 from fedjax_rec.types import Algorithm, Plan
 
+MOST_ON_PAPER = 10**6  # clients, where the plan of touched rows asks for none but a cohort's
 LONG_TAIL = 10  # times the mean, of the longest client, where nobody says
+SAME_TIME = 1.6  # items for a slot of a cohort, of which all rows take as long as touched ones
 TIMED = ("fedmf",)  # algorithms whose rounds were measured
 
 
@@ -71,8 +73,14 @@ def forecast(settings: Settings, shape: Shape, device: str, count: int) -> Forec
         raise ParameterError("{count} must be at least 1, not {value}", value=count)
     _check(shape, settings)
     settings = _completed(settings, shape)
+    touched = _plan_on_touched_rows(settings, shape)
+    if touched is not None:
+        settings = dataclasses.replace(settings, stream_clients=touched.stream_clients)
     algorithm = make_algorithm(settings)
     plan = plan_on_paper(algorithm, shape)
+    if touched is not None:
+        of_rows = {name: touched.num_bytes[name] for name in ("sums", "touched")}
+        plan = plan._replace(num_bytes=plan.num_bytes | of_rows, touched_rows=touched.touched_rows)
     if count > plan.cohort:
         raise ParameterError(
             "{count}={value} devices for a cohort of {clients:,}: some would have no client; raise {cohort} or "
@@ -129,6 +137,21 @@ def plan_on_paper(algorithm: Algorithm, shape: Shape) -> Plan:
     cohort = plan.stream_clients or plan.cohort
     histories = int(2 * cohort * shape.events * (4 + _BUCKET_BYTES))
     return plan._replace(num_bytes=plan.num_bytes | {"data": plan.num_bytes["data"] + histories})
+
+
+def _plan_on_touched_rows(settings: Settings, shape: Shape) -> Plan | None:
+    """The plan of a cohort in one chunk, of fewer clients of the same lengths; None where it is of all rows."""
+    clients = min(shape.clients, MOST_ON_PAPER)
+    cohort = settings.cohort or min(1000, clients)
+    if settings.server_rows == "all" or settings.async_buffer is not None or cohort > clients:
+        return None
+    size = settings.stream_clients or cohort
+    try:
+        algorithm = make_algorithm(dataclasses.replace(settings, stream_clients=size))
+    except ValueError:  # something is in the way of chunks
+        return None
+    plan = plan_on_paper(algorithm, shape._replace(clients=clients, stored=False))
+    return None if plan.touched_rows is None else plan
 
 
 _BUCKET_BYTES = 12  # of the membership test, an event: see `client.membership`
@@ -233,7 +256,7 @@ def _work(settings: Settings, algorithm: Algorithm, shape: Shape, plan: Plan) ->
         batches=batches,
         slots=batches * batch,
         dim=settings.dim or 1,
-        items=shape.items,
+        items=min(shape.items, int(SAME_TIME * (plan.touched_rows or shape.items))),
         epochs=algorithm.work.epochs,
         devices=plan.devices,
         lanes=max(1, plan.lanes // plan.devices),

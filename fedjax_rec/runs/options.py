@@ -18,6 +18,7 @@ _TAKEN_AS = {  # settings: what a factory takes them as, which one of the user's
     "devices": "mesh",  # one is what every algorithm runs on
     "row_update": "row_update",
     "stream_clients": "stream_clients",
+    "server_rows": "server_rows",
     **dict.fromkeys(FEDBUFF, "asynchronous"),
     **dict.fromkeys(FAULTS, "faults"),
 }

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,14 @@ from fedjax_rec.runs.compare import Comparison, ComparisonRow, StoredRun, compar
 from fedjax_rec.runs.comparison_formats import NOTE, significance_stars
 from fedjax_rec.runs.configuration import before_tuning
 from fedjax_rec.runs.markup import escape, number, page, svg_of, table
-from fedjax_rec.runs.plots.figures import bytes_until, groups_of
-from fedjax_rec.runs.plots.sources import RunRecord, record_of, records_of
+from fedjax_rec.runs.plots.sources import (
+    RunRecord,
+    bytes_until,
+    groups_of,
+    merge_seeds,
+    record_of,
+    records_of,
+)
 from fedjax_rec.runs.settings import Settings
 
 SPREAD = {
@@ -26,7 +32,11 @@ NO_NOISE = "No noise was added: the model and all that was sent are without a gu
 
 
 def report_page(
-    runs: Sequence[str | Path], *, metrics: Sequence[str] | None = None, ranking: str = "full"
+    runs: Sequence[str | Path],
+    *,
+    metrics: Sequence[str] | None = None,
+    ranking: str = "full",
+    group_seeds: bool = False,
 ) -> str:
     """Write the page of one run, or of several of one protocol.
 
@@ -36,6 +46,7 @@ def report_page(
         metrics: of the table; figures show the first. By default ndcg@10 and hr@10, or recall@10 where users have
             several test items.
         ranking: "full", or "sampled99" by the protocol's number of candidates.
+        group_seeds: whether runs that differ in their seed alone are one row, column and curve, with a band.
 
     Returns:
         HTML: style and figures are in it, it asks for nothing else, and runs nothing.
@@ -58,15 +69,18 @@ def report_page(
         metrics = ("ndcg@10", "recall@10" if "test_offsets" in federated[0].users else "hr@10")
     every = [*stored, *_baselines(federated, stored)]
     names = {run.name: record.label for run, record in zip(federated, records, strict=True)}
-    labels = [names.get(run.name) or f"{run.method} (central)" for run in every]
-    comparison = compare_runs([run.name for run in every], metrics=metrics, ranking=ranking)
-    title = records[0].label if len(records) == 1 else f"{len(records)} runs"
+    names |= {run.name: f"{run.method} (central)" for run in every if run.method}
+    comparison = compare_runs(
+        [run.name for run in every], metrics=metrics, ranking=ranking, group_seeds=group_seeds
+    )
+    merged = merge_seeds(records) if group_seeds else records
+    title = merged[0].label if len(merged) == 1 else f"{len(merged)} runs"
     sections = [
-        _heading(title, records, comparison),
-        _scores(comparison, labels),
-        _figures(records, metrics[0], ranking),
-        _groups(records),
-        _costs(records),
+        _heading(title, merged, comparison),
+        _scores(comparison, names),
+        _figures(merged, metrics[0], ranking),
+        _groups(merged),
+        _costs(merged),
         _privacy(records),
         "<h2>What was run</h2>" + "".join(map(_repeat, records)),
     ]
@@ -79,6 +93,7 @@ def write_report(
     *,
     metrics: Sequence[str] | None = None,
     ranking: str = "full",
+    group_seeds: bool = False,
 ) -> Path:
     """Write the page of runs into a file, whole or not at all.
 
@@ -87,6 +102,7 @@ def write_report(
         file: a new one; by default `report.html` in the first run's folder, which is replaced.
         metrics: as of `report_page`.
         ranking: as of `report_page`.
+        group_seeds: as of `report_page`.
 
     Returns:
         the file.
@@ -97,7 +113,7 @@ def write_report(
     """
     if file is not None and Path(file).exists():
         raise FileExistsError(f"{file} exists; name a new file")
-    text = report_page(runs, metrics=metrics, ranking=ranking)
+    text = report_page(runs, metrics=metrics, ranking=ranking, group_seeds=group_seeds)
     path = Path(read_runs(runs[0])[0].folder) / "report.html" if file is None else Path(file).expanduser()
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=f".{path.name[:40]}-", delete=False, encoding="utf-8"
@@ -129,20 +145,31 @@ def _heading(title: str, records: Sequence[RunRecord], comparison: Comparison) -
     )
 
 
-def _scores(comparison: Comparison, labels: Sequence[str]) -> str:
+def _scores(comparison: Comparison, names: Mapping[str, str]) -> str:
     metrics = list(dict.fromkeys(row.metric for row in comparison.rows))
+    labels = [_label(row, names) for row in comparison.rows if row.metric == metrics[0]]
+    of_seeds = any(row.seed_deviation is not None for row in comparison.rows)
     header = ["run"]
     body: list[list[str]] = [[escape(label)] for label in labels]
     for metric in metrics:
-        header += [escape(metric), "95 % interval", "against the first"]
+        header += [escape(metric), "95 % interval", *["deviation over seeds"] * of_seeds, "against the first"]
         rows = [row for row in comparison.rows if row.metric == metric]
         for cells, row in zip(body, rows, strict=True):
-            cells += [number(row.mean), f"{number(row.low)} to {number(row.high)}", _difference(row)]
+            cells.extend([number(row.mean), f"{number(row.low)} to {number(row.high)}"])
+            cells.extend([number(row.seed_deviation)] * of_seeds)
+            cells.append(_difference(row))
     notes = "".join(f'<p class="note">{escape(line)}</p>' for line in (NOTE, *comparison.warnings))
     picture = _figure(
         lambda: plots.scores(comparison, labels=labels), "scores", "Means and 95 % intervals over users."
     )
     return f'<h2>Scores on test</h2>{table(header, body)}{notes}<div class="figures">{picture}</div>'
+
+
+def _label(row: ComparisonRow, names: Mapping[str, str]) -> str:
+    """What a row is called: the run's name on this page, and how many seeds it stands for."""
+    count = f" ({len(row.seeds)} seeds)" if row.seed_deviation is not None else ""
+    name = row.run.removesuffix(count) if count else row.run
+    return f"{names.get(name, name)}{count.replace(' (', ', ').rstrip(')') if name in names else ''}"
 
 
 def _difference(row: ComparisonRow) -> str:
@@ -169,8 +196,8 @@ def _figures(records: Sequence[RunRecord], metric: str, ranking: str) -> str:
         _figure(
             lambda: plots.learning_curves(*records, metrics=[metric], ranking=ranking),
             "learning curves",
-            "Validation by round; the selected round is ringed. Lines are baselines and the best reachable score "
-            "on test, stars the runs' own scores on test.",
+            "Validation by round; the selected round is ringed, a band goes from least to most of several seeds. "
+            "Lines are baselines and the best reachable score on test, stars the runs' own scores on test.",
         ),
         _figure(
             lambda: plots.learning_curves(*records, metrics=[], loss=True), "training loss", "Training loss."
@@ -234,7 +261,7 @@ def _costs(records: Sequence[RunRecord]) -> str:
         known = up is not None and down is not None
         for name, value in {
             "algorithm": escape(result.get("algorithm")),
-            "seed": number(result.get("seed"), "d"),
+            "seed": _seeds(record),
             "rounds": number(result.get("rounds"), ",d"),
             "selected round": number(result.get("selected_round"), ",d"),
             "ended by": escape(result.get("stopped")),
@@ -252,6 +279,10 @@ def _costs(records: Sequence[RunRecord]) -> str:
             rows.setdefault(name, [name]).append(value)
     header = ["", *(escape(record.label) for record in records)]
     return f"<h2>Communication and time</h2>{table(header, list(rows.values()))}"
+
+
+def _seeds(record: RunRecord) -> str:
+    return ", ".join(number(each.result.get("seed"), "d") for each in record.seeds or (record,))
 
 
 def _privacy(records: Sequence[RunRecord]) -> str:

@@ -98,6 +98,7 @@ def _choices(settings: Settings, plan: Plan, num_clients: int) -> dict[str, Any]
         "devices": plan.devices,
         "stream_clients": plan.stream_clients or 0,
         "row_update": plan.row_update,
+        "server_rows": "all" if plan.touched_rows is None else "touched",
         "aggregator": _aggregator(settings),
         **shares_of(settings),
     }

@@ -15,6 +15,7 @@ from fedjax_rec.errors import ParameterError
 from fedjax_rec.evaluation.central.registry import parse_method_names
 from fedjax_rec.evaluation.convergence import CEILING, PATIENCE_SHARE
 from fedjax_rec.federation.asynchronous import FedBuff
+from fedjax_rec.federation.touched import SERVER_ROWS
 from fedjax_rec.privacy.accounting import MAX_EPSILON
 from fedjax_rec.rows.scatter import STRATEGIES
 from fedjax_rec.runs.availability import devices_of
@@ -250,14 +251,10 @@ class Settings:
         "run",
     )
     checkpoint_every: int | None = _setting(
-        None,
-        "save the run every so many rounds, a multiple of --eval-every, for `fedjax-rec resume`",
-        "run",
+        None, "save every so many rounds, a multiple of --eval-every, for `fedjax-rec resume`", "run"
     )
     checkpoint_minutes: float = _setting(
-        5.0,
-        "without --checkpoint-every, save a run that takes longer every so many minutes; 0 for never",
-        "run",
+        5.0, "without --checkpoint-every, save a longer run every so many minutes; 0 for never", "run"
     )
     pause_exit_code: int = _setting(
         0, "exit status of a run that a signal stopped once it was saved, for batch systems", "run"
@@ -275,6 +272,7 @@ class Settings:
     row_update: str | None = _setting(
         None, "how item rows are added up; by default by back end", "run", tuple(STRATEGIES)
     )
+    server_rows: str | None = _setting(None, "item rows that a server steps; by size", "run", SERVER_ROWS)
     baselines: str | None = _setting(
         None, "central baselines for the price of federation: names with commas, or all", "run"
     )

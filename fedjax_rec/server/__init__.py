@@ -1,9 +1,10 @@
 """The server's part of a round: from the clients' updates to the next global model.
 
 `aggregators` are sums and means, with the normaliser in the name; `stacked` and `robust` look at all updates side
-by side; `fairness` weighs by losses; `optimizers` are the server's rules; `noise` is what central differential
-privacy adds, `soundness` says what an aggregator is made of and refuses noise that would hide nothing; `step` puts
-them together. May import all wings below it but `samplers`.
+by side; `fairness` weighs by losses; `optimizers` are the server's rules, and `resting` says under which of them
+untouched rows rest; `noise` is what central differential privacy adds, `soundness` says what an aggregator is made
+of and refuses noise that would hide nothing; `step` puts them together. May import all wings below it but
+`samplers`.
 """
 
 from fedjax_rec.server.aggregators import (
@@ -26,6 +27,7 @@ from fedjax_rec.server.optimizers import (
     fedyogi,
     scheduled_by_round,
 )
+from fedjax_rec.server.resting import rest_untouched
 from fedjax_rec.server.robust import centred_clipping, geometric_median, norm_bound, row_norm_bound
 from fedjax_rec.server.stacked import krum, median, multi_krum, trimmed_mean
 
@@ -50,6 +52,7 @@ __all__ = [
     "multi_krum",
     "norm_bound",
     "q_fedavg",
+    "rest_untouched",
     "row_norm_bound",
     "rows_summed",
     "scheduled_by_round",

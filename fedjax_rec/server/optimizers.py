@@ -60,7 +60,7 @@ def fedavgm(learning_rate: float = 0.3, momentum: float = 0.9) -> optax.Gradient
 class FedOptState(NamedTuple):
     """Moments of the aggregates, one entry per parameter."""
 
-    mean: PyTree
+    mean: PyTree  # () where b1 = 0: it is the aggregate then, and nothing is remembered
     square: PyTree
 
 
@@ -71,18 +71,18 @@ def _fedopt(
 
     A row that nobody touched has mean 0 and stays where it is.
     """
+    forgets = isinstance(b1, (int, float)) and b1 == 0
 
     def init(params: PyTree) -> FedOptState:
-        return FedOptState(
-            jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda p: jnp.full_like(p, tau**2), params)
-        )
+        mean = () if forgets else jax.tree.map(jnp.zeros_like, params)
+        return FedOptState(mean, jax.tree.map(lambda p: jnp.full_like(p, tau**2), params))
 
     def update(descent: PyTree, state: FedOptState, params: PyTree = None) -> tuple[PyTree, FedOptState]:
         del params
-        mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, descent)
+        mean = descent if forgets else jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, descent)
         squares = jax.tree.map(lambda v, g: square(v, g * g), state.square, descent)
         steps = jax.tree.map(lambda m, v: -learning_rate * m / (jnp.sqrt(v) + tau), mean, squares)
-        return steps, FedOptState(mean, squares)
+        return steps, FedOptState(() if forgets else mean, squares)
 
     return optax.GradientTransformation(init, update)
 

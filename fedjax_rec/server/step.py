@@ -20,6 +20,7 @@ class ServerStep(NamedTuple):
     norm: jax.Array  # float32[], of the step taken
     signal: jax.Array  # float32[], as in `RoundInfo`
     skipped: jax.Array  # bool[], whether the step was not taken
+    proposed: Server  # what the optimizer would add to the model, whether or not it was taken
 
 
 def step_server(
@@ -60,15 +61,15 @@ def step_server(
 
     # the optimizer descends, and so is given the negated aggregate
     descent = jax.tree.map(jnp.negative, update)
-    steps, opt_state = call(optimizer.update, descent, state.opt_state, state.server)
+    proposed, opt_state = call(optimizer.update, descent, state.opt_state, state.server)
 
     # a step that is not finite, or of too few clients, is not taken
-    norm = optax.tree.norm([x for x in jax.tree.leaves(steps) if jnp.issubdtype(x.dtype, jnp.floating)])
+    norm = optax.tree.norm([x for x in jax.tree.leaves(proposed) if jnp.issubdtype(x.dtype, jnp.floating)])
     taken = jnp.isfinite(norm) & (enough | (aggregator.noise is not None))
-    steps = select(taken, steps, jax.tree.map(jnp.zeros_like, steps))
+    steps = select(taken, proposed, jax.tree.map(jnp.zeros_like, proposed))
     opt_state = select(taken, opt_state, state.opt_state)
     server = cast("Server", optax.apply_updates(state.server, steps))
-    return ServerStep(server, opt_state, jnp.where(taken, norm, 0.0), signal, ~taken)
+    return ServerStep(server, opt_state, jnp.where(taken, norm, 0.0), signal, ~taken, proposed)
 
 
 def _call_apart(always: jax.Array, function: Callable, *arguments: PyTree) -> PyTree:

@@ -3,7 +3,7 @@
 A law takes `make`, a function of federation settings that returns the algorithm under test:
 
     def make(**federation):            # sampler, aggregator, lanes, mesh, ...
-        return my_algorithm(dim=4, **federation)
+        return my_algorithm(**{"dim": 4, "cohort": 12} | federation)
 
     check_algorithm(make, population)
 
@@ -156,7 +156,9 @@ def _program(make: Make, lanes: int | None = None, mesh: jax.sharding.Mesh | Non
 
     def run_rounds(key: Key, state: State, population: Population, rounds: int, cohort: Any) -> State:
         traces.append(1)
-        drawn = {} if cohort is None else {"sampler": lambda key, num_clients: cohort}  # noqa: ARG005
+        drawn: dict[str, Any] = {}
+        if cohort is not None:  # whose size a sampler has, so that none is given beside it
+            drawn = {"sampler": lambda key, num_clients: cohort, "cohort": None}  # noqa: ARG005
         algorithm = make(**federation, **drawn)
         one = algorithm.round
         return jax.lax.fori_loop(0, rounds, lambda _, state: one(key, state, population)[0], state)

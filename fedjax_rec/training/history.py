@@ -140,6 +140,7 @@ class Progress(NamedTuple):
     clients_per_second: float
     stopped: str  # empty while the run goes on, then as `History.stopped`
     rule: str = "rounds"  # which will end it then: "rounds" or "patience"
+    server_rows: str = "all"  # which item rows rounds sum and step: "all", or "touched" ones
 
 
 class History(NamedTuple):

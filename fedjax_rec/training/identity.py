@@ -74,9 +74,10 @@ def identify_run(
         the identity.
     """
     names = ("devices", "lanes", "schedule", "row_update", "stream_clients")
+    server_rows = "all" if plan.touched_rows is None else "touched"
     return RunIdentity(
         must_match=json.loads(json.dumps(dict(checkpoint.must_match) | must_match, default=str)),
-        plan={name: getattr(plan, name) for name in names},
+        plan={name: getattr(plan, name) for name in names} | {"server_rows": server_rows},
         values=values,
         program=program,
     )

@@ -33,6 +33,8 @@ def progress_bar(**options: Any) -> Callable[[Progress], None]:
         postfix = {"loss": f"{progress.loss:.4f}", "clients/s": f"{progress.clients_per_second:,.0f}"}
         if progress.validation is not None:
             postfix = {"val ndcg@10": f"{progress.validation['full/ndcg@10']:.4f}"} | postfix
+        if progress.server_rows != "all":
+            postfix |= {"rows": progress.server_rows}
         if progress.rule != "rounds":
             postfix |= {"ends by": progress.rule}
         bars[0].total = progress.rounds  # a better validation moves the end of a run that has patience

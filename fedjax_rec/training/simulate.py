@@ -338,10 +338,9 @@ class _Run:
         return state
 
     def _train_block(self, key: Key, state: State, population: Population, count: int) -> State:
-        num_rounds = jnp.int32(count)
         tick = time.perf_counter()
         with self.compilations:
-            state, infos = jax.block_until_ready(self.block.run(key, state, population, num_rounds))
+            state, infos = jax.block_until_ready(self.block.run(key, state, population, jnp.int32(count)))
         self.train_seconds += time.perf_counter() - tick
         self.infos.append(jax.tree.map(lambda x: np.asarray(x)[:count], infos))
         return state
@@ -403,6 +402,7 @@ class _Run:
             clients_per_second=clients / max(self.train_seconds, 1e-9),
             stopped=stopped,
             rule="patience" if by_patience else "rounds",
+            server_rows="all" if self.plan.touched_rows is None else "touched",
         )
         self.on_block(progress)
 

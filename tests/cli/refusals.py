@@ -13,6 +13,13 @@ def refusal(arguments, capsys):
     return capsys.readouterr().err
 
 
+def refuse(arguments, capsys):
+    """The line with the error, which is the last one that such a command tells."""
+    line = refusal(arguments, capsys).splitlines()[-1]
+    assert "error" in line
+    return line
+
+
 def check_refused_at_once(arguments, message, capsys, folder):
     """One error line with the message, and nothing written."""
     lines = [line for line in refusal(arguments, capsys).splitlines() if "error" in line]

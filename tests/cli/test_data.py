@@ -1,5 +1,6 @@
 """`fedjax-rec data`: lists and descriptions of data sets."""
 
+import re
 import shlex
 
 import pytest
@@ -39,6 +40,7 @@ def test_a_file_is_described_as_it_was_understood(tmp_path, capsys):
         said = capsys.readouterr().out
         for part in shown[name]:
             assert part in said
+        assert not re.search(r": *(None)?$", said.partition("read with")[0], re.MULTILINE)
         found = said.partition("read with: ")[2].splitlines()[0]
         assert main(["data", "describe", str(path), *shlex.split(found)]) == 0
         assert [line for line in capsys.readouterr().out.splitlines() if "note: " not in line] == [
@@ -126,7 +128,7 @@ def test_a_store_is_drawn_and_described(tmp_path, capsys):
     for arguments, told in (
         (["data", "describe", path], "items.bin: "),
         (["data", "synthesise", *sizes, path], "is there already; remove it"),
-        (["data", "synthesise", *sizes, "--items", "1.5", path], "1.5"),
+        (["data", "synthesise", *sizes[:2], "--items", "1.5", path], "1.5"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(arguments)

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from fedjax_rec.cli.main import main
+from fedjax_rec.cli.main import build_parser, main
 from fedjax_rec.runs.settings import Settings
+from tests.cli.refusals import refuse
 
 
 def test_help_shows_every_setting_and_default(capsys):
@@ -15,8 +16,29 @@ def test_help_shows_every_setting_and_default(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for field in dataclasses.fields(Settings):
         assert f"--{field.name.replace('_', '-')}" in text
-        shown = "none" if field.default is None else str(field.default)
-        assert f"(default: {shown})" in text
+        assert field.default is None or f"(default: {field.default})" in text
+    assert "(default: none)" not in text.lower()  # the text itself says what happens then
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["run", "--rounds", "3", "--seed=1", "--rounds=4"],
+            "--rounds is given twice; leave one of them out",
+        ),
+        (["run", "--refit", "--no-refit"], "--refit and --no-refit are both given"),
+        (["run", "--algorithm", "fedncf", "--layers", "2", "--layers", "3"], "--layers is given twice"),
+        (["recommend", "--run", "a", "--run", "b"], "--run is given twice"),
+        (["plan", "--clients", "9", "--items", "9", "--items", "8"], "--items is given twice"),
+        (["data", "describe", "x.csv", "--user", "a", "--user", "b"], "--user is given twice"),
+    ],
+)
+def test_a_flag_of_one_value_stands_once(arguments, words, capsys):
+    """The last one would win without a word; flags that may stand several times still may."""
+    assert words in refuse(arguments, capsys)
+    given = build_parser("run").parse_args(["run", "--algorithm", "fedmf", "--algorithm", "fedals"])
+    assert given.algorithm == "fedmf,fedals"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import fedjax_rec as fr
 from fedjax_rec.cli.main import main
 from fedjax_rec.data.titles import find_titles, read_titles
 from fedjax_rec.runs.lists import best_lists, with_new_user
+from tests.cli.refusals import refuse
 
 USERS = 12
 ITEMS = 30
@@ -38,13 +39,6 @@ def call(run, capsys):
         return capsys.readouterr().out
 
     return command
-
-
-def refuse(arguments, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    assert end.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
 
 
 def test_lists_are_those_of_python(run, call, tmp_path):

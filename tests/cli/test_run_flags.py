@@ -10,6 +10,7 @@ from fedjax_rec.cli.run import values_of_run
 from fedjax_rec.cli.several_runs import spent_together
 from fedjax_rec.runs.configuration import command_of, read_configuration, repeating
 from fedjax_rec.runs.settings import Settings
+from tests.cli.refusals import refuse
 
 OWN = "experiments.your_algorithm.algorithm:your_algorithm"
 SMALL = ["--rounds", "2", "--eval-every", "1", "--num-candidates", "9", "--devices", "1", "--no-cache"]
@@ -22,16 +23,6 @@ def folder(tmp_path, monkeypatch):
     rows = [f"{user},{(user * 3 + step * 7) % 40}" for user in range(30) for step in range(8)]
     (tmp_path / "events.csv").write_text("user,item\n" + "\n".join(rows))
     return tmp_path
-
-
-def refuse(arguments, capsys):
-    """The one line with which a command is refused."""
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    assert end.value.code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert "error" in lines[-1]
-    return lines[-1]
 
 
 def values(*arguments):

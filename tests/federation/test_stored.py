@@ -153,7 +153,7 @@ def test_rooms_that_are_too_small_grow(folder, monkeypatch):
     monkeypatch.setattr(stored, "BITMAP_CELLS", 0)
     algorithm = MAKES["plain"](stream_clients=5)
     expected, _ = train(algorithm, tiny_population())
-    monkeypatch.setattr(stored, "_room", lambda *_: 3)
+    monkeypatch.setattr(stored, "room_of", lambda *_: 3)
     population = open_population(folder)
     found, _ = train(algorithm, population)
     assert_same(found, expected)

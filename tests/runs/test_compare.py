@@ -16,6 +16,7 @@ from fedjax_rec.evaluation.protocol import Protocol, protocol_id
 from fedjax_rec.evaluation.statistics import bootstrap_interval, holm, paired_interval, permutation_test
 from fedjax_rec.runs.compare import compare_runs, read_run, read_runs
 from fedjax_rec.runs.comparison_formats import FORMATS, render
+from tests.cli.refusals import refusal
 
 USERS = 300
 
@@ -259,13 +260,8 @@ def test_damaged_folders(kind, message, runs, tmp_path, capsys):
 
 def refuse(arguments, capsys) -> str:
     """The one error line of a refused comparison."""
-    with pytest.raises(SystemExit) as stop:
-        main(["compare", *arguments])
-    assert stop.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    (line,) = printed.err.splitlines()
-    return line
+    (line,) = refusal(["compare", *arguments], capsys).splitlines()
+    return str(line)
 
 
 def test_different_protocols_are_refused(runs, tmp_path, capsys):

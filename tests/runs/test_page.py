@@ -157,6 +157,27 @@ def test_command(run, capsys):
         assert (end.value.code, len(lines), words in lines[0]) == (2, 1, True), lines
 
 
+def test_seeds_share_a_row(run, tmp_path):
+    """Runs that differ in their seed are one row with its deviation, one column of means, and one curve."""
+    folders = [tmp_path / "one", tmp_path / "two", tmp_path / "wide"]
+    for seed, folder in enumerate(folders):
+        shutil.copytree(run, folder)
+        config = json.loads((run / "config.json").read_text())
+        changed = {"seed": seed} if seed < 2 else {"seed": 0, "dim": 4}
+        (folder / "config.json").write_text(json.dumps(config | changed))
+        result = json.loads((run / "result.json").read_text())
+        up = result["bytes_up_per_client"] + 10 * seed
+        (folder / "result.json").write_text(json.dumps(result | {"seed": seed, "bytes_up_per_client": up}))
+    text = report_page(folders, group_seeds=True)
+    page = Reader(text)
+    assert text.count("one (fedmf), 2 seeds") > 3
+    assert page.words.count("deviation over seeds") == 2
+    assert np.isclose(page.numbers, result["bytes_up_per_client"] + 5).any()
+    assert page.tags.count("svg") == 7
+    assert "0, 1" in re.sub(r"\s+", " ", page.text).replace(" ,", ",")
+    assert page.words.count("Settings, rules and versions") == 3
+
+
 def test_text_of_any_kind():
     """What no page may hold is a question mark, and a lone byte costs nothing."""
     assert escape("a\x00\x1b[2J\udcff<b>'") == "a??[2J?&lt;b&gt;&#x27;"

@@ -8,7 +8,7 @@ from matplotlib import style
 import fedjax_rec as fr
 from fedjax_rec.runs.compare import Comparison, ComparisonRow, StoredRun
 from fedjax_rec.runs.plots.canvas import drawable
-from fedjax_rec.runs.plots.figures import bytes_until
+from fedjax_rec.runs.plots.sources import bytes_until, merge_seeds
 
 RANKS = np.array([0.0, 0.0, 1.0, 50.0, np.nan])
 
@@ -43,6 +43,44 @@ def test_curves_show_the_history_and_what_is_reachable():
     assert (figure.get_figwidth(), len(figure.axes)) == (3.3, 2)
     for axes in (loss, metric):
         assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
+def of_seed(seed, rounds, value, **settings):
+    """A run of a seed, validated in every second round, always the same."""
+    made = record(f"run{seed}", rounds=rounds, validated=range(2, rounds + 1, 2))
+    made.history["validation/full/ndcg@10"] *= value / made.history["validation/full/ndcg@10"]
+    config = {"algorithm": "fedmf", "seed": seed} | settings
+    result = made.result | {"seed": seed, "bytes_up_per_client": 100 + seed}
+    return made._replace(result=result, stored=made.stored._replace(config=config))
+
+
+def test_seeds_of_one_configuration_are_one_curve_with_a_band():
+    """The mean at the rounds that all have, from least to most; other settings, protocols and histories apart."""
+    runs = [of_seed(0, 6, 0.1), of_seed(1, 4, 0.4), of_seed(0, 6, 0.7, dim=2), of_seed(2, 8, 0.1)]
+    elsewhere = of_seed(3, 4, 0.2)
+    elsewhere = elsewhere._replace(result=elsewhere.result | {"protocol_id": "q"})
+    bare = runs[0]._replace(stored=None, label="bare")
+    merged = merge_seeds([*runs, elsewhere, bare])
+    first = merged[0]
+    assert [each.label for each in merged] == ["run0, 3 seeds", "run0", "run3", "bare"]
+    assert [len(each.seeds) for each in merged] == [3, 0, 0, 0]
+    assert first.history["round"].tolist() == [1, 2, 3, 4]
+    np.testing.assert_allclose(
+        first.history["validation/full/ndcg@10"].to_numpy(), [np.nan, 0.2, np.nan, 0.2]
+    )
+    assert (first.result["bytes_up_per_client"], first.result["protocol_id"]) == (101, "p")
+    np.testing.assert_array_equal(first.users("ndcg@10", "full"), runs[0].users("ndcg@10", "full"))
+
+    figure = fr.plots.learning_curves(*runs, group_seeds=True, references=False, loss=True)
+    _, metric = figure.axes
+    ((band,),) = [[path.vertices for path in shape.get_paths()] for shape in metric.collections]
+    assert (band[:, 0].min(), band[:, 0].max()) == (2, 4)
+    np.testing.assert_allclose([band[:, 1].min(), band[:, 1].max()], [0.1, 0.4])
+    assert metric.lines[0].get_ydata().tolist() == pytest.approx([0.2, 0.2])
+    (sent,) = fr.plots.communication(*runs, group_seeds=True).axes
+    assert sent.lines[0].get_xdata()[0] == pytest.approx(
+        2 * 10 * (101 + 50) / 1000
+    )  # kB of two rounds of ten
 
 
 def test_a_history_draws_itself():

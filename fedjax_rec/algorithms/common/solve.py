@@ -21,6 +21,7 @@ from fedjax_rec.client.batches import with_negatives
 from fedjax_rec.client.local_training import stateless_rows
 from fedjax_rec.client.population import Population
 from fedjax_rec.data.defaults import Size
+from fedjax_rec.rows.draws import normal_rows
 from fedjax_rec.types import (
     Batch,
     ClientWork,
@@ -182,7 +183,7 @@ def solved_model(dim: int, init_scale: float, equations: Equations, batch_size: 
         return {"vector": jnp.zeros(dim)}
 
     def init_server(key: Key, population: Population) -> Server:
-        vectors = init_scale / dim**0.5 * jax.random.normal(key, (population.num_items, dim))
+        vectors = init_scale / dim**0.5 * normal_rows(key, population.num_items, dim)
         weights = equations.weights(population.size)
         return with_gram(vectors, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), weights))
 

@@ -10,7 +10,8 @@ drawn around the defaults, and the best is taken: as a federated run is tuned.
 
 A method that improves sweep by sweep (iALS) then has its number of epochs chosen on validation, as a federated run
 selects its round, and by the same rule for the end (`fedjax_rec.evaluation.convergence`). A fixed number
-would compare the luck of two numbers of sweeps. Settings that won at a small width must win at the final one, too.
+would compare the luck of two numbers of sweeps. Settings that won at a small width must win at the final one, by
+the same margin.
 
 With `refit` the chosen settings are then fit on train + validation.
 """
@@ -166,6 +167,13 @@ def try_baseline(
     return tuple(results)
 
 
+class _Fit(NamedTuple):
+    """Settings, and what they reach at the final width."""
+
+    settings: MethodSettings
+    values: np.ndarray  # float64[N'], the metric of each user
+
+
 class _SplitContext:
     """A split and what the methods share on it, made when first asked for."""
 
@@ -222,7 +230,8 @@ def _run(
     if METHODS[name].selects_epochs and "epochs" not in changes and validation.has_items:
         choices = [settings] if settings == default else [default, settings]
         tried = [_best_epoch(name, validation, choice, seed, selection, on_stage) for choice in choices]
-        settings = max(tried, key=lambda one: one.validation).settings
+        best = tried[-1] if _wins(tried[-1].values, tried[0].values, 0.0 if tune else _MARGIN) else tried[0]
+        settings = best.settings
     on_stage(f"{name}: fitting {_format_settings(settings)}".rstrip())
     scorer = test.fit(name, settings, seed=seed, on_epoch=_report_epochs(on_stage, name))
     on_stage(f"{name}: ranking every test item")
@@ -266,12 +275,11 @@ def _choose(
         if number == 1 or not len(default):  # what diverges is worse than anything
             default = values if number == 1 else np.zeros_like(values)
         trials.append(BaselineTrial(trial, float(values.mean())))
-        gain = values - default
-        error = float(gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else np.inf
-        if number > 1 and gain.mean() > max(best_gain, margin * error if margin else 0.0):
+        gain = float((values - default).mean())
+        if number > 1 and gain > best_gain and _wins(values, default, margin):
             changed = {key: value for key, value in trial.items() if value != tried[0][key]}
             best = settings | changed
-            best_gain = float(gain.mean())
+            best_gain = gain
     return best, tuple(trials)
 
 
@@ -282,18 +290,18 @@ def _best_epoch(
     seed: int,
     selection: str,
     on_stage: OnStage,
-) -> BaselineTrial:
+) -> _Fit:
     """The settings with the number of epochs that has the best validation."""
-    best_epoch, best_value = 1, -np.inf
+    best_epoch, best_values = 1, np.array([-np.inf])
     curve: list[tuple[int, float]] = []
     report = _report_epochs(on_stage, f"{name} on validation")
 
     def goes_on(epoch: int, scorer: Scorer) -> bool:
-        nonlocal best_epoch, best_value
-        value = float(_validation_metric(validation.rank(scorer), validation.split, selection).mean())
-        if value > best_value:
-            best_epoch, best_value = epoch, value
-        curve.append((epoch, value))
+        nonlocal best_epoch, best_values
+        values = _validation_metric(validation.rank(scorer), validation.split, selection)
+        if values.mean() > best_values.mean():
+            best_epoch, best_values = epoch, values
+        curve.append((epoch, float(values.mean())))
         last = max(ALS_ROUNDS, patience_ends_at(peak_round(curve), PATIENCE_SHARE))
         report(epoch, last)
         return epoch < last
@@ -301,7 +309,14 @@ def _best_epoch(
     on_stage(f"{name}: choosing the epochs of {_format_settings(settings)} on validation")
     most = CEILING * ALS_ROUNDS
     validation.fit(name, settings | {"epochs": most}, seed=seed, goes_on=goes_on)
-    return BaselineTrial(settings | {"epochs": best_epoch}, best_value)
+    return _Fit(settings | {"epochs": best_epoch}, best_values)
+
+
+def _wins(values: np.ndarray, default: np.ndarray, margin: float) -> bool:
+    """Whether a metric is higher than that of the default, by so many standard errors of the difference."""
+    gain = values - default
+    error = float(gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else np.inf
+    return bool(gain.mean() > (margin * error if margin else 0.0))
 
 
 def _validation_metric(ranks: Ranks, split: Split, selection: str) -> np.ndarray:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.runs.compare import Comparison, check_metric
-from fedjax_rec.runs.plots.sources import RunRecord, records_of
+from fedjax_rec.runs.plots.sources import RunRecord, bytes_until, groups_of, records_of
 
 WIDTH = 3.3  # inches: a column of a paper of two columns
 ASPECT = 0.7  # height of a panel, in widths of a column
@@ -22,6 +23,7 @@ def learning_curves(
     loss: bool = False,
     references: bool = True,
     labels: Sequence[str] | None = None,
+    group_seeds: bool = False,
     title: str | None = None,
     width: float = WIDTH,
 ) -> Any:
@@ -37,6 +39,7 @@ def learning_curves(
         loss: whether training loss has a panel, too.
         references: whether baselines and the best reachable score are drawn, where the first run has them.
         labels: of the runs, one each; by default their folders or algorithms.
+        group_seeds: whether runs that differ in their seed alone are drawn as one, with a band from least to most.
         title: above the first panel.
         width: in inches; panels stand side by side where each has 2.8.
 
@@ -58,7 +61,7 @@ def learning_curves(
 
     for metric in metrics:
         check_metric(metric)
-    records = records_of(runs, labels)
+    records = records_of(runs, labels, group_seeds=group_seeds)
     with sheet():
         figure, panels = _panels(len(metrics) + loss, width)
         if loss:
@@ -93,7 +96,9 @@ def _draw_loss(axes: Any, records: Sequence[RunRecord]) -> None:
 
     for index, record in enumerate(records):
         color = COLORS[index % len(COLORS)]
-        axes.plot(record.history["round"], record.history["loss"], color=color, label=drawable(record.label))
+        rounds = record.history["round"].to_numpy()
+        axes.plot(rounds, record.history["loss"], color=color, label=drawable(record.label))
+        _draw_band(axes, rounds, [seed.history.set_index("round")["loss"] for seed in record.seeds], color)
     whole_numbers(axes.xaxis)
     axes.set_xlim(left=0)
     axes.set(xlabel="round", ylabel="training loss per example")
@@ -109,8 +114,10 @@ def _draw_metric(
         style = color_of(index)
         rounds, values = _validation(record, ranking, metric)
         axes.plot(rounds, values, **style, label=drawable(record.label))
+        curves = [pd.Series(*_validation(seed, ranking, metric)[::-1]) for seed in record.seeds]
+        _draw_band(axes, rounds, curves, style["color"])
         selected = record.result.get("selected_round")
-        if selected in rounds:
+        if selected in rounds and not record.seeds:
             at = values[list(rounds).index(selected)]
             axes.plot([selected], [at], "o", markersize=7, fillstyle="none", color=style["color"])
         tested = _tested(record, ranking, metric)
@@ -123,6 +130,14 @@ def _draw_metric(
     axes.set(xlabel="round", ylabel=f"{metric}, {ranking} ranking")
     if any(len(_validation(record, ranking, metric)[0]) for record in records):
         axes.set_ylim(bottom=0)
+
+
+def _draw_band(axes: Any, rounds: np.ndarray, curves: Sequence[pd.Series], color: str) -> None:
+    """From the least to the most of several seeds, at the rounds that all of them have."""
+    if not curves:
+        return
+    values = np.stack([curve.reindex(rounds).to_numpy(float) for curve in curves])
+    axes.fill_between(rounds, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0)
 
 
 def _validation(record: RunRecord, ranking: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -169,6 +184,7 @@ def client_distribution(
     metric: str = "ndcg@10",
     ranking: str = "full",
     labels: Sequence[str] | None = None,
+    group_seeds: bool = False,
     width: float = WIDTH,
 ) -> Any:
     """Draw which share of the clients has at least so much of a metric: the whole distribution, no bins.
@@ -178,6 +194,7 @@ def client_distribution(
         metric: of the clients' test items.
         ranking: "full", or "sampled99" by the protocol's number of candidates.
         labels: of the runs.
+        group_seeds: whether runs that differ in their seed alone are drawn as one, their mean.
         width: in inches.
 
     Returns:
@@ -189,7 +206,7 @@ def client_distribution(
     check_arguments(client_distribution, locals())
     from fedjax_rec.runs.plots.canvas import COLORS, drawable, legend, sheet
 
-    records = records_of(runs, labels)
+    records = records_of(runs, labels, group_seeds=group_seeds)
     with sheet():
         figure, (axes,) = _panels(1, width)
         for index, record in enumerate(records):
@@ -210,6 +227,7 @@ def communication(
     metric: str = "ndcg@10",
     ranking: str = "full",
     labels: Sequence[str] | None = None,
+    group_seeds: bool = False,
     width: float = WIDTH,
 ) -> Any:
     """Draw validation against what all clients together had sent and received by then.
@@ -219,6 +237,7 @@ def communication(
         metric: that validation measures.
         ranking: "full", or "sampled99" by the protocol's number of candidates.
         labels: of the runs.
+        group_seeds: whether runs that differ in their seed alone are drawn as one, their mean.
         width: in inches.
 
     Returns:
@@ -231,7 +250,7 @@ def communication(
     from fedjax_rec.runs.plots.canvas import color_of, drawable, legend, sheet
 
     check_metric(metric)
-    records = records_of(runs, labels)
+    records = records_of(runs, labels, group_seeds=group_seeds)
     curves = []
     for record in records:
         rounds, values = _validation(record, ranking, metric)
@@ -254,27 +273,9 @@ def communication(
     return figure
 
 
-def bytes_until(record: RunRecord) -> np.ndarray:
-    """What all clients together had sent and received by the end of each round.
-
-    Args:
-        record: of a run.
-
-    Returns:
-        float64[T], bytes.
-
-    Raises:
-        ValueError: if the run knows no bytes.
-    """
-    up, down = (record.result.get(f"bytes_{way}_per_client") for way in ("up", "down"))
-    if up is None or down is None:
-        raise ValueError(
-            f"{record.label} has no bytes per client; give the run's folder, or what fr.fit returned"
-        )
-    return np.cumsum(record.history["clients"].to_numpy(float)) * (up + down)
-
-
-def lane_occupancy(*runs: Any, labels: Sequence[str] | None = None, width: float = WIDTH) -> Any:
+def lane_occupancy(
+    *runs: Any, labels: Sequence[str] | None = None, group_seeds: bool = False, width: float = WIDTH
+) -> Any:
     """Draw which share of the engine's slots trained somebody, round by round.
 
     A slot is one lane in one step of the loop; what is missing to 100 % is lanes that waited for the last clients.
@@ -282,6 +283,7 @@ def lane_occupancy(*runs: Any, labels: Sequence[str] | None = None, width: float
     Args:
         runs: one or several, each as `record_of` takes it.
         labels: of the runs.
+        group_seeds: whether runs that differ in their seed alone are drawn as one, their mean.
         width: in inches.
 
     Returns:
@@ -300,7 +302,7 @@ def lane_occupancy(*runs: Any, labels: Sequence[str] | None = None, width: float
     check_arguments(lane_occupancy, locals())
     from fedjax_rec.runs.plots.canvas import COLORS, drawable, legend, sheet, whole_numbers
 
-    records = records_of(runs, labels)
+    records = records_of(runs, labels, group_seeds=group_seeds)
     with sheet():
         figure, (axes,) = _panels(1, width)
         for index, record in enumerate(records):
@@ -317,7 +319,11 @@ def lane_occupancy(*runs: Any, labels: Sequence[str] | None = None, width: float
 
 
 def groups(
-    *runs: Any, metric: str = "ndcg@10", labels: Sequence[str] | None = None, width: float = WIDTH
+    *runs: Any,
+    metric: str = "ndcg@10",
+    labels: Sequence[str] | None = None,
+    group_seeds: bool = False,
+    width: float = WIDTH,
 ) -> Any:
     """Draw means of groups of users: by activity, by head and tail items, by attributes of the data.
 
@@ -325,6 +331,7 @@ def groups(
         runs: one or several, run folders or what `fr.fit` gave: a bare history has no groups.
         metric: "ndcg@10", "hr@10", or "recall@10" where users have several test items; of full ranking.
         labels: of the runs.
+        group_seeds: whether runs that differ in their seed alone are drawn as one, their mean.
         width: in inches.
 
     Returns:
@@ -336,7 +343,7 @@ def groups(
     check_arguments(groups, locals())
     from fedjax_rec.runs.plots.canvas import FAINT, color_of, drawable, picture, sheet
 
-    records = records_of(runs, labels)
+    records = records_of(runs, labels, group_seeds=group_seeds)
     found = [groups_of(record, metric) for record in records]
     names = list(dict.fromkeys(name for each in found for name in each))
     if not names:
@@ -357,45 +364,6 @@ def groups(
         if len(records) > 1:
             figure.legend(loc="outside upper center", ncols=2)
     return figure
-
-
-def groups_of(record: RunRecord, metric: str) -> dict[str, float]:
-    """Means of the groups of a run.
-
-    Args:
-        record: of the run.
-        metric: its name.
-
-    Returns:
-        by name of the group; empty where there are none.
-    """
-    found = record.result.get("metrics", {}).get("test", {}).get("groups", {})
-    values = {}
-    for kind, members in found.items():
-        for label, numbers in members.items():
-            if numbers.get(metric) is not None:
-                values[name_of_group(kind, label, numbers)] = numbers[metric]
-    return values
-
-
-def name_of_group(kind: str, label: str, numbers: dict[str, Any]) -> str:
-    """What a group is called.
-
-    Args:
-        kind: what it was divided by.
-        label: of the group.
-        numbers: of the group, as `result.json` holds them.
-
-    Returns:
-        such as "19 to 38 events".
-
-    Example:
-        >>> name_of_group("item_popularity", "head", {}), name_of_group("gender", "F", {})
-        ('head items', 'gender F')
-    """
-    if kind == "activity" and "least_events" in numbers:
-        return f"{numbers['least_events']} to {numbers['most_events']} events"
-    return f"{label} items" if kind == "item_popularity" else f"{kind} {label}"
 
 
 def scores(comparison: Comparison, *, labels: Sequence[str] | None = None, width: float = WIDTH) -> Any:
