@@ -14,7 +14,7 @@ HEAVY = {"jax", "jaxlib", "flax", "optax", "numpy", "pandas", "scipy", "matplotl
 
 
 def test_each_command_has_its_file():
-    """A command is the module of its name, and every other file is the entry, the parsers or the output."""
+    """A command is the module of its name, and every other file is the entry, parsers, processes or output."""
     files = {path.stem for path in Path(entry.__file__).parent.glob("*.py")}
     assert files == {
         *entry.COMMANDS,
@@ -23,7 +23,9 @@ def test_each_command_has_its_file():
         "main",
         "output",
         "parser",
+        "processes",
         "several_runs",
+        "supervisor",
     }
 
 
