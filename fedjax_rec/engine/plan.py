@@ -85,6 +85,7 @@ _PAIR_HOLDERS = {  # the same, where the model is a table of items by items, who
         "have no best kept: keep='last', or no validation",
     ),
     "sums": ("sums of items by items take", _FEWER_ITEMS),
+    "touched": (_HOLDERS["touched"][0], "lower the cohort or {devices}"),
     "inversion": ("inverting a table of items by items takes", _FEWER_ITEMS),
 }
 INVERSION = 6  # tables of items by items that an inversion holds at once, besides what it is given and gives
