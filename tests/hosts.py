@@ -73,7 +73,7 @@ def main(address: str, processes: int, process_id: int, folder: Path) -> dict[st
         "from first": from_first([ODD if process_id == 0 else np.zeros(3, np.float32)])[0].tobytes().hex(),
         "of first": of_first(lambda: "told"),
         "refused by first": refusal(lambda: of_first(_refuse)),
-        "other data": refusal(lambda: check_same({"data_hash": "5f" if process_id == 0 else "0c"})),
+        "other data": refusal(lambda: check_same(lambda: {"data_hash": "5f" if process_id == 0 else "0c"})),
         "other seed": refusal(lambda: train(algorithm, None, 2, seed=process_id)),
         "uneven": refusal(lambda: fr.client_mesh(3)),
         "new": train(algorithm, folder / "new", 4),

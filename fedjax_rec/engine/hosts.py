@@ -238,21 +238,21 @@ def of_first(make: Callable[[], Any]) -> Any:
     return heard["made"]
 
 
-def check_same(facts: Mapping[str, Any]) -> None:
+def check_same(facts: Callable[[], Mapping[str, Any]]) -> None:
     """Refuse to go on with processes that have other data, versions or settings; all must call it.
 
     Args:
-        facts: plain values by name, the most telling first.
+        facts: gives plain values by name, the most telling first; one process alone asks for none.
 
     Raises:
         ValueError: in every process, naming the one that differs from process 0, and in what.
 
     Example:
-        >>> check_same({"data_hash": "5f0c"})
+        >>> check_same(lambda: {"data_hash": "5f0c"})
     """
     if num_processes() == 1:
         return
-    plain = json.loads(json.dumps(dict(facts), default=str))
+    plain = json.loads(json.dumps(dict(facts()), default=str))
     found = exchange({"facts": plain, "host": socket.gethostname()})
     first = found[0]["facts"]
     for number, other in enumerate(found[1:], 1):

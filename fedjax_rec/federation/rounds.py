@@ -158,7 +158,7 @@ def run_round(
             new = new._replace(private=rules.exchange(totals, state.server, new.private))
         return _write_store(state.store, cohort.clients.id, sound & ~skipped, new)
 
-    return finish_round(rules, key, state, population, cohort, result, sound, write_store)
+    return finish_round(rules, key, state, population, cohort, result, sound, write_store)[:2]
 
 
 def finish_round(
@@ -170,7 +170,7 @@ def finish_round(
     result: CohortResult,
     sound: jax.Array,
     write_store: Callable[[Any, jax.Array], ClientStore],
-) -> tuple[State, RoundInfo]:
+) -> tuple[State, RoundInfo, ServerStep]:
     """The round after its local training: aggregate, step, store, report.
 
     Args:
@@ -185,22 +185,8 @@ def finish_round(
             round, leaves [N, ...].
 
     Returns:
-        the state after it, and what happened in it.
+        the state after it, what happened in it, and the server's step.
     """
-    return step_round(rules, key, state, population, cohort, result, sound, write_store)[:2]
-
-
-def step_round(
-    rules: Rules,
-    key: Key,
-    state: State,
-    population: Population,
-    cohort: DrawnCohort,
-    result: CohortResult,
-    sound: jax.Array,
-    write_store: Callable[[Any, jax.Array], ClientStore],
-) -> tuple[State, RoundInfo, ServerStep]:
-    """As `finish_round`, which takes the same; with the server's step beside what it makes."""
     aggregator = rules.uplink.aggregator
     clients = cohort.clients
 

@@ -202,4 +202,4 @@ def finish_chunks(
     def store_nothing(*_: Any) -> ClientStore:
         return ClientStore((), ())
 
-    return finish_round(rules, key, state, population, cohort, sums, sound, store_nothing)
+    return finish_round(rules, key, state, population, cohort, sums, sound, store_nothing)[:2]

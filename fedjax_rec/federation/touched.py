@@ -30,7 +30,7 @@ from fedjax_rec.compatibility import Feature, check_together
 from fedjax_rec.engine.devices import keep_replicated
 from fedjax_rec.engine.lane_steps import CohortResult, batch_shapes
 from fedjax_rec.federation.cohorts import DrawnCohort, cut_chunk, locate
-from fedjax_rec.federation.rounds import Rules, step_round
+from fedjax_rec.federation.rounds import Rules, finish_round
 from fedjax_rec.rows.tables import num_rows, set_rows, take_rows
 from fedjax_rec.samplers.tracking import cohort_size
 from fedjax_rec.server.resting import lets_rows_rest, rows_of_state
@@ -283,7 +283,7 @@ def finish_touched(
     def store_nothing(*_: Any) -> ClientStore:
         return ClientStore((), ())
 
-    state, info, step = step_round(rules, key, state, population, cohort, sums, sound, store_nothing)
+    state, info, step = finish_round(rules, key, state, population, cohort, sums, sound, store_nothing)
     return state, info, step.proposed.tables
 
 

@@ -120,7 +120,7 @@ def run_experiment(
     split = setup.split
     protocol = setup.protocol
     asked_values = dataclasses.asdict(settings)
-    check_same(_what_runs(protocol, asked_values))
+    check_same(lambda: _what_runs(protocol, asked_values))
     tuning = None
     if settings.tune is not None:
         kept = None if resume is False else kept_search(checkpoint, settings)

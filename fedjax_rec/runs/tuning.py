@@ -23,7 +23,7 @@ from fedjax_rec.training.checkpoints.manager import Checkpoints
 from fedjax_rec.training.checkpoints.store import find_latest
 from fedjax_rec.training.halving import Halving, halve
 from fedjax_rec.training.spaces import trials_of
-from fedjax_rec.training.sweep import Sweep, SweepInterrupted, Trial
+from fedjax_rec.training.sweep import Sweep, SweepInterrupted, Trial, best_trial
 from fedjax_rec.training.trials import Factory
 
 TABLE = "tuning"  # of a checkpoint's metadata, as `tuning_table` gives it
@@ -176,8 +176,7 @@ def _halving_of(table: Mapping[str, Any]) -> Halving:
     rungs = []
     for rung in table["rungs"]:
         trials = tuple(_stored_trial(**trial) for trial in rung["trials"])
-        best = max(trials, key=lambda trial: -math.inf if math.isnan(trial.validation) else trial.validation)
-        rungs.append(Sweep(trials, best, table["metric"], rung["rounds"], (), rung["seconds"]))
+        rungs.append(Sweep(trials, best_trial(trials), table["metric"], rung["rounds"], (), rung["seconds"]))
     best = next(trial for trial in rungs[-1].trials if trial.settings == table["best"])
     return Halving(tuple(rungs), best)
 

@@ -196,14 +196,14 @@ def sweep(
                     done = list(finished.values())
                     measured = [trial for trial in found if trial.round]
                     ranked = [trial for trial in done if trial.round] or measured
-                    kept = result([*done, *measured], _best(ranked, sign)) if ranked else None
+                    kept = result([*done, *measured], best_trial(ranked, sign)) if ranked else None
                     raise SweepInterrupted(kept, len(trials))
                 for number, trial in zip(members, found, strict=True):
                     finished[number] = trial
                     if on_trial is not None:
                         on_trial(trial)
     table = tuple(finished[number] for number in range(len(trials)))
-    return result(table, _best(table, sign))
+    return result(table, best_trial(table, sign))
 
 
 def _check(
@@ -238,7 +238,23 @@ def _count_rounds(on_block: Callable[[int, int], Any] | None, total: int) -> Cal
     return on_rounds
 
 
-def _best(table: Sequence[Trial], sign: float) -> Trial:
+def best_trial(table: Sequence[Trial], sign: float = 1.0) -> Trial:
+    """The trial with the best validation.
+
+    Args:
+        table: of trials.
+        sign: 1 where a higher metric is better, -1 where a lower one is.
+
+    Returns:
+        the trial, of equal ones the first.
+
+    Raises:
+        ValueError: if none was measured.
+
+    Example:
+        >>> best_trial([Trial({}, 0.1, 20, 1.0, ()), Trial({}, math.nan, 0, 1.0, ())]).validation
+        0.1
+    """
     known = [trial for trial in table if trial.round]
     if not known:
         raise ValueError(

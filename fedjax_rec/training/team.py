@@ -51,7 +51,7 @@ class Team:
             ValueError: in every process, naming the one that differs.
         """
         if self.several:
-            check_same(facts())
+            check_same(facts)
 
     def of_first(self, make: Callable[[], T]) -> T:
         """What process 0 makes, plain values; what it refuses, all refuse.

@@ -57,8 +57,7 @@ def fit_itemknn(
     num_neighbours = min(neighbours, split.num_items)
     if split.num_items > _DENSE:
         return make_neighbour_scorer(split, *_nearest_by_blocks(split, num_neighbours, shrink))
-    gram = count_shared(split) if gram is None else gram
-    assert gram is not None  # noqa: S101 - so many items share a table; this tells the type checker
+    gram = gram_matrix(split) if gram is None else gram
     norms = np.sqrt(gram.diagonal())
     similar = similarity(gram, norms, norms, shrink)
     np.fill_diagonal(similar, 0.0)

@@ -41,18 +41,24 @@ class Factors(NamedTuple):
         return len(self.users)
 
 
+class Histories(NamedTuple):
+    """What each user has, in compressed rows."""
+
+    offsets: jax.Array  # int32[N + 1], user u's history is offsets[u]:offsets[u + 1]
+    items: jax.Array  # int32[nnz]
+    slots: jax.Array  # int32[L], 0 .. L-1
+
+
 class ItemWeights(NamedTuple):
     """A model that sums, over a user's history, the weights of the items for the item to score."""
 
     weights: jax.Array  # float32[I, I], row: the item of the history, column: the item to score
-    offsets: jax.Array  # int32[N + 1], user u's history is offsets[u]:offsets[u + 1]
-    items: jax.Array  # int32[nnz]
-    history_slots: jax.Array  # int32[L], 0 .. L-1
+    histories: Histories
 
     @property
     def num_users(self) -> int:
         """N."""
-        return len(self.offsets) - 1
+        return len(self.histories.offsets) - 1
 
 
 class ScoreTable(NamedTuple):
@@ -71,14 +77,12 @@ class Neighbours(NamedTuple):
 
     nearest: jax.Array  # int32[I, k], the items that speak for an item
     weights: jax.Array  # float32[I, k]
-    offsets: jax.Array  # int32[N + 1]
-    items: jax.Array  # int32[nnz]
-    history_slots: jax.Array  # int32[L], 0 .. L-1
+    histories: Histories
 
     @property
     def num_users(self) -> int:
         """N."""
-        return len(self.offsets) - 1
+        return len(self.histories.offsets) - 1
 
 
 def score_nonpersonalised(scores: jax.Array, users: jax.Array) -> jax.Array:
@@ -127,26 +131,25 @@ def score_item_weights(params: ItemWeights, users: jax.Array) -> jax.Array:
         float32[U, I].
 
     Example:
-        >>> params = ItemWeights(
-        ...     jnp.array([[0.0, 3.0], [4.0, 0.0]]), jnp.array([0, 1, 3]), jnp.array([1, 0, 1]), jnp.arange(2)
-        ... )
+        >>> histories = Histories(jnp.array([0, 1, 3]), jnp.array([1, 0, 1]), jnp.arange(2))
+        >>> params = ItemWeights(jnp.array([[0.0, 3.0], [4.0, 0.0]]), histories)
         >>> score_item_weights(params, jnp.array([1, 0])).tolist()
         [[4.0, 3.0], [4.0, 0.0]]
     """
-    return _histories(params, users, len(params.weights)) @ params.weights
+    return _rows_of(params.histories, users, len(params.weights)) @ params.weights
 
 
-def _histories(params: ItemWeights | Neighbours, users: jax.Array, num_items: int) -> jax.Array:
+def _rows_of(histories: Histories, users: jax.Array, num_items: int) -> jax.Array:
     """float32[U, I], the users' histories as rows of 0 and 1."""
     # Their items [U, L], I behind the end of a history.
-    start = params.offsets[users][:, None]
-    end = params.offsets[users + 1][:, None]
-    positions = start + params.history_slots[None, :]
-    items = jnp.where(positions < end, params.items.at[positions].get(mode="clip"), num_items)
+    start = histories.offsets[users][:, None]
+    end = histories.offsets[users + 1][:, None]
+    positions = start + histories.slots[None, :]
+    items = jnp.where(positions < end, histories.items.at[positions].get(mode="clip"), num_items)
 
     # As rows [U, I].
-    histories = jnp.zeros((len(users), num_items))
-    return histories.at[jnp.arange(len(users))[:, None], items].set(1.0, mode="drop")
+    rows = jnp.zeros((len(users), num_items))
+    return rows.at[jnp.arange(len(users))[:, None], items].set(1.0, mode="drop")
 
 
 def score_neighbours(params: Neighbours, users: jax.Array) -> jax.Array:
@@ -160,12 +163,12 @@ def score_neighbours(params: Neighbours, users: jax.Array) -> jax.Array:
         float32[U, I].
 
     Example:
-        >>> histories = jnp.array([0, 1, 3]), jnp.array([1, 0, 1]), jnp.arange(2)
-        >>> params = Neighbours(jnp.array([[1], [0]]), jnp.array([[4.0], [3.0]]), *histories)
+        >>> histories = Histories(jnp.array([0, 1, 3]), jnp.array([1, 0, 1]), jnp.arange(2))
+        >>> params = Neighbours(jnp.array([[1], [0]]), jnp.array([[4.0], [3.0]]), histories)
         >>> score_neighbours(params, jnp.array([1, 0])).tolist()
         [[4.0, 3.0], [4.0, 0.0]]
     """
-    histories = _histories(params, users, len(params.nearest)).T  # [I, U]
+    histories = _rows_of(params.histories, users, len(params.nearest)).T  # [I, U]
 
     def add(scores: jax.Array, column: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         nearest, weights = column
@@ -226,7 +229,7 @@ def make_item_scorer(split: Split, weights: np.ndarray) -> Scorer:
         [[2.0, 2.0, 2.0, 2.0, 2.0, 2.0]]
     """
     table = jnp.asarray(weights, jnp.float32)
-    return Scorer(score_item_weights, ItemWeights(table, *_training_histories(split)))
+    return Scorer(score_item_weights, ItemWeights(table, _training_histories(split)))
 
 
 def make_neighbour_scorer(split: Split, nearest: np.ndarray, weights: np.ndarray) -> Scorer:
@@ -247,14 +250,13 @@ def make_neighbour_scorer(split: Split, nearest: np.ndarray, weights: np.ndarray
         [6.0, 0.0, 0.0, 0.0]
     """
     rows = (jnp.asarray(nearest, jnp.int32), jnp.asarray(weights, jnp.float32))
-    return Scorer(score_neighbours, Neighbours(*rows, *_training_histories(split)))
+    return Scorer(score_neighbours, Neighbours(*rows, _training_histories(split)))
 
 
-def _training_histories(split: Split) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """int32[N + 1], offsets; int32[nnz], items; int32[L], the slots of the longest history."""
+def _training_histories(split: Split) -> Histories:
     longest = int(np.diff(split.offsets).max(initial=0))
     offsets, items = (jnp.asarray(array, jnp.int32) for array in (split.offsets, split.items))
-    return offsets, items, jnp.arange(longest)
+    return Histories(offsets, items, jnp.arange(longest))
 
 
 def training_table(split: Split) -> Any:
