@@ -52,6 +52,7 @@ class MFSettings(NamedTuple):
 
 
 MIN_COHORT = 200
+UNOBSERVED_FACTORS = (1 / 30, 10.0)  # of the default w0, where it is searched
 ALS_ROUNDS = 12  # of fedals and iALS, before which no patience ends
 _ALS_RIDGE = 8.0  # of a mean user: reg (M / N + w0 I)
 _SPARSE = 0.0013  # density, below which it falls

@@ -14,6 +14,7 @@ import numpy as np
 
 RESAMPLES = 2_000  # of a bootstrap: the ends of a 95 % interval move by about 1.5 % of its width
 FLIPS = 10_000  # of a permutation test: p = .05 is estimated with a standard error of .002
+MARGIN = 2.0  # standard errors by which settings that were tried must beat the default ones
 _MAX_DRAWS = 2**22  # random numbers held at once
 
 
@@ -193,6 +194,31 @@ def wilcoxon_test(first: np.ndarray, second: np.ndarray) -> float:
     from scipy.stats import wilcoxon
 
     return float(wilcoxon(differences).pvalue)
+
+
+def beats(first: np.ndarray, second: np.ndarray, margin: float = MARGIN) -> bool:
+    """Whether a mean over users is higher than another by so many standard errors of the paired difference.
+
+    Without a margin the best of many settings is, on small data, the luckiest one: with the 943 users of MovieLens
+    100K a standard error is .003 to .006, which is more than most settings differ.
+
+    Args:
+        first: float[N], a metric of each user with one model.
+        second: float[N], of the same users with the other one.
+        margin: standard errors, 0 or more.
+
+    Returns:
+        the answer; False for a single user.
+
+    Example:
+        >>> beats(np.array([0.2, 0.3, 0.5]), np.array([0.1, 0.2, 0.3])), beats(np.array([1.0, 0.0]), np.zeros(2))
+        (True, False)
+    """
+    gain = _differences(first, second)
+    if len(gain) < 2:  # one has no standard error
+        return False
+    error = float(gain.std(ddof=1) / len(gain) ** 0.5)
+    return bool(gain.mean() > margin * error)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

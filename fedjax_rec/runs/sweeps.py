@@ -323,7 +323,8 @@ def _write(folder: Path, identity: dict[str, Any], finished: Mapping[int, Sequen
 
 
 def _plain(trial: Trial) -> dict[str, Any]:
-    return trial._asdict() | {"curve": [list(point) for point in trial.curve], "by_seed": list(trial.by_seed)}
+    kept = {name: value for name, value in trial._asdict().items() if name != "by_user"}
+    return kept | {"curve": [list(point) for point in trial.curve], "by_seed": list(trial.by_seed)}
 
 
 def _read(folder: Path, identity: dict[str, Any]) -> dict[int, list[Trial]]:

@@ -4,14 +4,20 @@ Jamieson & Talwalkar 2016, "Non-stochastic best arm identification and hyperpara
 (arXiv:1502.07943), algorithm 1, with a third kept at each rung (Li et al. 2018, "Hyperband", arXiv:1603.06560,
 eta = 3). A rung is a `sweep`, so that its trials share compiled programs; a trial that is kept starts anew, and
 its run is as long as the rung. N settings and T rounds make K rungs of about N T / 3^(K - 1) rounds each.
+The first settings are the default ones: they go on in every rung, and others replace them if they win by two
+standard errors.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fedjax_rec.data.splits import Split
-from fedjax_rec.training.sweep import ERROR_METRICS, Sweep, Trial, sweep
+from fedjax_rec.evaluation.statistics import beats
+from fedjax_rec.training.search_spaces import TrialSettings
+from fedjax_rec.training.sweep import ERROR_METRICS, Sweep, Trial, best_trial, sweep
 from fedjax_rec.training.trials import Factory
 
 KEPT = 3  # one of so many goes on
@@ -21,7 +27,7 @@ class Halving(NamedTuple):
     """All rungs, the shortest first."""
 
     rungs: tuple[Sweep, ...]
-    best: Trial  # of the last rung, whose trials alone had all rounds
+    best: Trial  # of the last rung, whose trials alone had all rounds; the first, unless another beats it clearly
 
     @property
     def num_settings(self) -> int:
@@ -72,7 +78,7 @@ def halve(
     Args:
         factory: settings -> algorithm.
         split: its validation items are ranked, over the full catalogue.
-        settings: the trials.
+        settings: the trials, that of the default settings first: it goes on in every rung.
         rounds: T, of the last rung; 1 where all rounds of an algorithm are the same.
         eval_every: rounds between validations.
         seed: of all runs.
@@ -93,7 +99,7 @@ def halve(
         >>> trials = [{"dim": 4, "learning_rate": rate} for rate in (0.05, 1e30, 0.02)]
         >>> found = halve(fr.fedmf, split, trials, rounds=6, eval_every=1)
         >>> [len(rung.trials) for rung in found.rungs], found.best.settings["learning_rate"] < 1
-        ([3, 1], True)
+        ([3, 2], True)
     """
     plan = rungs_of(len(settings), rounds, eval_every)
     sign = -1.0 if metric in ERROR_METRICS else 1.0
@@ -101,7 +107,7 @@ def halve(
     rungs: list[Sweep] = []
     for number, (count, long) in enumerate(plan, start=1):
         if rungs:
-            going = [trial.settings for trial in ranked(rungs[-1].trials, sign)[:count]]
+            going = _kept(rungs[-1].trials, settings[0], sign, count)
         if on_rung is not None:
             on_rung(number, len(plan), len(going), long)
         rungs.append(
@@ -117,7 +123,39 @@ def halve(
                 on_trial=on_trial,
             )
         )
-    return Halving(tuple(rungs), rungs[-1].best)
+    return Halving(tuple(rungs), _winner(rungs[-1].trials, settings[0], sign))
+
+
+def _kept(
+    trials: Sequence[Trial], default: Mapping[str, Any], sign: float, count: int
+) -> list[TrialSettings]:
+    """The settings that go on: the default ones, unless they diverged, and the best of the others."""
+    going = sorted(
+        ranked(trials, sign), key=lambda trial: trial.settings != default
+    )  # stable: else by their metric
+    most = (
+        max(count, 2) if going[:1] and going[0].settings == default else count
+    )  # alone it would have no rival
+    return [trial.settings for trial in going[:most]]
+
+
+def _winner(trials: Sequence[Trial], default: Mapping[str, Any], sign: float) -> Trial:
+    """The best of those that beat the default by two standard errors; the default, where none does.
+
+    So are the settings of central methods chosen. What diverged is beaten by whatever did not.
+    """
+    usual = next((trial for trial in trials if trial.settings == default and trial.round), None)
+    if usual is None:
+        return best_trial(trials, sign)
+    better = [
+        trial for trial in ranked(trials, sign) if beats(sign * _by_user(trial), sign * _by_user(usual))
+    ]
+    return better[0] if better else usual
+
+
+def _by_user(trial: Trial) -> np.ndarray:
+    assert trial.by_user is not None  # noqa: S101 - of every trial that was measured; this tells the type checker
+    return trial.by_user
 
 
 def ranked(trials: Sequence[Trial], sign: float) -> list[Trial]:

@@ -1,7 +1,7 @@
 """Which settings of an algorithm are worth a search, and around what: its own defaults for data of this size.
 
-What is searched are factors of the defaults, a decade either way, so that a space fits any data that the defaults
-fit. A penalty that follows from another setting (`defaults_by_size`) is searched around what it is for that one.
+What is searched are factors of the defaults, a decade either way (the weight of the unobserved in orders of
+magnitude, as for central iALS), so that a space fits any data that the defaults fit. A penalty that follows from another setting (`defaults_by_size`) is searched around what it is for that one.
 Numbers alone are searched, so that the trials of an algorithm share compiled programs.
 """
 
@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedjax_rec.algorithms.registry import accepted, sized_defaults
-from fedjax_rec.data.defaults import Size
+from fedjax_rec.data.defaults import UNOBSERVED_FACTORS, Size
 from fedjax_rec.training.search_spaces import LogUniform, TrialSettings, log_uniform, sample_settings
 
-FACTOR = 10.0
+FACTORS = (0.1, 10.0)
+WIDER = {  # alpha is what an event weighs more than a pair, and so the inverse of a weight of the unobserved
+    "unobserved": UNOBSERVED_FACTORS,
+    "alpha": (1 / UNOBSERVED_FACTORS[1], 1 / UNOBSERVED_FACTORS[0]),
+}
 SEARCHED = (  # besides all rates
     "regularisation", "init_scale", "network_scale", "base_scale", "head_scale", "item_factor", "alpha",
     "unobserved", "independence", "sparsity", "pull", "spreadout",
@@ -40,7 +44,7 @@ def space_of(
         ['regularisation', 'unobserved']
     """
     return {
-        name: log_uniform(1 / FACTOR, FACTOR)
+        name: log_uniform(*WIDER.get(name, FACTORS))
         for name, value in _values(algorithm, size, given).items()
         if isinstance(value, float)
         and value > 0

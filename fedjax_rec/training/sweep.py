@@ -34,13 +34,13 @@ from fedjax_rec.engine.devices import LEAST_SHARE, choose_devices
 from fedjax_rec.engine.plan import device_bytes, state_bytes
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.evaluation.evaluator import score_stored_leaves, server_parameters
-from fedjax_rec.evaluation.metrics import rating_errors, user_metric
+from fedjax_rec.evaluation.metrics import user_metric
 from fedjax_rec.evaluation.pair_ranking import PairRanks
 from fedjax_rec.evaluation.protocol import Protocol
 from fedjax_rec.evaluation.ranking import MidRanks, count_rivals, make_ranker
 from fedjax_rec.training.checkpoints.signals import defer_interrupt
 from fedjax_rec.training.search_spaces import TrialSettings, grid
-from fedjax_rec.training.trials import Curve, Factory, Objective, TrialBatch, TrialBudget, over_seeds
+from fedjax_rec.training.trials import Course, Factory, Objective, TrialBatch, TrialBudget, over_seeds
 from fedjax_rec.types import KEY_IMPL, Algorithm, Plan, PyTree, State
 
 ERROR_METRICS = ("rmse", "mae")  # of predicted ratings: less is better
@@ -59,6 +59,8 @@ class Trial(NamedTuple):
     # (round, metric), mean over seeds, as far as it went; NaN where a run has diverged, which ends it
     curve: tuple[tuple[int, float], ...]
     by_seed: tuple[float, ...] = ()  # the metric of each seed in the best round
+    # float64[N'], what the metric is the mean of in the best round (squared errors under rmse), mean over seeds
+    by_user: np.ndarray | None = None
 
 
 class Sweep(NamedTuple):
@@ -186,11 +188,11 @@ def sweep(
                 with assume_rest(all(_rests(algorithms[number], population) for number in members)):
                     own = [trials[number] for number in members]
                     example = algorithms[members[0]]
-                    curves = batch.run(own, example, population, on_rounds, lambda: bool(request.signal))
+                    courses = batch.run(own, example, population, on_rounds, lambda: bool(request.signal))
                 seconds = (time.perf_counter() - tick) / len(members)
                 found = [
-                    _trial(settings, curve, sign, seconds)
-                    for settings, curve in zip(own, curves, strict=True)
+                    _trial(settings, course, sign, seconds)
+                    for settings, course in zip(own, courses, strict=True)
                 ]
                 if request.signal:
                     done = list(finished.values())
@@ -263,11 +265,12 @@ def best_trial(table: Sequence[Trial], sign: float = 1.0) -> Trial:
     return max(known, key=lambda trial: sign * trial.validation)
 
 
-def _trial(settings: TrialSettings, curve: Curve, sign: float, seconds: float) -> Trial:
-    means = over_seeds(curve)
+def _trial(settings: TrialSettings, course: Course, sign: float, seconds: float) -> Trial:
+    means = over_seeds(course.curve)
     known = [(rounds_done, value) for rounds_done, value in means if not math.isnan(value)]
     best_round, value = max(known, key=lambda point: sign * point[1], default=(0, math.nan))
-    return Trial(settings, value, best_round, seconds, means, dict(curve).get(best_round, ()))
+    by_seed = dict(course.curve).get(best_round, ())
+    return Trial(settings, value, best_round, seconds, means, by_seed, course.by_user)
 
 
 # --- Objectives ----------------------------------------------------------------------------------------------
@@ -294,12 +297,11 @@ def _ranking_objective(metric: str, split: Split, factory: Factory, static: Tria
     def measure(values: dict, algorithm: Algorithm, state: State, population: Population) -> PyTree:
         return rank((values, server_parameters(algorithm, population).prepare(state))).full
 
-    def value(ranks: MidRanks | PairRanks) -> float:
-        values = user_metric(ranks, metric, rivals=rivals)
-        values = values[~np.isnan(values)]
-        return float(values.mean()) if len(values) else math.nan
+    def values(ranks: MidRanks | PairRanks) -> np.ndarray:
+        found = user_metric(ranks, metric, rivals=rivals)
+        return found[~np.isnan(found)]
 
-    return Objective(measure, value)
+    return Objective(measure, values, lambda found: float(found.mean()))
 
 
 def _error_objective(metric: str, split: Split) -> Objective:
@@ -319,7 +321,12 @@ def _error_objective(metric: str, split: Split) -> Objective:
         pairs = jnp.asarray(held.owners, jnp.int32), jnp.asarray(held.items)
         return jax.lax.map(predict, pairs, batch_size=_USERS_AT_ONCE)
 
-    return Objective(measure, lambda predictions: rating_errors(np.asarray(predictions), ratings)[metric])
+    def values(predictions: PyTree) -> np.ndarray:
+        errors = np.asarray(predictions, float) - ratings
+        errors = errors[~np.isnan(errors)]
+        return errors**2 if metric == "rmse" else np.abs(errors)
+
+    return Objective(measure, values, lambda found: float(found.mean() ** (0.5 if metric == "rmse" else 1.0)))
 
 
 # --- Grouping ------------------------------------------------------------------------------------------------

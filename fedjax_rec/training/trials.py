@@ -23,11 +23,21 @@ Measure = Callable[[dict, Algorithm, State, Population], PyTree]  # compiled, of
 Curve = list[tuple[int, tuple[float, ...]]]  # (round, metric of each seed), until the trial ends
 
 
+class Course(NamedTuple):
+    """How a trial went."""
+
+    curve: Curve
+    by_user: (
+        np.ndarray
+    )  # float64[N'], the best round's values of single users, mean over seeds; empty without one
+
+
 class Objective(NamedTuple):
     """How a state is measured: on device as far as possible, the rest on the host."""
 
     measure: Measure
-    value: Callable[[PyTree], float]
+    values: Callable[[PyTree], np.ndarray]  # float64[N'], of single users, or squared or absolute errors
+    total: Callable[[np.ndarray], float]  # the metric: their mean, or its root
 
 
 class TrialBudget(NamedTuple):
@@ -71,8 +81,8 @@ class TrialBatch:
         population: Population,
         on_rounds: Callable[[int], None],
         is_stopped: Callable[[], bool],
-    ) -> list[Curve]:
-        """Train all trials, and return the curve of each, as far as it went where they are stopped."""
+    ) -> list[Course]:
+        """Train all trials, and return the course of each, as far as it went where they are stopped."""
         rounds = self.budget.rounds
         num_seeds = len(self.budget.seeds)
         num_runs = len(trials) * num_seeds
@@ -89,10 +99,10 @@ class TrialBatch:
         states = start(runs, None, population, jnp.zeros(len(run_in_slot), jnp.int32))
 
         infos: list[RoundInfo] = []
-        curves: list[Curve] = [[] for _ in trials]
+        courses = [Course([], np.zeros(0)) for _ in trials]
         for first in range(0, rounds, block_size):
             count = min(block_size, rounds - first)
-            going = [not self._has_ended(curve) for curve in curves]
+            going = [not self._has_ended(course.curve) for course in courses]
             if not any(going):
                 on_rounds((rounds - first) * num_runs)
                 break
@@ -115,17 +125,28 @@ class TrialBatch:
             infos.append(jax.tree.map(lambda x: x[:, :count], block_infos))  # noqa: B023 - used at once
             for trial in np.flatnonzero(going):
                 own = range(trial * num_seeds, (trial + 1) * num_seeds)
-                values = [
-                    math.nan if _has_diverged(infos, run) else self._value(measured, run) for run in own
-                ]
-                curves[trial].append((first + count, tuple(values)))
+                values = [self._values(infos, measured, run) for run in own]
+                courses[trial] = self._longer(courses[trial], first + count, values)
             on_rounds(count * num_runs)
             if is_stopped():
                 break
-        return curves
+        return courses
 
-    def _value(self, measured: PyTree, run: int) -> float:
-        return self.objective.value(jax.tree.map(lambda x: x[run], measured))
+    def _values(self, infos: list[RoundInfo], measured: PyTree, run: int) -> np.ndarray:
+        """Of the users of one run; empty once it has diverged."""
+        if _has_diverged(infos, run):
+            return np.zeros(0)
+        return self.objective.values(jax.tree.map(lambda x: x[run], measured))
+
+    def _longer(self, course: Course, rounds_done: int, values: list[np.ndarray]) -> Course:
+        """A course with one more point, whose users' values it keeps if it is the best until now."""
+        totals = tuple(self.objective.total(each) if len(each) else math.nan for each in values)
+        best = max((self.sign * value for _, value in over_seeds(course.curve)), default=-math.inf)
+        better = self.sign * float(np.mean(totals)) > best
+        return Course(
+            curve=[*course.curve, (rounds_done, totals)],
+            by_user=np.mean(values, axis=0) if better else course.by_user,
+        )
 
     def _has_ended(self, curve: Curve) -> bool:
         """Whether a trial has diverged, or lost patience."""

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fedjax_rec as fr
@@ -13,6 +14,9 @@ from fedjax_rec.training.sweep import Sweep, Trial
 
 NO_FACTORY: Any = None  # the sweep that would ask for them is a fake
 NO_SPLIT: Any = None
+NOISE = 0.1 * np.linspace(
+    -1, 1, 50
+)  # of users, whose mean has no standard error where it is all the difference
 SIZE = Size(943, 1682, 98_114)
 
 
@@ -23,7 +27,14 @@ def fake_sweep(value_of):
     def sweep(_, __, settings, *, rounds, metric, seeds, **___):
         calls.append((len(settings), rounds))
         trials = tuple(
-            Trial(each, value := value_of(each["x"], rounds), 0 if math.isnan(value) else rounds, 0.0, ())
+            Trial(
+                each,
+                value := value_of(each["x"], rounds),
+                0 if math.isnan(value) else rounds,
+                0.0,
+                (),
+                by_user=value + NOISE,
+            )
             for each in settings
         )
         best = max((one for one in trials if one.round), key=lambda one: one.validation)
@@ -33,7 +44,7 @@ def fake_sweep(value_of):
 
 
 def test_the_better_settings_get_more_rounds(monkeypatch):
-    """A third goes on at each rung, by its own metric there; what diverged does not; all rounds decide."""
+    """The first and the best others go on, a third at each rung; what diverged does not; all rounds decide."""
     sweep, calls = fake_sweep(lambda x, rounds: math.nan if x > 17 else x if rounds < 400 else -x)
     monkeypatch.setattr(halving, "sweep", sweep)
     rungs = []
@@ -43,9 +54,41 @@ def test_the_better_settings_get_more_rounds(monkeypatch):
     )  # fmt: skip
     assert calls == [(20, 40), (6, 120), (2, 400)]
     assert rungs == [(1, 3, 20, 40), (2, 3, 6, 120), (3, 3, 2, 400)]
-    assert [trial.settings["x"] for trial in found.rungs[1].trials] == [17, 16, 15, 14, 13, 12]
-    assert found.best.settings == {"x": 16}
+    assert [trial.settings["x"] for trial in found.rungs[1].trials] == [0, 17, 16, 15, 14, 13]
+    assert [trial.settings["x"] for trial in found.rungs[2].trials] == [0, 17]
+    assert found.best.settings == {"x": 0}
     assert found.num_settings == 20
+
+
+@pytest.mark.parametrize(
+    ("gain", "spread", "wins"),
+    [(0.02, 0.1, False), (0.04, 0.1, True), (0.02, 0.01, True), (-0.02, 0.01, False)],
+)
+def test_a_setting_replaces_the_default_if_it_wins_clearly(monkeypatch, gain, spread, wins):
+    """By two standard errors of the paired difference over 50 users: .029 where single ones differ by .1."""
+    noise = np.where(np.arange(50) % 2, spread, -spread)
+
+    def sweep(_, __, settings, *, rounds, metric, **___):
+        trials = tuple(
+            Trial(each, 0.5 + gain * each["x"], rounds, 0.0, (), by_user=0.5 + each["x"] * (gain + noise))
+            for each in settings
+        )
+        return Sweep(trials, trials[0], metric, rounds, (0,), 0.0)
+
+    monkeypatch.setattr(halving, "sweep", sweep)
+    trials = [{"x": 0}, {"x": 1}]
+    assert halving.halve(NO_FACTORY, NO_SPLIT, trials, rounds=1, eval_every=1).best.settings["x"] == wins
+    assert halving.halve(NO_FACTORY, NO_SPLIT, trials, rounds=1, eval_every=1, metric="rmse").best.settings[
+        "x"
+    ] == (gain < 0)
+
+
+def test_whatever_does_not_diverge_replaces_a_default_that_does(monkeypatch):
+    sweep, calls = fake_sweep(lambda x, rounds: math.nan if x == 0 else x)  # noqa: ARG005
+    monkeypatch.setattr(halving, "sweep", sweep)
+    trials = [{"x": x} for x in (0, 3, 1, 2)]
+    assert halving.halve(NO_FACTORY, NO_SPLIT, trials, rounds=60, eval_every=5).best.settings == {"x": 3}
+    assert calls == [(4, 20), (1, 60)]
 
 
 def test_errors_are_halved_the_other_way(monkeypatch):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_rec.data.defaults import Size, als_ridge_of_one
+from fedjax_rec.data.defaults import UNOBSERVED_FACTORS, Size, als_ridge_of_one
 from fedjax_rec.data.errors import nearest
 from fedjax_rec.data.splits import Split
 from fedjax_rec.evaluation.central import ease, itemknn
@@ -106,7 +106,7 @@ METHODS: dict[str, Method] = {
             *(_unobserved_times(factor) for factor in (10, 3, 1 / 3, 1 / 10, 1 / 30)),
         ),
         trial_overrides={"dim": 32},
-        space={"regularisation": (0.1, 10.0), "unobserved": (1 / 30, 10.0)},
+        space={"regularisation": (0.1, 10.0), "unobserved": UNOBSERVED_FACTORS},
         selects_epochs=True,
     ),
     "mf": Method(

@@ -6,7 +6,7 @@ over the full catalogue. A neighbour replaces the default if its metric is highe
 errors of the paired difference over users; of several the highest does. Without this margin the choice would
 follow noise on small data (with the 943 users of MovieLens 100K a standard error is .003 to .006) and the
 table would compare luck. The test items are never looked at. With `tune` as many settings as are asked for are
-drawn around the defaults, and the best is taken: as a federated run is tuned.
+drawn around the defaults instead, and must win by as much: as a federated run is tuned.
 
 A method that improves sweep by sweep (iALS) then has its number of epochs chosen on validation, as a federated run
 selects its round, and by the same rule for the end (`fedjax_rec.evaluation.convergence`). A fixed number
@@ -41,9 +41,9 @@ from fedjax_rec.evaluation.convergence import CEILING, PATIENCE_SHARE, patience_
 from fedjax_rec.evaluation.metrics import user_metric
 from fedjax_rec.evaluation.protocol import Protocol
 from fedjax_rec.evaluation.ranking import Ranks, count_rivals, make_ranker
+from fedjax_rec.evaluation.statistics import beats
 from fedjax_rec.evaluation.summary import Metrics, result_metrics
 
-_MARGIN = 2.0  # standard errors by which a neighbour must beat the default settings
 _REPORT_SECONDS = 2.0  # at least, between two reports of a fit's progress
 OnStage = Callable[[str], Any]
 
@@ -86,8 +86,8 @@ def run_baselines(
         refit: whether the tested models are fit on train + validation.
         settings: by method, some settings to use as they are; such a method is not tried on validation.
         selection: the metric of the full validation ranking that settings are chosen by, such as "ndcg@10".
-        tune: settings to try of each method that has some, drawn at random around its defaults, of which the best
-            is taken; by default a few neighbours of the defaults, with a margin.
+        tune: settings to try of each method that has some, drawn at random around its defaults, instead of
+            a few neighbours of the defaults.
         on_stage: called with a line of text when something new begins that may take seconds.
 
     Returns:
@@ -230,7 +230,7 @@ def _run(
     if METHODS[name].selects_epochs and "epochs" not in changes and validation.has_items:
         choices = [settings] if settings == default else [default, settings]
         tried = [_best_epoch(name, validation, choice, seed, selection, on_stage) for choice in choices]
-        best = tried[-1] if _wins(tried[-1].values, tried[0].values, 0.0 if tune else _MARGIN) else tried[0]
+        best = tried[-1] if beats(tried[-1].values, tried[0].values) else tried[0]
         settings = best.settings
     on_stage(f"{name}: fitting {_format_settings(settings)}".rstrip())
     scorer = test.fit(name, settings, seed=seed, on_epoch=_report_epochs(on_stage, name))
@@ -257,9 +257,9 @@ def _choose(
     """The settings to use, and all that were tried."""
     size = validation.split.size
     if tune is None:
-        tried, margin = trial_settings(name, settings, size), _MARGIN
+        tried = trial_settings(name, settings, size)
     else:
-        tried, margin = drawn_settings(name, settings, size, tune, seed=seed), 0.0
+        tried = drawn_settings(name, settings, size, tune, seed=seed)
     best = settings
     best_gain = 0.0
     default = np.zeros(0)
@@ -276,7 +276,7 @@ def _choose(
             default = values if number == 1 else np.zeros_like(values)
         trials.append(BaselineTrial(trial, float(values.mean())))
         gain = float((values - default).mean())
-        if number > 1 and gain > best_gain and _wins(values, default, margin):
+        if number > 1 and gain > best_gain and beats(values, default):
             changed = {key: value for key, value in trial.items() if value != tried[0][key]}
             best = settings | changed
             best_gain = gain
@@ -310,13 +310,6 @@ def _best_epoch(
     most = CEILING * ALS_ROUNDS
     validation.fit(name, settings | {"epochs": most}, seed=seed, goes_on=goes_on)
     return _Fit(settings | {"epochs": best_epoch}, best_values)
-
-
-def _wins(values: np.ndarray, default: np.ndarray, margin: float) -> bool:
-    """Whether a metric is higher than that of the default, by so many standard errors of the difference."""
-    gain = values - default
-    error = float(gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else np.inf
-    return bool(gain.mean() > (margin * error if margin else 0.0))
 
 
 def _validation_metric(ranks: Ranks, split: Split, selection: str) -> np.ndarray:
