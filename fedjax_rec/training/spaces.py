@@ -2,8 +2,8 @@
 
 What is searched are factors of the defaults, a decade either way (the weight of the unobserved in orders of
 magnitude, as for central iALS), so that a space fits any data that the defaults fit. A penalty that follows from
-another setting (`defaults_by_size`) is searched around what it is for that one. Numbers alone are searched, so that
-the trials of an algorithm share compiled programs.
+another setting (`defaults_by_size`) is searched around what it is for that one. Numbers alone are searched, so
+that the trials of an algorithm share compiled programs.
 """
 
 from collections.abc import Mapping
