@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedjax_rec.cli.argument_parser import Parser
 from fedjax_rec.cli.parser import add_settings
+from fedjax_rec.columns import aligned
 from fedjax_rec.errors import printable
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ OF_FILES = ("data_dir", "user", "item", "rating", "timestamp", "columns", "separ
 OF_STORES = tuple(name for name in OF_FILES if name not in ("data_dir", "part"))  # which hold no parts
 SHOWN = 5  # events
 
-_WIDTH = 24  # of a name
 _FAMILY = "amazon-2023-"  # data sets that are listed in one line
 
 
@@ -172,8 +172,7 @@ def _print_datasets(text: str, folder: str | None) -> None:
     shown = [info for info in infos if text in info.name or text in info.title.casefold()]
     if not shown:
         raise DataError(f"no data set has {text!r} in its name or title; leave it out to see all")
-    heads = f"{'kind':<9} {'users':>10} {'items':>10} {'events':>14} {'download':>8}  {'here':<6}"
-    print(f"{'name':<{_WIDTH}} {heads}  title; licence")
+    rows = [["name", "kind", "users", "items", "events", "download", "here", "title; licence"]]
     family: list[Any] = []
     for info in shown:
         is_here = info.reader is None or registry.find_files(info, folder) is not None
@@ -183,11 +182,11 @@ def _print_datasets(text: str, folder: str | None) -> None:
         here = "yes" if is_here else "manual" if info.by_hand or not info.url else "no"
         sizes = ("-",) * 3 if info.counts is None else tuple(f"{size:,}" for size in info.counts)
         size = "-" if info.size is None else f"{info.size / 1e6:,.0f} MB"
-        counts = f"{sizes[0]:>10} {sizes[1]:>10} {sizes[2]:>14} {size:>8}"
-        print(f"{info.name:<{_WIDTH}} {info.kind:<9} {counts}  {here:<6}  {info.title}; {info.licence}")
+        rows.append([info.name, info.kind, *sizes, size, here, f"{info.title}; {info.licence}"])
     if family:
         about = f"{len(family)} categories, {family[0].name} ... {family[-1].name}: data ls {_FAMILY}"
-        print(f"{_FAMILY + '...':<{_WIDTH}} {family[0].kind:<9} {'':>45}  {'no':<6}  {about}")
+        rows.append([f"{_FAMILY}...", family[0].kind, "", "", "", "", "no", about])
+    print(aligned(rows, left=(0, 1, 6, 7)))
     print("here: no, downloaded when it is asked for; manual, data fetch NAME says where to get it")
 
 

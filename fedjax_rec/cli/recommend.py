@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedjax_rec.cli.output import tell
+from fedjax_rec.columns import aligned
 from fedjax_rec.errors import printable
 
 if TYPE_CHECKING:
@@ -140,12 +141,8 @@ def _aligned(frame: "pd.DataFrame") -> str:
         name: [f"{value:.4f}" if name == "score" else printable(str(value)) for value in frame[name]]
         for name in frame.columns
     }
-    widths = {name: max(map(len, [name, *texts])) for name, texts in columns.items()}
     rows = [list(columns), *zip(*columns.values(), strict=True)]
-    lines = [
-        "  ".join(f"{text:<{widths[name]}}" for name, text in zip(columns, row, strict=True)) for row in rows
-    ]
-    return "".join(f"{line.rstrip()}\n" for line in lines)
+    return aligned(rows, left=range(len(columns))) + "\n"
 
 
 def _read_users(path: str) -> list[str]:

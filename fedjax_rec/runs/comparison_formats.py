@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from fedjax_rec.columns import aligned
 from fedjax_rec.errors import printable
 from fedjax_rec.runs.compare import Comparison, ComparisonRow
 from fedjax_rec.runs.markup import escape, table
@@ -100,16 +101,8 @@ def _grid(comparison: Comparison) -> list[list[str]]:
 
 
 def _table(comparison: Comparison) -> str:
-    grid = _grid(comparison)
-    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ).rstrip()
-        for cells in grid
-    ]
-    return "\n".join([_title(comparison), *lines, NOTE, *comparison.warnings])
+    rows = aligned(_grid(comparison), left=(0, 1))
+    return "\n".join([_title(comparison), rows, NOTE, *comparison.warnings])
 
 
 def _csv(comparison: Comparison) -> str:

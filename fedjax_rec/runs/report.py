@@ -1,10 +1,11 @@
 """What a person sees of a run: a table, curves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedjax_rec.algorithms.own import label_of
+from fedjax_rec.columns import aligned
 from fedjax_rec.data.splits import Split
 from fedjax_rec.evaluation.summary import name_sampled, tell_rivals
 from fedjax_rec.runs.baselines import BaselineRun
@@ -58,7 +59,7 @@ def result_table(outcome: Outcome) -> str:
         body.append(["federated / best central", *(_ratio(price) for price in prices)])
     return (
         f"{LEAKY}\n" * leaky
-        + _align_columns([header, *body])
+        + aligned([header, *body])
         + _rivals(outcome.tested)
         + _price_line(outcome)
         + _privacy_line(outcome)
@@ -173,21 +174,7 @@ def baseline_table(run: BaselineRun) -> str:
     if run.ceiling is not None:
         values = [f"{run.ceiling[ranking][metric]:.4f}" for ranking, metric in columns]
         rows.append(["best reachable", *values, "", ""])
-    return _align_columns([row[:-1] for row in rows], [row[-1] for row in rows]) + _rivals(run.split)
-
-
-def _align_columns(rows: list[list[str]], notes: Sequence[str] | None = None) -> str:
-    """Columns: the first one to the left, the others to the right, notes behind them."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row, note in zip(rows, notes or [""] * len(rows), strict=True):
-        cells = [
-            row[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-            note,
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return aligned(rows, left=(0, len(rows[0]) - 1)) + _rivals(run.split)
 
 
 def draw_curves(outcome: Outcome, path: Path, *, title: str) -> None:

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from fedjax_rec.columns import aligned
 from fedjax_rec.runs.sweeps import Swept, best_settings, spread
 from fedjax_rec.training.sweep import Trial
 
@@ -57,8 +58,7 @@ def sweep_table(swept: Swept) -> str:
     for rounds, trial in swept.rows[:SHOWN]:
         values = [str(trial.settings[name]) for name in names]
         rows.append([*values, f"{rounds:,}", *_cells(trial), f"{trial.round:,}"])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines = [aligned(rows, left=())]
     if len(swept.rows) > SHOWN:
         lines.append(f"... and {len(swept.rows) - SHOWN} more in trials.csv")
     best = swept.best
