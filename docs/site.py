@@ -4,6 +4,9 @@ A page of an algorithm is made of its description, one of a wing of what it offe
 """
 
 import ast
+import inspect
+import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
-from fedjax_rec.algorithms.registry import names
+from fedjax_rec.algorithms.registry import entry_of, names
 from fedjax_rec.runs.descriptions import Description, describe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +39,16 @@ PAGES = {  # in the order of a reader: title, and where it lies
     "Coming from FedJAX, TFF, Flower, RecBole": "docs/coming_from.md",
 }
 ABOUT = {"Contributing": "CONTRIBUTING.md", "Changelog": "CHANGELOG.md", "Security": "SECURITY.md"}
+HEADS = (
+    "method",
+    "NDCG@10",
+    "95 % over users",
+    "seeds",
+    "HR@10",
+    "NDCG@10, sampled",
+    "HR@10, sampled",
+    "price",
+)
 SERVED = ("README.md", "NOTES.md", "*.png", "results/**/*.png")  # of an experiment
 
 
@@ -95,7 +108,11 @@ def algorithm_page(found: Description) -> str:
     )
     return (
         f"# {found.name}\n\n```sh\nfedjax-rec run --algorithm {found.name}\n```\n\n{_facts(found)}\n\n"
-        f"| setting | default | |\n|---|---|---|\n{rows}\n\n"
+        f"## One round\n\n```text\n{_round_of(found)}\n```\n\n"
+        f"## Settings\n\n| setting | default | |\n|---|---|---|\n{rows}\n\n"
+        f"{_numbers_of(found.name)}"
+        f"## As it is written\n\n```python\n{_code_of(found.name)}\n```\n\n"
+        f"## In full\n\n"
         f"::: fedjax_rec.algorithms.{found.name}\n"
         f"    options: {{show_root_heading: false, members: [{found.name}]}}\n"
     )
@@ -144,6 +161,72 @@ def _facts(found: Description) -> str:
     sent = f"{found.row_bytes:,} bytes and an id for each row that it touches, {found.dense_bytes:,} bytes besides"
     rows += [("a client sends", sent), ("needs", ", ".join(found.needs) or "users and items")]
     return "| | |\n|---|---|\n" + "\n".join(f"| {label} | {_cell(text)} |" for label, text in rows)
+
+
+def _round_of(found: Description) -> str:
+    """A round at the default settings as pseudocode: what is kept, trained, sent and summed."""
+    algorithm = entry_of(found.name).factory()
+    work = algorithm.work
+    server = ", ".join([*found.tables, *found.shared])
+    keeps = f"its {', '.join(found.private)}" if found.private else "nothing between rounds"
+    lines = [
+        f"server has {server}; client u has its history, and keeps {keeps}",
+        "for the cohort's clients u, all at once:"
+        if algorithm.repeats
+        else "for round t = 1, 2, ..., for the clients u of the cohort, all at once:",
+        f"    receive {server} (of tables the rows that u's examples name)",
+    ]
+    if work.epochs > 1:
+        lines += [f"    {work.epochs} local epochs, for each local batch of u's examples:"]
+    else:
+        lines += ["    for each local batch of u's examples:"]
+    how = " by the gradient of one loss" if work.descent is not None else ""
+    lines += [f"        step: u's own leaves and rows change{how}"]
+    if work.end_epoch is not None:
+        lines += ["        at the end of an epoch u's own leaves are settled"]
+    sent = [f"{found.row_bytes:,} bytes a touched row"] * bool(found.row_bytes)
+    sent += [f"{found.dense_bytes:,} bytes besides"] * bool(found.dense_bytes)
+    lines += [f"    send delta_u ({', '.join(sent)}); u's own leaves stay"]
+    lines += ["server: M(t + 1) = M(t) + server_optimizer(aggregate over u of delta_u)"]
+    if algorithm.model.represent is not None:
+        lines += ["before it is scored, u trains its own leaves on its history and sends nothing"]
+    return "\n".join(lines)
+
+
+def _code_of(name: str) -> str:
+    """The module of an algorithm without its docstrings and imports."""
+    module = sys.modules[entry_of(name).factory.__module__]
+    source = inspect.getsource(module)
+    tree = ast.parse(source)
+    dropped: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom) and node.col_offset == 0:
+            dropped |= set(range(node.lineno, (node.end_lineno or 0) + 1))
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            text = node.body[0]
+            dropped |= set(range(text.lineno, (text.end_lineno or 0) + 1))
+    lines = [line for number, line in enumerate(source.splitlines(), start=1) if number not in dropped]
+    return re.sub(r"\n{4,}", "\n\n\n", "\n".join(lines)).strip()
+
+
+def _numbers_of(name: str) -> str:
+    """Its rows of the honest benchmark, by data set."""
+    text = (ROOT / "experiments/honest_benchmark/README.md").read_text(encoding="utf-8")
+    rows = []
+    for part in text.partition("<!-- tables: begin -->")[2].split("\n## ")[1:]:
+        data, _, body = part.partition("\n")
+        for line in body.splitlines():
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if re.fullmatch(rf"{name}(-\w+)?", cells[0]) and len(cells) > len(HEADS):
+                rows.append([data, *cells[: len(HEADS)]])
+    if not rows:
+        return ""
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return (
+        f"## Numbers\n\n| data | {' | '.join(HEADS)} |\n|{'---|' * (len(HEADS) + 1)}\n{table}\n\n"
+        "Tuned, full ranking and 99 sampled negatives; the price is over the best central method: "
+        "[the honest benchmark](../experiments/honest_benchmark/README.md).\n\n"
+    )
 
 
 def _cell(value: Any) -> str:

@@ -38,6 +38,13 @@ def test_everything_has_its_page(site):
     for wing in ("client", "server", "training", "evaluation"):
         page = (site / f"api/{wing}/index.html").read_text(encoding="utf-8")
         assert [name for name in getattr(fr, wing).__all__ if f'.{name}"' not in page] == []
+    for name in names():
+        page = (site / f"algorithms/{name}/index.html").read_text(encoding="utf-8")
+        assert all(
+            f'id="{part}"' in page for part in ("one-round", "settings", "as-it-is-written", "in-full")
+        ), name
+    page = (site / "algorithms/fedmf/index.html").read_text(encoding="utf-8")
+    assert "0.0735" in page.partition('id="numbers"')[2]  # as the honest benchmark has it
     page = (site / "api/client/index.html").read_text(encoding="utf-8")
     assert "highlight" in page.partition('flax_training"')[2]  # its Example is code, and not a paragraph
 
