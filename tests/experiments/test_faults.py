@@ -12,7 +12,13 @@ script.register()
 README = Path(script.__file__).with_name("README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", FAULTS)
+DEAR = {  # each starts two runs, and tests/test_hosts.py has them too
+    name: pytest.mark.thorough("tests/test_hosts.py does the same")
+    for name in ("one of two processes killed", "two processes that differ")
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=DEAR.get(name, ())) for name in FAULTS])
 def test_fault(name):
     """Nothing that was acknowledged is lost, and no wrong number is believed."""
     counts = script.inject(name, short=True)
