@@ -89,8 +89,8 @@ def fedease(
     `fedals`.
 
     Args:
-        regularisation: lambda, above 0; by default that of central EASE for as many events as are in G
-            (`fedjax_rec.data.defaults.ease_penalty`).
+        regularisation: lambda, above 0; by default that of central EASE for as many events and clients as are in
+            G (`fedjax_rec.data.defaults.ease_penalty`).
         memory: m, in [0, 1), the share of the earlier rounds' sum that the server keeps.
         batch_size: own items in a local batch B; for speed and memory only: a lane sends B I numbers at a time.
         aggregator: "sum", or `fixed_point(total(), ...)`; "mean" makes G smaller, so that lambda weighs more.
@@ -147,7 +147,8 @@ def item_weights(batch_size: int) -> Model:
         batch_size: own items in a local batch.
 
     Returns:
-        private {"scores" [I]}, tables {"weight" [I, I]}, row: the item of the history, column: the item to score.
+        private {"scores" [I]}, shared {"clients" []}, how many are in G, tables {"weight" [I, I]} with a row for
+        an item of the history and a column for one to score.
 
     Example:
         >>> from fedjax_rec.testing import tiny_population
@@ -157,7 +158,8 @@ def item_weights(batch_size: int) -> Model:
 
     def init_server(key: Key, population: Population) -> Server:
         del key
-        return Server({}, {"weight": jnp.zeros((population.num_items, population.num_items))})
+        weight = jnp.zeros((population.num_items, population.num_items))
+        return Server({"clients": jnp.float32(0)}, {"weight": weight})
 
     return Model(
         lambda key: {},  # noqa: ARG005 - nothing private is random
@@ -193,8 +195,7 @@ def _count_pairs(batch_size: int) -> ClientWork:
         return local._replace(passes=local.passes + 1)
 
     def finish(local: Local, shared: PyTree) -> tuple[PyTree, PyTree]:
-        del shared
-        return {"scores": local.scores}, {}
+        return {"scores": local.scores}, {"clients": jnp.ones_like(shared["clients"])}  # what G is a sum over
 
     def send(local: Local, rows: Rows, batch: Batch, old: PyTree) -> PyTree:
         del rows, old
@@ -218,22 +219,24 @@ def _closed_form(
     """The server's rule: add up, invert."""
 
     def init(server: Server) -> PyTree:
-        return jnp.zeros_like(server.tables["weight"]) if _remembers(memory) else ()
+        zeros = jnp.zeros_like(server.tables["weight"]), jnp.zeros_like(server.shared["clients"])
+        return zeros if _remembers(memory) else ()
 
     def update(updates: Server, state: PyTree, params: Server | None = None) -> tuple[Server, PyTree]:
         if params is None:
             raise ValueError("the closed form needs the parameters: call update(updates, state, params)")
-        # G [I, I], of all rounds that are remembered
-        pairs = -updates.tables["pairs"]
+        # G [I, I], and how many clients it is a sum over, of all rounds that are remembered
+        pairs, clients = -updates.tables["pairs"], -updates.shared["clients"]
         if _remembers(memory):
-            state = pairs = memory * state + pairs
+            state = pairs, clients = memory * state[0] + pairs, memory * state[1] + clients
         # B [I, I]; a round of nobody leaves it as it is
         old = params.tables["weight"]
         events = jnp.trace(pairs)
-        size = Size(num_users=0, num_items=len(pairs), num_events=events)  # of users the rule asks nothing
+        size = Size(num_users=clients, num_items=len(pairs), num_events=events)
         ridge = jnp.asarray(ease_penalty(size) if strength is None else strength, jnp.float32)
         new = jnp.where(events > 0, weigh(pairs, ridge), old)
-        return Server({}, {"weight": new - old}), state
+        count = jnp.where(events > 0, clients, params.shared["clients"])
+        return Server({"clients": count - params.shared["clients"]}, {"weight": new - old}), state
 
     return optax.GradientTransformation(init, update)
 

@@ -90,8 +90,8 @@ def sized_defaults(name: str, size: Size, given: Mapping[str, float] | None = No
         all of them, with those that are given.
 
     Example:
-        >>> sized_defaults("fedease", Size(4, 6, 9)), sized_defaults("fedncf", Size(4, 6, 9))
-        ({'regularisation': 1.5}, {})
+        >>> sized_defaults("fedease", Size(4, 6, 16)), sized_defaults("fedncf", Size(4, 6, 16))
+        ({'regularisation': 3.2}, {})
     """
     rule = entry_of(name).defaults_by_size
     return {} if rule is None else rule(size, **(given or {}))

@@ -77,9 +77,9 @@ def trials_of(
         the trials, numbers by setting; a single empty one for an algorithm that has nothing to tune.
 
     Example:
-        >>> trials = trials_of("fedease", Size(4, 6, 9), {}, 3)
+        >>> trials = trials_of("fedease", Size(4, 6, 16), {}, 3)
         >>> trials[0], len(trials)
-        ({'regularisation': 1.5}, 3)
+        ({'regularisation': 3.2}, 3)
     """
     space = space_of(algorithm, size, given, fixed=fixed)
     if not space:

@@ -15,7 +15,7 @@ from fedjax_rec.samplers.data_independent import uniform
 from fedjax_rec.server.aggregators import fixed_point, total
 from fedjax_rec.testing import assert_close, fixed, run, tiny_population
 from fedjax_rec.training.checkpoints.manager import Checkpoints
-from tests.references.fedease import histories, weights_of
+from tests.references.fedease import default_ridge, histories, weights_of
 
 EQUAL = 1e-5  # of the largest number of an array
 
@@ -44,7 +44,7 @@ def test_a_client_scores_with_its_own_rows_alone():
     for _ in range(2):
         state, info = step(jax.random.key(0), state, population)
     table = histories(population)
-    scores = table @ weights_of(table.T @ table, table.sum() ** 0.5 / 2)
+    scores = table @ weights_of(table.T @ table, default_ridge(table.sum(), table.any(axis=1).sum()))
     assert apart(state.private["scores"], scores) < EQUAL
     errors = (1 - scores)[table > 0] ** 2
     assert float(info.loss) == pytest.approx(errors.mean(), rel=1e-4)
@@ -73,13 +73,16 @@ def test_partial_participation_equals_running_sums(memory):
     state = algorithm.init(key, population)
     step = jax.jit(algorithm.round)
     table = histories(population)
-    pairs = 0.0
+    pairs, clients = 0.0, 0.0
     for round_ in range(3):
         ids, _ = uniform(9)(jax.random.fold_in(stream(key, "cohort"), round_), population.num_clients)
         cohort = table[np.asarray(ids)]
         pairs = memory * pairs + cohort.T @ cohort
+        clients = memory * clients + cohort.any(axis=1).sum()  # who has no event takes no part
         state, _ = step(key, state, population)
-        assert apart(state.server.tables["weight"], weights_of(pairs, np.trace(pairs) ** 0.5 / 2)) < EQUAL
+        wanted = weights_of(pairs, default_ridge(np.trace(pairs), clients))
+        assert apart(state.server.tables["weight"], wanted) < EQUAL
+        assert float(state.server.shared["clients"]) == pytest.approx(clients)
 
 
 def test_secure_sums_change_no_bit():

@@ -20,3 +20,8 @@ def weights_of(pairs, ridge):
         left = pairs[np.ix_(others, others)] + ridge * np.eye(size - 1)
         weights[others, item] = np.linalg.solve(left, pairs[others, item])
     return weights
+
+
+def default_ridge(events, clients):
+    """lambda, where none is given: .8 times the geometric mean of the root of M and of M / N."""
+    return 0.8 * np.sqrt(np.sqrt(events) * events / clients)

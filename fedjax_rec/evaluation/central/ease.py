@@ -50,8 +50,8 @@ def default_regularisation(split: Split) -> float:
 
     Example:
         >>> from fedjax_rec.evaluation.central.example import tiny_split
-        >>> round(4 * default_regularisation(tiny_split()) ** 2)  # training events
-        8
+        >>> round(default_regularisation(tiny_split()), 2)
+        1.9
     """
     return float(max(1.0, ease_penalty(split.size)))
 
