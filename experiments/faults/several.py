@@ -125,9 +125,7 @@ def _kill(injection: Injection, number: int) -> Outcome:
     if latest is None or latest.damaged:
         return "lost"
     rounds = int(latest.meta["round"]) + MORE
-    resumed = Process(
-        ["resume", str(folder), "--rounds", str(rounds), "--quiet"], injection.folder / "resumed"
-    ).end()
+    resumed = Process(["resume", str(folder), "--rounds", str(rounds)], injection.folder / "resumed").end()
     if resumed.status:
         return "lost"
     straight = injection.folder / f"straight-{number}"
