@@ -20,7 +20,16 @@ import numpy as np
 from experiments.faults.registry import FAULTS, Injection, Tally
 from experiments.faults.workload import use_cache
 
-MODULES = ("kills", "damage", "disk", "drift", "clients", "files", "forged")  # whose import registers faults
+MODULES = (
+    "kills",
+    "damage",
+    "disk",
+    "drift",
+    "clients",
+    "files",
+    "forged",
+    "stores",
+)  # whose import registers faults
 MOST_DEVICES = 8  # of one core each
 
 
