@@ -1,9 +1,7 @@
 """Core types: what every part of the simulator passes to every other part.
 
 A federated algorithm is **one client's work, written for one client**; everything that makes it federated is a
-value passed to `federate`. Nothing in a `ClientWork` has a client axis: the engine adds it with `vmap`.
-
-Axis legend, used everywhere:
+value passed to `federate`. Nothing in a `ClientWork` has a client axis: the engine adds it with `vmap`. The axes:
 
 ======  =======================================================================
 `N`     clients (users)
@@ -398,13 +396,17 @@ class Plan(NamedTuple):
     num_bytes: dict[str, int]  # over all devices, by what they hold
     stream_clients: int | None = None  # S, clients of a chunk, where rounds run in chunks
     touched_rows: int | None = None  # about how many a round touches, where it sums and steps these alone
+    disk_bytes: int = 0  # of what clients keep, where that waits in files: at most, of all clients
 
 
 class ChunkedRound(NamedTuple):
     """A round in chunks of clients, whose leaves wait in host memory: in these states `state.store` is empty."""
 
     plan: Plan  # of which `stream_clients` is S, clients of a chunk
-    init_clients: Callable[[Key, jax.Array, Server], ClientStore]  # (key, ids int32[S], server) -> [S, ...]
+    init_common: Callable[[Key, Server], ClientStore]  # what all clients start alike with
+    init_clients: Callable[
+        [Key, jax.Array, ClientStore], ClientStore
+    ]  # (key, ids int32[S], that) -> [S, ...]
     draw: Callable[[Key, State, Any], Any]  # -> the cohort in whole chunks, longest client first
     # (key, state, population, cohort, first slot int32[], store [S, ...]) -> the engine's result, sound bool[S]
     train: Callable[[Key, State, Any, Any, jax.Array, ClientStore], tuple[Any, jax.Array]]

@@ -70,6 +70,7 @@ def split():
             "seed is 1.5, a float",
         ),
         (lambda split: fr.simulate(fr.fedmf, split), "algorithm is <function fedmf"),
+        (lambda split: fr.simulate(fr.fedmf(), split, client_store=3), "client_store is 3, an int"),
         (
             lambda split: fr.simulate(fr.fedmf(), split, stop=fr.Stop(patience="3")),
             "Stop.patience is '3', a str",

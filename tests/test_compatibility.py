@@ -344,6 +344,12 @@ DIRECTLY: dict[
         transform=fr.transforms.clip(1.0),
     ),
     (Feature.STACK_ATTACK, Feature.FIXED_POINT): lambda: _attacked(fixed_point(named("sum"), capacity=8)),
+    (Feature.CLIENT_STORE, Feature.ONE_PIECE): lambda: fr.simulate(
+        fr.fedmf(dim=1), POPULATION, rounds=1, client_store="nowhere"
+    ),
+    (Feature.CLIENT_STORE, Feature.DISTRIBUTED): lambda: check_together(  # as `simulate` does
+        {Feature.CLIENT_STORE: "folder", Feature.DISTRIBUTED: True}
+    ),
     (Feature.DISTRIBUTED, Feature.LEDGER): lambda: check_together(  # as `simulate` does
         {Feature.DISTRIBUTED: True, Feature.LEDGER: True}
     ),

@@ -29,6 +29,7 @@ MODULES = (
     "files",
     "forged",
     "several",
+    "stores",
 )  # whose import registers faults
 MOST_DEVICES = 8  # of one core each
 

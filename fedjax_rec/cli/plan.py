@@ -9,7 +9,7 @@ from fedjax_rec.errors import printable
 from fedjax_rec.runs.settings import Settings
 
 SETTING_GROUPS = ("model", "client", "server")
-SETTING_FIELDS = ("clip", "rounds", "lanes", "stream_clients", "server_rows")
+SETTING_FIELDS = ("clip", "rounds", "lanes", "stream_clients", "client_store", "server_rows")
 
 
 def add_parser(commands: Any) -> None:
@@ -100,6 +100,7 @@ def as_dict(found: Any, rounds: int | None) -> dict[str, Any]:
         "memory": sum(on_device.values()),
         "room": found.room,
         "host_memory": sum(on_host.values()),
+        "disk": plan.disk_bytes,
         "stored": found.stored,
         "basis": found.basis,
         "seconds": found.seconds,
@@ -148,6 +149,8 @@ def printable_table(found: dict[str, Any]) -> str:
     )
     if found["host_memory"]:
         lines.append(f"{'host':>12}  {found['host_memory'] / gib:12,.3f} GiB in host memory")
+    if found["disk"]:
+        lines.append(f"{'disk':>12}  {found['disk'] / gib:12,.3f} GiB in files, at most")
     if found["seconds"] is None:
         lines.append("time: not predicted, only rounds of fedmf were measured")
         return printable_lines(lines)

@@ -190,7 +190,8 @@ def dry_run(each: Sequence[Settings], *, as_json: bool) -> int:
     for plan in plans:
         for name in ("clients", "items", "events"):
             print(f"{name:>24}  {plan[name]:,}")
-        print(f"{'memory':>24}  {plan['memory'] / 2**20:,.0f} MiB")
+        for name in ("memory", "disk")[: 1 + bool(plan["disk"])]:
+            print(f"{name:>24}  {plan[name] / 2**20:,.0f} MiB")
         for name, value in plan["settings"].items():
             if value is not None:
                 print(printable(f"{name:>24}  {value}"))
@@ -201,18 +202,21 @@ def dry_run(each: Sequence[Settings], *, as_json: bool) -> int:
 def _plan_of(settings: Settings) -> dict[str, Any]:
     """What a run would be made of."""
     from fedjax_rec.engine.chunks import plan_run
+    from fedjax_rec.engine.plan import without_host
     from fedjax_rec.runs.inputs import with_absolute_paths
     from fedjax_rec.runs.resolved import resolve
     from fedjax_rec.runs.setup import set_up
 
     setup = set_up(with_absolute_paths(complete(settings)), lambda _: None)
     plan = plan_run(setup.algorithm, setup.population)
+    plan = plan if settings.client_store is None else without_host(plan)
     return {
         "settings": dataclasses.asdict(resolve(setup.settings, plan, setup.population.num_clients)),
         "clients": setup.population.num_clients,
         "items": setup.split.num_items,
         "events": len(setup.split.items) if setup.stored is None else setup.stored.size.num_events,
         "memory": sum(plan.num_bytes.values()),
+        "disk": plan.disk_bytes,
         "command": command_of(settings),
     }
 

@@ -49,6 +49,7 @@ class Feature(_Named):
     TOUCHED = "touched rows", "`server_rows='touched'`"
     ONE_PIECE = "rounds in one piece", "`stream_clients=0`"
     STREAMED = "streamed clients", "`stream_clients=`"
+    CLIENT_STORE = "what clients keep in files", "`simulate(..., client_store=...)`"
     STORED = "histories in a store", "`open_population(...)`"
     DISTRIBUTED = "several processes", "`mesh=` with devices of several, after `fr.initialize_distributed()`"
     LEDGER = "a privacy ledger", "`simulate(..., ledger=...)`"

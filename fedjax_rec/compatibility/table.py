@@ -307,6 +307,17 @@ _ROWS: Rows = {  # in the order in which they are met: what is made first is che
         ),
         "leave it out",
     ),
+    (_F.CLIENT_STORE, _F.ONE_PIECE): (
+        (
+            "{client_store}={one!r} is for what waits for its round, and in rounds in one piece all that clients "
+            "keep is on the devices"
+        ),
+        "give {stream_clients}, such as 1000, or leave it out",
+    ),
+    (_F.CLIENT_STORE, _F.DISTRIBUTED): (
+        "{client_store}={one!r} is for one process, and here are several, each of which keeps all of it",
+        "leave it out",
+    ),
     **{
         (_F.TOUCHED, other): (
             f"server_rows='touched' works on the rows that a cohort touches, which does not go with {what}",

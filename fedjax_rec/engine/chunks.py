@@ -7,7 +7,7 @@ import numpy as np
 
 from fedjax_rec.client.population import Population
 from fedjax_rec.engine.hosts import num_processes
-from fedjax_rec.engine.plan import fits, with_copy
+from fedjax_rec.engine.plan import fits, with_copy, without_host
 from fedjax_rec.types import Algorithm, ChunkedRound, Plan, PyTree
 
 STREAMED = 2**30  # bytes of a cohort's copies from which chunks cost no time on a CPU
@@ -122,4 +122,5 @@ def on_devices_that_fit(make: Callable[[int], Algorithm], devices: int, populati
         True
     """
     algorithm = make(devices)
-    return algorithm if fits(with_copy(plan_run(algorithm, population))) else make(num_processes())
+    plan = with_copy(plan_run(algorithm, population))
+    return algorithm if fits(plan) or fits(without_host(plan)) else make(num_processes())

@@ -9,6 +9,7 @@
 | row update | by back end and jaxlib version: `rows.scatter.choose` | `fedjax-rec doctor` |
 | devices | all accelerators, or a core each, with 16 clients at least: `devices.choose_devices` | `devices` |
 | clients of a chunk | 30 MiB of them, where a cohort's copies take 1 GiB or do not fit; else all | `streaming` |
+| files of what clients keep | beside the checkpoints, where memory would not hold it: `training.client_files` | |
 | rows of a round | touched ones where all are twice as many, and 128 MiB more: `federation.touched` | `touched` |
 | rounds in a block | those between two validations (`eval_every`), an argument of the program | `blocks` |
 
@@ -47,7 +48,7 @@ _HOLDERS = {  # of a plan's memory: what takes it, and the way out with paramete
     ),
     "host": (
         "what all clients keep in host memory takes",
-        "lower {dim}, or choose an algorithm whose clients keep less",
+        "lower {dim}, or let it wait in files ({client_store})",
     ),
     "cohort": (
         "what a cohort keeps, before and after its round, takes",
@@ -64,7 +65,7 @@ _HOLDERS = {  # of a plan's memory: what takes it, and the way out with paramete
     ),
     "host best": (
         "the best state so far takes in host memory",
-        "lower {dim}, or have no best kept: keep='last', or no validation",
+        "lower {dim}, let it wait in files ({client_store}), or have no best kept: keep='last', or no validation",
     ),
     "sums": ("sums of updates take", "lower {dim} or the number of devices"),
     "touched": ("the rows that a cohort touches take", "lower the cohort, {dim} or {devices}"),
@@ -75,7 +76,10 @@ _HOLDERS = {  # of a plan's memory: what takes it, and the way out with paramete
 _FEWER_ITEMS = "drop rare items ({core}), or lower {devices}"
 _PAIR_HOLDERS = {  # the same, where the model is a table of items by items, whose size no setting of it changes
     "private": ("the scores that all clients keep take", "stream clients ({stream_clients})"),
-    "host": ("the scores that all clients keep in host memory take", "drop rare items ({core})"),
+    "host": (
+        "the scores that all clients keep in host memory take",
+        "drop rare items ({core}), or let them wait in files ({client_store})",
+    ),
     "cohort": (_HOLDERS["cohort"][0], "lower the cohort (or {stream_clients}) or {devices}"),
     "model": ("weights of items by items take", _FEWER_ITEMS),
     "versions": ("the weights that late clients train from take", "lower {FedBuff.max_staleness}"),
@@ -356,6 +360,25 @@ def with_copy(plan: Plan) -> Plan:
     if "host" in plan.num_bytes:  # where the copy of it is too
         copied["host best"] = plan.num_bytes["host"]
     return plan._replace(num_bytes=plan.num_bytes | copied)
+
+
+def without_host(plan: Plan) -> Plan:
+    """The plan of a run where what clients keep, and the best of it, waits in files and not in host memory.
+
+    Args:
+        plan: of the run with all of it in memory.
+
+    Returns:
+        the same with it as `disk_bytes`.
+
+    Example:
+        >>> found = without_host(Plan(1, 1, 1, "waves", "scatter", {"host": 9, "host best": 9, "model": 2}))
+        >>> found.num_bytes, found.disk_bytes
+        ({'model': 2}, 18)
+    """
+    kept = {name: size for name, size in plan.num_bytes.items() if not name.startswith("host")}
+    moved = sum(plan.num_bytes.values()) - sum(kept.values())
+    return plan._replace(num_bytes=kept, disk_bytes=plan.disk_bytes + moved)
 
 
 def with_inversion(plan: Plan, num_items: int) -> Plan:

@@ -2,11 +2,13 @@
 
 The functions of a chunk are compiled (`streaming`). Here are the arrays that wait, as numpy leaves [N, ...] in
 `State.private` and `State.transform_state`, **changed in place**, and what `simulate` needs beside them. Chunks
-overlap: while one trains, the next is fetched and the last is put back.
+overlap: while one trains, the next is fetched and the last is put back. Leaves that wait in files
+(`client_rows.ClientRows`) stand in the place of numpy's, and are read and written as these are.
 """
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +22,7 @@ from fedjax_rec.engine.chunks import chunk_size
 from fedjax_rec.engine.devices import replicate
 from fedjax_rec.federation.blocks import run_block
 from fedjax_rec.federation.chunk_loop import EMPTY, ChunkedRounds, TouchedRounds, chunk_size_of, write_store
+from fedjax_rec.federation.client_rows import ClientRows, open_rows
 from fedjax_rec.federation.cohort_feed import CohortFeed
 from fedjax_rec.federation.programs import compiled
 from fedjax_rec.federation.row_finder import RowFinder
@@ -77,7 +80,11 @@ def _rounds_in_chunks(
 
 
 def start_state(
-    algorithm: Algorithm, chunked: ChunkedRound | None, key: Key, population: Population
+    algorithm: Algorithm,
+    chunked: ChunkedRound | None,
+    key: Key,
+    population: Population,
+    folder: Path | None = None,
 ) -> State:
     """The state before the first round, where its rounds want it.
 
@@ -86,9 +93,13 @@ def start_state(
         chunked: its round in chunks; None for rounds in one piece.
         key: the run's key.
         population: the clients, on the devices.
+        folder: of files in which what clients keep waits; None for host memory.
 
     Returns:
-        the state; numpy leaves of what clients keep, where they stream from host memory.
+        the state; numpy leaves of what clients keep, where they stream from host memory, or `ClientRows`.
+
+    Raises:
+        OSError: if the folder cannot be written.
 
     Example:
         >>> import fedjax_rec as fr
@@ -102,13 +113,19 @@ def start_state(
     if chunked is None:
         return compiled(_init, (algorithm,), key, population)(key, population)
     state = jax.jit(lambda k, clients: algorithm.init(k, clients).with_store(EMPTY))(key, population)
-    init_clients = jax.jit(chunked.init_clients)
+    # a copy: rounds consume the model, of which it may be a part
+    common = jax.tree.map(np.array, jax.jit(chunked.init_common)(key, state.server))
     shapes = jax.eval_shape(algorithm.init, key, population).store
+    if folder is not None:
+        draw = chunked.init_clients
+        store = open_rows(folder, shapes, lambda ids, key, common: draw(key, ids, common), key, common)
+        return state.with_store(store)
+    init_clients = jax.jit(chunked.init_clients)
     size = max(chunk_size_of(chunked), min(chunk_size(shapes), population.num_clients))
     store = jax.tree.map(lambda s: np.empty(s.shape, s.dtype), shapes)
     for first in range(0, population.num_clients, size):
         ids = np.minimum(np.arange(first, first + size), population.num_clients - 1)
-        write_store(store, ids, init_clients(key, ids, state.server))
+        write_store(store, ids, init_clients(key, ids, common))
     return state.with_store(store)
 
 
@@ -137,18 +154,26 @@ def put_state(chunked: ChunkedRound | None, mesh: Mesh | None, state: State) -> 
     """
     if chunked is None:
         return replicate(state, mesh)
-    store = jax.tree.map(lambda x: np.require(x, requirements="W"), state.store)
+
+    def to_write(leaf: Any) -> Any:
+        return leaf if isinstance(leaf, ClientRows) else np.require(leaf, requirements="W")
+
+    store = jax.tree.map(to_write, state.store)
     return replicate(state.with_store(EMPTY), mesh).with_store(store)
 
 
-def copy_to_host(state: State) -> State:
-    """The same state with what clients keep copied to host memory, so that rounds in chunks may write there.
+def copy_to_host(state: State, folder: Path | None = None) -> State:
+    """The same state with what clients keep copied to host memory or files, so that rounds may write there.
 
     Args:
         state: of a run.
+        folder: of the files; None for host memory.
 
     Returns:
         the state.
+
+    Raises:
+        OSError: if the files cannot be written.
 
     Example:
         >>> import fedjax_rec as fr
@@ -157,8 +182,19 @@ def copy_to_host(state: State) -> State:
         >>> type(state.private["vector"]).__name__
         'ndarray'
     """
-    store = jax.tree.map(np.array, state.store)
+    store = jax.tree.map(np.array if folder is None else partial(_in_file, folder), state.store)
     return copy_state(state.with_store(EMPTY)).with_store(store)
+
+
+def _in_file(folder: Path, leaf: Any) -> ClientRows:
+    """A leaf [N, ...], all rows of which are written."""
+    if isinstance(leaf, ClientRows):
+        return leaf.copy()
+    given = np.asarray(leaf)
+    row_shape = given.shape[1:]
+    rows = ClientRows(folder, given.shape, given.dtype, lambda ids: np.zeros((len(ids), *row_shape)))
+    rows[np.arange(len(given))] = given
+    return rows
 
 
 def copy_state(state: State, spare: State | None = None) -> State:
@@ -166,7 +202,8 @@ def copy_state(state: State, spare: State | None = None) -> State:
 
     Args:
         state: of a run.
-        spare: an older copy, whose numpy leaves are written over: new memory of that size costs more than copying.
+        spare: an older copy, whose numpy leaves and files are written over: new ones of that size cost more than
+            copying.
 
     Returns:
         the copy.
@@ -181,6 +218,8 @@ def copy_state(state: State, spare: State | None = None) -> State:
         return jax.tree.map(lambda leaf: leaf.copy(), state)
 
     def copy(new: Any, old: Any) -> Any:
+        if isinstance(old, ClientRows):
+            return old.take(new)
         if not isinstance(old, np.ndarray):
             return new.copy()
         np.copyto(old, new)

@@ -26,26 +26,55 @@ def init_private(model: Model, key: Key, num_clients: int, server: Server) -> Py
         >>> init_private(model, jax.random.key(0), 3, Server({}, {}))["vector"].shape
         (3, 4)
     """
-    return private_of(model, stream(key, "private"), jnp.arange(num_clients), server)
+    key = stream(key, "private")
+    return private_of(model, key, jnp.arange(num_clients), common_of(model, key, server))
 
 
-def private_of(model: Model, key: Key, ids: jax.Array, server: Server) -> PyTree:
+def common_of(model: Model, key: Key, server: Server) -> PyTree:
+    """The private leaves with which all clients start alike.
+
+    Args:
+        model: how parameters start.
+        key: the stream "private" of the run's key.
+        server: the global model.
+
+    Returns:
+        leaves of one client; {} where there are none.
+    """
+    return {} if model.init_common is None else model.init_common(key, server)
+
+
+def private_of(model: Model, key: Key, ids: jax.Array, common: PyTree) -> PyTree:
     """Some clients' private leaves at the start.
 
     Args:
         model: how parameters start.
         key: the stream "private" of the run's key.
         ids: int32[S], whose.
-        server: the global model.
+        common: of `common_of`.
 
     Returns:
         leaves [S, ...].
     """
     own = jax.vmap(lambda i: model.init_private(jax.random.fold_in(key, i)))(ids)
-    if model.init_common is None:
-        return own
-    common = model.init_common(key, server)
-    return own | jax.tree.map(lambda x: jnp.broadcast_to(x, (len(ids), *x.shape)), common)
+    return own | for_each(common, len(ids)) if common else own
+
+
+def for_each(leaves: PyTree, num_clients: int) -> PyTree:
+    """The same leaves for each of some clients.
+
+    Args:
+        leaves: of one.
+        num_clients: S.
+
+    Returns:
+        leaves [S, ...].
+
+    Example:
+        >>> for_each(jnp.zeros(3), 2).shape
+        (2, 3)
+    """
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), leaves)
 
 
 def init_transform_state(transform: Transform | None, num_clients: int, server: Server) -> PyTree:
@@ -63,7 +92,21 @@ def init_transform_state(transform: Transform | None, num_clients: int, server: 
         >>> init_transform_state(None, 3, Server({}, {}))
         ()
     """
-    if transform is None or transform.init is None:
-        return ()
-    one = transform.init(server)
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_clients, *x.shape)), one)
+    return for_each(transform_state_of(transform, server), num_clients)
+
+
+def transform_state_of(transform: Transform | None, server: Server) -> PyTree:
+    """The state of one client's transform at the start.
+
+    Args:
+        transform: of each client's update; None for none.
+        server: the global model, for its shapes.
+
+    Returns:
+        leaves; () where the transform has none.
+
+    Example:
+        >>> transform_state_of(None, Server({}, {}))
+        ()
+    """
+    return () if transform is None or transform.init is None else transform.init(server)

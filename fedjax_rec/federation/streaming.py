@@ -28,9 +28,9 @@ from fedjax_rec.engine.chunks import choose_chunk_size, copies_are_large
 from fedjax_rec.engine.devices import keep_replicated
 from fedjax_rec.engine.guard import run_sound
 from fedjax_rec.engine.lane_steps import CohortResult
-from fedjax_rec.engine.plan import check_fits, fits, with_copy
+from fedjax_rec.engine.plan import check_fits, fits, with_copy, without_host
 from fedjax_rec.federation.cohorts import DrawnCohort, cut_chunk, locate, of_clients
-from fedjax_rec.federation.initial import init_transform_state, private_of
+from fedjax_rec.federation.initial import common_of, for_each, private_of, transform_state_of
 from fedjax_rec.federation.rounds import (
     Rules,
     cohort_trainer,
@@ -129,6 +129,7 @@ def _chunked_round(rules: Rules, population: Population, size: int, touched_rows
         trained = rules._replace(work=of_named_batches(rules.work))
     return ChunkedRound(
         plan=plan,
+        init_common=partial(init_common, rules),
         init_clients=partial(init_clients, rules),
         draw=partial(draw_in_chunks, rules, size),
         train=partial(train_chunk, trained, plan, located=population.stored or touched is not None),
@@ -137,11 +138,17 @@ def _chunked_round(rules: Rules, population: Population, size: int, touched_rows
     )
 
 
-def init_clients(rules: Rules, key: Key, ids: jax.Array, server: Server) -> ClientStore:
+def init_common(rules: Rules, key: Key, server: Server) -> ClientStore:
+    """What all clients start alike with: leaves of one."""
+    common = common_of(rules.model, stream(key, "private"), server)
+    return ClientStore(common, transform_state_of(rules.uplink.transform, server))
+
+
+def init_clients(rules: Rules, key: Key, ids: jax.Array, common: ClientStore) -> ClientStore:
     """What clients int32[S] keep before the first round, leaves [S, ...]."""
-    private = private_of(rules.model, stream(key, "private"), ids, server)
-    transform_state = init_transform_state(rules.uplink.transform, len(ids), server)
-    return keep_replicated(ClientStore(private, transform_state), rules.mesh)
+    private = private_of(rules.model, stream(key, "private"), ids, common.private)
+    store = ClientStore(private, for_each(common.transform_state, len(ids)))
+    return keep_replicated(store, rules.mesh)
 
 
 def draw_in_chunks(rules: Rules, size: int, key: Key, state: State, population: Population) -> DrawnCohort:
@@ -179,7 +186,7 @@ def train_chunk(
     """
     size = cast("int", plan.stream_clients)
     chunk = cut_chunk(cohort, first_slot, size)
-    check_fits(plan)
+    check_fits(without_host(plan))  # what waits was looked at before there was a state
     slots = jnp.arange(size)
     here = locate(chunk.clients, population) if located else None
     train = cohort_trainer(

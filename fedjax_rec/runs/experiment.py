@@ -65,6 +65,7 @@ MAY_DIFFER = {  # settings, when a run goes on
     "checkpoint_minutes",
     "pause_exit_code",
     "cache",
+    "client_store",
 }
 
 
@@ -299,6 +300,7 @@ def _select(
         on_block=on_block,
         checkpoint=checkpoint,
         resume=resume,
+        client_store=settings.client_store,
     )
 
 
@@ -335,6 +337,7 @@ def _refit(
         keep="last",
         on_block=on_block,
         checkpoint=checkpoint,
+        client_store=settings.client_store,
     )
     if history.stopped == "diverged":
         raise ParameterError(f"the refit on train + validation diverged; {advice(settings)}")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from fedjax_rec.client.membership import BITMAP_BYTES, WIDTH, Membership
 from fedjax_rec.client.population import Population, check_sizes
 from fedjax_rec.data.defaults import Size
-from fedjax_rec.engine.plan import check_room, choose_lanes, with_copy
+from fedjax_rec.engine.plan import check_room, choose_lanes, with_copy, without_host
 from fedjax_rec.errors import ParameterError
 from fedjax_rec.runs.build import clip_batch_size, make_algorithm, with_sized_defaults
 from fedjax_rec.runs.machines import FETCH_SECONDS, Work, machine_of, room_of, seconds_of
@@ -96,6 +96,7 @@ def forecast(settings: Settings, shape: Shape, device: str, count: int) -> Forec
         batch_bytes=plan.num_bytes["lanes"] // (4 * plan.lanes),
     )
     plan = with_copy(_on_devices(plan, count, settings.lanes or lanes))
+    plan = plan if settings.client_store is None else without_host(plan)
     room = room_of(machine, count)
     _check_memory(plan, room, machine.is_cpu)
     work = _work(settings, algorithm, shape, plan)

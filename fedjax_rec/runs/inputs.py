@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -104,7 +104,7 @@ def with_absolute_paths(settings: Settings) -> Settings:
         settings: the experiment.
 
     Returns:
-        the settings, whose paths of data are absolute; names of registered data sets stay.
+        the settings, whose paths of data and files are absolute; names of registered data sets stay.
 
     Example:
         >>> with_absolute_paths(Settings()).dataset
@@ -114,8 +114,12 @@ def with_absolute_paths(settings: Settings) -> Settings:
     if dataset not in DATASETS and "\0" not in dataset:
         path = Path(dataset).expanduser().absolute()
         dataset = str(path) if path.exists() else dataset  # what is nowhere is told as it was given
-    data_dir = None if settings.data_dir is None else str(Path(settings.data_dir).expanduser().absolute())
-    return dataclasses.replace(settings, dataset=dataset, data_dir=data_dir)
+    folders: dict[str, Any] = {
+        name: str(Path(given).expanduser().absolute())
+        for name in ("data_dir", "client_store")
+        if (given := getattr(settings, name)) is not None
+    }
+    return dataclasses.replace(settings, dataset=dataset, **folders)
 
 
 def load_split(settings: Settings) -> tuple[Dataset, Split]:

@@ -19,6 +19,7 @@ _IGNORED_SETTINGS = (
     "lanes",
     "row_update",
     "stream_clients",
+    "client_store",
     "server_rows",
     "baselines",
     "checkpoint_every",

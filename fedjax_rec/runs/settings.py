@@ -269,6 +269,9 @@ class Settings:
         "where it would not fit, or copies would take 1 GiB on a CPU",
         "run",
     )
+    client_store: str | None = _setting(
+        None, "folder in whose files what clients keep waits, where so many are on the devices at once", "run"
+    )
     row_update: str | None = _setting(
         None, "how item rows are added up; by default by back end", "run", tuple(STRATEGIES)
     )

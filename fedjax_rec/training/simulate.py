@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -48,6 +49,7 @@ from fedjax_rec.training.checkpoints.manager import (
 )
 from fedjax_rec.training.checkpoints.signals import StopRequest, defer_interrupt
 from fedjax_rec.training.checkpoints.versions import versions
+from fedjax_rec.training.client_files import place_clients
 from fedjax_rec.training.divergence import LOST, diverged, first_loss
 from fedjax_rec.training.history import (
     History,
@@ -88,6 +90,7 @@ def simulate(
     checkpoint: Checkpoints | None = None,
     resume: bool | None = None,
     ledger: PrivacyBudget | None = None,
+    client_store: str | Path | None = None,
 ) -> tuple[State, History]:
     """Run a federated algorithm, selecting the round on validation.
 
@@ -110,16 +113,19 @@ def simulate(
         resume: True if there must be a checkpoint, False if there may not be one; by default either will do.
         ledger: of a privacy budget (`fedjax_rec.privacy.ledger`), asked before each block of rounds, and told
             of it.
+        client_store: a folder in whose files what clients keep waits, where rounds run in chunks; by default in
+            host memory, or beside the checkpoints where that is too small. The files have no names.
 
     Returns:
-        the state, and the history. A run that diverged warns (`DivergedWarning`).
+        the state, and the history. A run that diverged warns (`DivergedWarning`). In files, private leaves of a
+        store's clients are `ClientRows`: `leaf[ids]` has some rows, `np.asarray(leaf)` all.
 
     Raises:
         ValueError: if a setting is out of range, the cohort exceeds the population, or the checkpoints are another
             run's, naming what differs; if a ledger is of other rounds than the algorithm's; before the block
             that would overspend a ledger's budget, once the run is saved if it has checkpoints; if processes
             differ in data, versions or settings, naming one that does.
-        OSError: if a checkpoint cannot be written; earlier ones are whole. If another process is gone.
+        OSError: if a checkpoint or a file cannot be written; earlier ones are whole. If another process is gone.
         Paused: (an exit with status 0) if a signal stopped a run with checkpoints, once it was saved.
         Interrupted: (a KeyboardInterrupt) if SIGINT stopped one without; `result` is what was done until then.
 
@@ -135,13 +141,12 @@ def simulate(
     _check_ranges(rounds, eval_every, keep)
     if checkpoint is not None:
         check_checkpoints(checkpoint, eval_every)
-    stop = stop or Stop()
-    check_arguments(Stop, stop._asdict())
     start_time = time.perf_counter()
+    check_arguments(Stop, (stop := stop or Stop())._asdict())
     key = key_of(seed)
     data, population = clients_of(data, population)
     check_order(algorithm, population)
-    team = Team(algorithm.mesh)
+    team = Team(algorithm.mesh, stored=isinstance(data, StoredPopulation))
     evaluate = make_validator(algorithm, data, stop, point)
     keeps_best = keep == "best" and evaluate is not None
     if ledger is not None:
@@ -149,16 +154,17 @@ def simulate(
         ledger.admit(algorithm, population.num_clients)
     chunked, plan = choose_run(algorithm, population)
     plan = with_copy(plan) if keeps_best else plan
+    folder, plan = place_clients(client_store, chunked, plan, checkpoint, team)
     check_fits(plan)  # before there is a state
     # Clients and state where the rounds want them: on every device of the mesh.
     population = replicate(population.without_ids(), algorithm.mesh)
     start = "the algorithm's own"
     if state is None:
-        state = start_state(algorithm, chunked, key, population)
+        state = start_state(algorithm, chunked, key, population, folder)
     else:
         check_state(algorithm, key, state, population)
         start = "" if checkpoint is None else digest(to_arrays(state))[:12]  # rounds consume it
-        state = put_state(chunked, algorithm.mesh, state if chunked is None else copy_to_host(state))
+        state = put_state(chunked, algorithm.mesh, state if chunked is None else copy_to_host(state, folder))
     name = "" if ledger is None else name_of(algorithm, key, state, population, data)
     if ledger is not None:
         ledger.record(int(state.round), name)

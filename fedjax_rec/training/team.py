@@ -21,6 +21,7 @@ from fedjax_rec.engine.hosts import (
     of_first,
     spans_processes,
 )
+from fedjax_rec.federation.client_rows import map_rows
 from fedjax_rec.training.checkpoints.leaves import from_arrays, to_arrays
 from fedjax_rec.training.checkpoints.manager import Best, Checkpoints, Paused, Snapshot
 from fedjax_rec.training.checkpoints.signals import StopRequest, catch_stop_signals
@@ -34,13 +35,15 @@ class Team:
 
     Args:
         mesh: of its algorithm; one with devices of several processes makes a team of them.
+        stored: whether the clients are in a store, whose state is never looked at as a whole.
 
     Example:
         >>> Team(None).of_first(lambda: 3)
         3
     """
 
-    def __init__(self, mesh: Mesh | None) -> None:
+    def __init__(self, mesh: Mesh | None, *, stored: bool = False) -> None:
+        self.stored = stored
         self.several = spans_processes(mesh)
         self.leads = not self.several or is_first()
 
@@ -67,7 +70,9 @@ class Team:
 
     def local(self, state: State) -> State:
         """The state of a run as this process alone may compute with it."""
-        return make_local(state) if self.several else state
+        if self.several:
+            return make_local(state)
+        return state if self.stored else map_rows(state)
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:

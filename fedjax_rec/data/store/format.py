@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_rec.data.errors import DataError
+from fedjax_rec.data.store.verification import check_items, check_order
 
 FORMAT = "fedjax_rec store"
 VERSION = 1
@@ -233,7 +234,8 @@ def open_store(path: str | Path, *, verify: bool = False) -> Store:
 
     Args:
         path: its folder.
-        verify: whether every byte is read and compared with its sums, and every item with the catalogue.
+        verify: whether every byte is read and compared with its sums, every item with the catalogue, and the order
+            of each client's events with their times.
 
     Returns:
         the store.
@@ -254,7 +256,8 @@ def open_store(path: str | Path, *, verify: bool = False) -> Store:
     store = Store(path, meta, columns)
     _check_offsets(store)
     if verify:
-        _check_items(store)
+        check_items(store)
+        check_order(store)
     return store
 
 
@@ -390,16 +393,6 @@ def _check_offsets(store: Store) -> None:
         raise DataError(
             f"{store.path / 'offsets.bin'}: no offsets of {store.num_events:,} events; make the store anew"
         )
-
-
-def _check_items(store: Store) -> None:
-    for start in range(0, store.num_events, _BLOCK):
-        items = store.read("items", start, min(start + _BLOCK, store.num_events))
-        if items.min() < 0 or items.max() >= store.num_items:
-            raise DataError(
-                f"{store.path / 'items.bin'}: items {items.min()} to {items.max()}, and there are "
-                f"{store.num_items:,}; make the store anew"
-            )
 
 
 def check_column(name: str, dtype: np.dtype) -> None:

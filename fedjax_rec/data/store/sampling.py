@@ -7,6 +7,7 @@ from fedjax_rec.data.errors import DataError
 from fedjax_rec.data.sorting import sort_distinct
 from fedjax_rec.data.splits import Split
 from fedjax_rec.data.store.format import Store
+from fedjax_rec.data.store.verification import check_order
 
 HELD_OUT = 2  # events at the end of each history
 _STREAM_VALIDATION = 0  # as in `splits`
@@ -32,7 +33,7 @@ def sample_split(
         int64[n], the clients in ascending order, and their split.
 
     Raises:
-        DataError: if fewer clients have 3 events.
+        DataError: if fewer clients have 3 events, or theirs are not in order.
 
     Example:
         >>> import tempfile
@@ -46,6 +47,7 @@ def sample_split(
     if num_clients < 1:
         raise DataError(f"evaluate_clients={num_clients} must be at least 1; leave it out to rank nobody")
     ids = _draw(store, num_clients, seed)
+    check_order(store, ids)
     found = store.gather(ids)
     ends = np.cumsum(found.counts)
     is_train = np.ones(len(found.items), bool)

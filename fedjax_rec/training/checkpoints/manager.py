@@ -10,6 +10,7 @@ named, and so is whatever differs between the run that wrote it and the run that
 """
 
 import contextlib
+import copy
 import hashlib
 import math
 import time
@@ -24,7 +25,7 @@ import numpy as np
 
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.locks import lock_folder
-from fedjax_rec.training.checkpoints.leaves import Leaf, describe_leaves, from_arrays, to_arrays
+from fedjax_rec.training.checkpoints.leaves import Leaf, describe_leaves, from_arrays, pack, to_arrays, unpack
 from fedjax_rec.training.checkpoints.meta import Meta, check_run
 from fedjax_rec.training.checkpoints.signals import StopRequest, catch_stop_signals
 from fedjax_rec.training.checkpoints.store import (
@@ -227,7 +228,7 @@ class CheckpointManager:
         meta |= self.identity._asdict()
         meta["custom_metadata"] = dict(self.checkpoints.custom_metadata)
         meta["versions"] = versions()
-        path = write_checkpoint(self.folder, meta, to_arrays(tree), describe_leaves(tree))
+        path = write_checkpoint(self.folder, meta, list(map(pack, to_arrays(tree))), describe_leaves(tree))
         self.saved_round = rounds_done
         self.damaged = [name for name in self.damaged if name != path.name]
         prune(self.folder, self.checkpoints.max_to_keep, self.damaged)
@@ -362,15 +363,16 @@ def _pack(rounds_done: int, snapshot: Snapshot) -> tuple[Meta, PyTree]:
 
 def _unpack(meta: Meta, arrays: list[np.ndarray], template: PyTree) -> Snapshot:
     # Arrays by the first part of their names: "state/...", "best/...", "rounds/loss".
-    names = [Leaf(**leaf).name.split("/") for leaf in meta["leaves"]]
-    groups: dict[str, list[np.ndarray]] = {"state": [], "best": [], "rounds": []}
-    for (group, *_), array in zip(names, arrays, strict=True):
-        groups[group].append(array)
+    leaves = [Leaf(**leaf) for leaf in meta["leaves"]]
+    names = [leaf.name.split("/") for leaf in leaves]
+    groups: dict[str, list[Any]] = {"state": [], "best": [], "rounds": []}
+    for (group, *_), array, leaf in zip(names, arrays, leaves, strict=True):
+        groups[group].append(unpack(array, leaf))
     run = meta["run"]
     best_state = None
     if run["best"]["has_state"]:
         # where it is the state itself, another copy: rounds may write into numpy leaves
-        best_state = from_arrays(groups["best"] or (np.array(array) for array in groups["state"]), template)
+        best_state = from_arrays(groups["best"] or map(copy.copy, groups["state"]), template)
     fields = [field for group, *rest in names if group == "rounds" for field in rest]
     columns: dict[str, Any] = dict(zip(fields, groups["rounds"], strict=True))
     return Snapshot(

@@ -58,10 +58,13 @@ def read_meta(path: Path) -> Meta:
     _require(meta["round"] >= 0, f"round is {meta['round']}")
     for number, leaf in enumerate(meta["leaves"]):
         _check_fields(leaf, f"leaves[{number}]", _LEAF)
-        _require(set(leaf) == set(_LEAF), f"leaves[{number}] has fields that none has")
+        _require(set(leaf) - {"rows"} == set(_LEAF), f"leaves[{number}] has fields that none has")
         sizes = leaf["shape"]
         fits = len(sizes) <= _MOST_DIMENSIONS and all(_is(size, int) and size >= 0 for size in sizes)
         _require(fits, f"leaves[{number}] has no shape")
+        rows = leaf.get("rows", 0)
+        few = _is(rows, int) and 0 <= rows <= (sizes[0] if sizes else 0)
+        _require(few, f"leaves[{number}] has no such number of rows")
     return meta
 
 

@@ -170,7 +170,7 @@ def write_checkpoint(folder: Path, meta: Meta, arrays: Sequence[np.ndarray], lea
     path = folder / f"round-{meta['round']:08}"
     draft = folder / f"{_DRAFT}{path.name}"
     replaced = folder / f"{_OLD}{path.name}"
-    added = {"schema": SCHEMA, "digest": digest(arrays), "leaves": [leaf._asdict() for leaf in leaves]}
+    added = {"schema": SCHEMA, "digest": digest(arrays), "leaves": [_as_json(leaf) for leaf in leaves]}
     with _explain_failure(path, draft):
         # The draft is complete, flushed and sealed before it gets its name.
         shutil.rmtree(draft, ignore_errors=True)
@@ -188,6 +188,11 @@ def write_checkpoint(folder: Path, meta: Meta, arrays: Sequence[np.ndarray], lea
         flush(folder)
     shutil.rmtree(replaced, ignore_errors=True)
     return path
+
+
+def _as_json(leaf: Leaf) -> dict[str, Any]:
+    """What `meta.json` says of a leaf; of one that is saved whole."""
+    return {name: value for name, value in leaf._asdict().items() if name != "rows" or value is not None}
 
 
 @contextlib.contextmanager
@@ -278,6 +283,12 @@ def read_arrays(path: Path, meta: Meta) -> list[np.ndarray]:
 def _reshape(value: Any, leaf: Leaf) -> np.ndarray:
     """An array as it was saved: scalars and empty arrays too."""
     is_key = leaf.dtype.startswith("key")
+    if leaf.rows is not None:
+        return (
+            np.zeros((0, 0), np.uint8)
+            if value is None
+            else np.asarray(value, np.uint8).reshape(leaf.rows, -1)
+        )
     if value is None:
         return np.zeros(tuple(leaf.shape), "uint32" if is_key else leaf.dtype)
     array = np.asarray(value)

@@ -11,6 +11,8 @@ import pytest
 
 from fedjax_rec.data.errors import DataError
 from fedjax_rec.data.store.format import META, describe_store, is_store, open_store, seal_of
+from fedjax_rec.data.store.sampling import sample_split
+from fedjax_rec.data.store.verification import check_order
 from fedjax_rec.data.store.writer import StoreWriter, check_room, write_store
 
 OFFSETS = np.array([0, 2, 2, 5])
@@ -98,6 +100,19 @@ def test_what_is_not_as_it_was_sealed_is_refused(tmp_path):
     refused("no store: there is no meta.json; make one with")
     with pytest.raises(DataError, match=r"offsets\.bin: no offsets of 5 events"):
         open_store(make(tmp_path / "falling", offsets=np.array([0, 4, 2, 5])))
+
+
+def test_times_that_are_not_in_order(tmp_path):
+    """They are refused where the store says that events are in that of time: of all clients, and of a sample."""
+    times = np.array([5, 6, 7, 3, 4], np.int64)
+    offsets = np.array([0, 2, 2, 5])
+    path = make(tmp_path / "s", offsets=offsets, timestamps=times)
+    with pytest.raises(DataError, match=r"timestamps\.bin: events of client 2 are not in the order"):
+        open_store(path, verify=True)
+    with pytest.raises(DataError, match=r"timestamps\.bin: events of client 2 are not in the order"):
+        sample_split(open_store(path), 1, num_candidates=1)
+    sound = make(tmp_path / "t", offsets=offsets, timestamps=np.array([5, 6, 3, 4, 4], np.int64))
+    check_order(open_store(sound, verify=True), np.array([2, 0]))
 
 
 def test_large_columns_are_sampled_and_verified(tmp_path):
