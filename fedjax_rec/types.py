@@ -404,9 +404,7 @@ class ChunkedRound(NamedTuple):
 
     plan: Plan  # of which `stream_clients` is S, clients of a chunk
     init_common: Callable[[Key, Server], ClientStore]  # what all clients start alike with
-    init_clients: Callable[
-        [Key, jax.Array, ClientStore], ClientStore
-    ]  # (key, ids int32[S], that) -> [S, ...]
+    init_clients: Callable[[Key, jax.Array, ClientStore], ClientStore]  # (key, ids int32[S], that) -> theirs
     draw: Callable[[Key, State, Any], Any]  # -> the cohort in whole chunks, longest client first
     # (key, state, population, cohort, first slot int32[], store [S, ...]) -> the engine's result, sound bool[S]
     train: Callable[[Key, State, Any, Any, jax.Array, ClientStore], tuple[Any, jax.Array]]
