@@ -398,6 +398,7 @@ class Plan(NamedTuple):
     num_bytes: dict[str, int]  # over all devices, by what they hold
     stream_clients: int | None = None  # S, clients of a chunk, where rounds run in chunks
     touched_rows: int | None = None  # about how many a round touches, where it sums and steps these alone
+    table_shards: int = 1  # devices that share the rows of an item table
 
 
 class ChunkedRound(NamedTuple):
@@ -432,6 +433,7 @@ class Algorithm(NamedTuple):
     work: ClientWork
     plan: Callable[[Any], Plan]  # population -> what the engine will do
     mesh: jax.sharding.Mesh | None = None
+    table_mesh: jax.sharding.Mesh | None = None  # over which item tables are split, of `engine.table_shards`
     streaming: Callable[[Any], ChunkedRound | None] | None = None  # population -> `round` in chunks
     mechanism: Mechanism | None = None  # None: nothing is known of what rounds reveal
     plain_round: Callable[..., tuple[State, RoundInfo]] | None = None  # `round` on one lane of one device

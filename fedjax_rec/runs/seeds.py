@@ -20,6 +20,7 @@ _IGNORED_SETTINGS = (
     "row_update",
     "stream_clients",
     "server_rows",
+    "table_shards",
     "baselines",
     "checkpoint_every",
     "checkpoint_minutes",
