@@ -3,16 +3,10 @@
 A federated algorithm is **one client's work, written for one client**; everything that makes it federated is a
 value passed to `federate`. Nothing in a `ClientWork` has a client axis: the engine adds it with `vmap`. The axes:
 
-======  =======================================================================
-`N`     clients (users)
-`C`     cohort of a round
-`L`     lanes: the vmap axis, on which the cohort's clients run one after another
-`B`     item rows in one local batch (positives and negatives together)
-`I`     items
-`E`     local epochs
-`D`     embedding width
-`K`     ranking cut-off
-======  =======================================================================
+* N clients (users), C the cohort of a round, I items, E local epochs, D the width of an embedding;
+* L lanes: the vmap axis, on which the cohort's clients run one after another;
+* B item rows in one local batch (positives and negatives together);
+* K the ranking cut-off.
 
 A row id equal to `I` is an empty slot: reading it gives 0, writing it does nothing (see `rows.tables`).
 """
@@ -397,6 +391,7 @@ class Plan(NamedTuple):
     stream_clients: int | None = None  # S, clients of a chunk, where rounds run in chunks
     touched_rows: int | None = None  # about how many a round touches, where it sums and steps these alone
     disk_bytes: int = 0  # of what clients keep, where that waits in files: at most, of all clients
+    table_shards: int = 1  # devices that share the rows of an item table
 
 
 class ChunkedRound(NamedTuple):
@@ -432,6 +427,7 @@ class Algorithm(NamedTuple):
     work: ClientWork
     plan: Callable[[Any], Plan]  # population -> what the engine will do
     mesh: jax.sharding.Mesh | None = None
+    table_mesh: jax.sharding.Mesh | None = None  # over which item tables are split, of `engine.table_shards`
     streaming: Callable[[Any], ChunkedRound | None] | None = None  # population -> `round` in chunks
     mechanism: Mechanism | None = None  # None: nothing is known of what rounds reveal
     plain_round: Callable[..., tuple[State, RoundInfo]] | None = None  # `round` on one lane of one device

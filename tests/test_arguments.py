@@ -16,7 +16,7 @@ from fedjax_rec.errors import ArgumentError, ParameterError, check_arguments
 fr: Any = fedjax_rec  # what is called here is wrong on purpose
 
 WRONG = {"sampler": 0.5, "mesh": 2, "loss": 3, "architecture": 1, "neighbours": 5}
-WRONG |= {"row_update": 1.0, "server_rows": 2}
+WRONG |= {"row_update": 1.0, "server_rows": 2, "table_shards": 1.5}
 
 
 def _parameters(factory: Any) -> list[str]:

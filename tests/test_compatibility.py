@@ -235,6 +235,12 @@ RECIPES: dict[Feature, Recipe] = {  # in the order in which their changes are ma
     Feature.MOVING_ROWS: _given(Feature.MOVING_ROWS, "server_optimizer", MOMENTUM),
     Feature.ONE_PIECE: _given(Feature.ONE_PIECE, "stream_clients", 0),
     Feature.TOUCHED: _given(Feature.TOUCHED, "server_rows", "touched"),
+    Feature.ALL_ROWS: _given(Feature.ALL_ROWS, "server_rows", "all"),
+    Feature.TABLE_SHARDS: Recipe(
+        {Feature.TABLE_SHARDS},
+        {"table_shards"},
+        lambda args: {"mesh": fr.client_mesh(2)} | args | {"table_shards": 2},
+    ),
     Feature.STREAMED: _given(Feature.STREAMED, "stream_clients", 2),
     Feature.STORED: _given(Feature.STORED, "stored", True),
     Feature.LOCAL_POINT: _given(Feature.LOCAL_POINT, "local_point", True),
@@ -252,7 +258,7 @@ def _build(features: set[Feature]) -> fr.types.Algorithm:
     make, ranked, adaptive = args.pop("make"), args.pop("local_point", False), args.pop("adaptive", False)
     stored = args.pop("stored", False)
     algorithm = make(**args)
-    if args.get("server_rows"):
+    if args.get("server_rows") or args.get("table_shards"):
         algorithm.streaming(POPULATION)
     if stored:
         algorithm.streaming(dataclasses.replace(POPULATION, stored=True))

@@ -9,7 +9,7 @@ from fedjax_rec.errors import printable
 from fedjax_rec.runs.settings import Settings
 
 SETTING_GROUPS = ("model", "client", "server")
-SETTING_FIELDS = ("clip", "rounds", "lanes", "stream_clients", "client_store", "server_rows")
+SETTING_FIELDS = ("clip", "rounds", "lanes", "stream_clients", "client_store", "server_rows", "table_shards")
 
 
 def add_parser(commands: Any) -> None:
@@ -96,6 +96,7 @@ def as_dict(found: Any, rounds: int | None) -> dict[str, Any]:
         "lanes": plan.lanes,
         "schedule": plan.schedule,
         "server_rows": "all" if plan.touched_rows is None else "touched",
+        "table_shards": plan.table_shards,
         "memory_of_a_device": {name: size // plan.devices for name, size in on_device.items()},
         "memory": sum(on_device.values()),
         "room": found.room,
@@ -134,10 +135,11 @@ def printable_table(found: dict[str, Any]) -> str:
     """
     gib = 2**30
     plural = "s" * (found["devices"] > 1)
+    shards = f", item tables in {found['table_shards']} shards" if found["table_shards"] > 1 else ""
     lines = [
         (
             f"{found['algorithm']}: cohorts of {found['cohort']:,} on {found['devices']} device{plural}, "
-            f"{found['lanes']:,} lanes, {found['schedule']}, {found['server_rows']} rows"
+            f"{found['lanes']:,} lanes, {found['schedule']}, {found['server_rows']} rows{shards}"
         ),
         "memory of a device, by the engine's plan:",
     ]

@@ -47,6 +47,8 @@ class Feature(_Named):
         "momentum, Adam: what nobody touched moves on, or is forgotten",
     )
     TOUCHED = "touched rows", "`server_rows='touched'`"
+    ALL_ROWS = "all rows", "`server_rows='all'`"
+    TABLE_SHARDS = "split item tables", "`table_shards=`"
     ONE_PIECE = "rounds in one piece", "`stream_clients=0`"
     STREAMED = "streamed clients", "`stream_clients=`"
     CLIENT_STORE = "what clients keep in files", "`simulate(..., client_store=...)`"

@@ -164,6 +164,10 @@ _TOUCHED = {  # what looks at rows that nobody touched, or asks which items rows
     _F.DISTRIBUTED: "several processes, for the rows are found by one",
     _F.ONE_PIECE: "stream_clients=0, for the rows are found between two programs",
 }
+_SPLIT = {  # what has whole tables besides
+    _F.ALL_ROWS: "server_rows='all'",
+    _F.LOCAL_POINT: "clients that train before they are ranked, each on a table of its own",
+}
 _AGGREGATORS: Rows = {  # what an aggregator cannot be made into
     (_F.GAUSSIAN_SUM, _F.STACKED): (
         "medians, Krum and their like are no sums, which the accountant of Gaussian sums does not know",
@@ -318,6 +322,13 @@ _ROWS: Rows = {  # in the order in which they are met: what is made first is che
         "{client_store}={one!r} is for one process, and here are several, each of which keeps all of it",
         "leave it out",
     ),
+    **{
+        (_F.TABLE_SHARDS, other): (
+            f"{{table_shards}}={{one}} is of rounds on rows that a cohort touches, which does not go with {what}",
+            "leave it out, or {table_shards}",
+        )
+        for other, what in (_STREAMED | _TOUCHED | _SPLIT).items()
+    },
     **{
         (_F.TOUCHED, other): (
             f"server_rows='touched' works on the rows that a cohort touches, which does not go with {what}",

@@ -56,7 +56,7 @@ _HOLDERS = {  # of a plan's memory: what takes it, and the way out with paramete
     ),
     "model": (
         "the model and its optimizer take",
-        "lower {dim}, or choose a server optimizer that keeps less",
+        "lower {dim}, split item tables ({table_shards}), or choose a server optimizer that keeps less",
     ),
     "versions": ("the models that late clients train from take", "lower {FedBuff.max_staleness} or {dim}"),
     "best": (
@@ -397,6 +397,33 @@ def with_inversion(plan: Plan, num_items: int) -> Plan:
     """
     size = plan.devices * INVERSION * num_items**2 * np.dtype(np.float32).itemsize
     return plan._replace(num_bytes=plan.num_bytes | {"inversion": size})
+
+
+def with_split_tables(plan: Plan, rows: list[jax.ShapeDtypeStruct], shards: int) -> Plan:
+    """The plan of rounds whose item tables are split over devices.
+
+    Args:
+        plan: of the same rounds with whole tables on every device.
+        rows: shapes of the leaves that are split, [I, ...].
+        shards: S devices that share a table; 1 changes nothing.
+
+    Returns:
+        the same with a share of these for each device, filled up to whole rows, in `num_bytes["model"]`, and with
+        a share of what a chunk's clients keep, but for the two copies that are sorted, in `num_bytes["cohort"]`.
+
+    Example:
+        >>> table = jax.ShapeDtypeStruct((10, 4), np.float32)
+        >>> plan = Plan(1, 8, 8, "lanes", "scatter", {"model": 8 * 160, "cohort": 480})
+        >>> with_split_tables(plan, [table], 4).num_bytes
+        {'model': 384, 'cohort': 200}
+    """
+    if shards == 1:
+        return plan
+    items = num_rows(rows)
+    elsewhere = (items - -(-items // shards)) * (_bytes(rows) // items)
+    model = plan.num_bytes["model"] - plan.devices * elsewhere
+    cohort = plan.num_bytes["cohort"] * (COPIES - 2 + 2 * plan.devices) // (COPIES * plan.devices)
+    return plan._replace(num_bytes=plan.num_bytes | {"model": model, "cohort": cohort}, table_shards=shards)
 
 
 def state_bytes(plan: Plan) -> int:

@@ -27,6 +27,7 @@ from fedjax_rec.compatibility import Feature, check_together
 from fedjax_rec.engine.cohort import Cohort, run_cohort
 from fedjax_rec.engine.hosts import spans_processes
 from fedjax_rec.engine.lane_steps import Uplink
+from fedjax_rec.engine.table_shards import num_shards
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.evaluation.evaluator import (
     LANES,
@@ -98,6 +99,7 @@ def after_local_training(algorithm: Algorithm, population: Population, key: Key)
             Feature.SELF_REPRESENTATION: algorithm.model.represent,
             Feature.OWN_UPLOAD: algorithm.work.upload,
             Feature.DISTRIBUTED: spans_processes(algorithm.mesh),
+            Feature.TABLE_SHARDS: num_shards(algorithm.table_mesh),
         }
     )
     score_stored_leaves(algorithm)  # refuses a model that does not score

@@ -14,7 +14,9 @@ from fedjax_rec.client.population import Population, check_same, population_of
 from fedjax_rec.data.splits import Split
 from fedjax_rec.engine.chunks import chunk_size
 from fedjax_rec.engine.cohort import Cohort, run_cohort
+from fedjax_rec.engine.devices import replicate
 from fedjax_rec.engine.lane_steps import Uplink, client_shapes
+from fedjax_rec.engine.table_shards import join_rows, split_rows
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.evaluation.pair_ranking import make_pair_blocks
 from fedjax_rec.evaluation.ranking import Ranks, make_ranker
@@ -93,6 +95,8 @@ def score_stored_leaves(algorithm: Algorithm) -> EvaluationPoint:
 
     For states whose leaves are those with which clients are scored, as run folders keep them
     (`EvaluationPoint.scored_leaves`). Leaves that wait in host memory are scored chunk by chunk and beforehand.
+    With split item tables (`engine.table_shards`) every device scores its own items, of clients whose leaves are
+    split, too; what is gathered are the scores of a block of users.
 
     Args:
         algorithm: gives `score` for one client.
@@ -109,21 +113,25 @@ def score_stored_leaves(algorithm: Algorithm) -> EvaluationPoint:
         True
     """
     score_block = _block_scorer(algorithm)
-    score_chunk = jax.jit(jax.vmap(cast("Score", algorithm.score), in_axes=(0, None)))
+    score_chunk = jax.jit(partial(_score_chunk, cast("Score", algorithm.score)))
+    table_mesh = algorithm.table_mesh
 
     def prepare(state: State) -> PyTree:
         on_host = [leaf for leaf in _read_leaves(algorithm, state) if isinstance(leaf, np.ndarray)]
         num_clients = len(on_host[0]) if on_host else 0
         num_items = num_rows(state.server.tables)
-        if sum(leaf.size for leaf in on_host) <= num_clients * num_items:
-            return state.private, state.server  # all scores would take more
+        server = state.server
+        if table_mesh is not None:
+            server = Server(replicate(server.shared, table_mesh), split_rows(server.tables, table_mesh))
+        if sum(leaf.size for leaf in on_host) <= num_clients * num_items:  # all scores would take more
+            return state.private if table_mesh is None else split_rows(state.private, table_mesh), server
 
         scores = np.empty((num_clients, num_items), np.float32)
         size = min(chunk_size(on_host), num_clients)
         for first in range(0, num_clients, size):
             users = np.arange(first, first + size).clip(max=num_clients - 1)  # all chunks are of one size
             private = jax.tree.map(lambda leaf, users=users: leaf[users], state.private)
-            scores[users] = score_chunk(private, state.server)
+            scores[users] = score_chunk(private, server)
         return scores
 
     return EvaluationPoint(prepare, score_block, scored_leaves=lambda state: state.private, name="server")
@@ -354,6 +362,10 @@ def _block_scorer(algorithm: Algorithm) -> Callable[[PyTree, jax.Array], jax.Arr
     return _score_blocks(algorithm.score)
 
 
+def _score_chunk(score: Score, private: PyTree, server: Server) -> jax.Array:
+    return jax.vmap(score, in_axes=(0, None))(private, join_rows(server))
+
+
 @lru_cache(maxsize=8)  # one function for one score, so that what it is compiled into is found again
 def _score_blocks(score: Score) -> Callable[[PyTree, jax.Array], jax.Array]:
     def score_group(private: PyTree, server: Server, users: jax.Array) -> jax.Array:
@@ -363,7 +375,7 @@ def _score_blocks(score: Score) -> Callable[[PyTree, jax.Array], jax.Array]:
     def score_block(params: PyTree, users: jax.Array) -> jax.Array:
         if not isinstance(params, tuple):
             return params[users]  # all scores [N, I], computed beforehand
-        private, server = params
+        private, server = join_rows(params)
         together = min(_users_together(score, private, server), len(users))
         if together == len(users):
             return score_group(private, server, users)

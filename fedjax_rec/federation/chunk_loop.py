@@ -15,17 +15,11 @@ import numpy as np
 from fedjax_rec.client.population import Population
 from fedjax_rec.client.stored import paper_cohort
 from fedjax_rec.engine.lane_steps import CohortResult
+from fedjax_rec.engine.table_shards import deal_clients
 from fedjax_rec.federation.cohort_feed import CohortFeed, FetchedCohort, drawn_by
 from fedjax_rec.federation.cohorts import DrawnCohort
 from fedjax_rec.federation.row_finder import Spare, paper_rows
-from fedjax_rec.federation.touched import (
-    TouchedRows,
-    read_over,
-    read_rows_at,
-    take_tables,
-    train_over,
-    write_rows,
-)
+from fedjax_rec.federation.touched import TouchedRows, read_over, take_tables, train_over
 from fedjax_rec.types import ChunkedRound, ClientStore, Key, PyTree, RoundInfo, State
 
 EMPTY = ClientStore((), ())
@@ -188,8 +182,8 @@ class TouchedRounds(ChunkedRounds):
         self.rows_expected = cast("int", chunked.plan.touched_rows)
         self.train = jax.jit(partial(train_over, chunked.train), donate_argnums=0, keep_unused=True)
         self.finish = jax.jit(chunked.touched.finish, donate_argnums=(1, 2))
-        self.read = jax.jit(read_over, donate_argnums=0, keep_unused=True)
-        self.write = jax.jit(write_rows, donate_argnums=0)  # in place
+        self.read = jax.jit(partial(read_over, chunked.touched.read), donate_argnums=0, keep_unused=True)
+        self.write = jax.jit(chunked.touched.write, donate_argnums=0)  # in place
         self.spare = Spare(feed.mesh)
         self.name = "train_over"
 
@@ -200,7 +194,7 @@ class TouchedRounds(ChunkedRounds):
         cohort = jax.eval_shape(self.draw, *drawn)
         rows, rest = self.touched.split(state.with_store(EMPTY))
         ids, named = paper_rows(self.touched, clients, cohort, self.rows_expected)
-        read = (jax.eval_shape(read_rows_at, rows, ids), rows, ids)
+        read = (jax.eval_shape(self.touched.read, rows, ids), rows, ids)
         small = self.touched.join(rest, read[0])
         given = (key, small, named, cohort, np.int32(0), self._paper_chunk(state.store))
         tables = jax.tree.leaves(small.server.tables)
@@ -246,6 +240,8 @@ class TouchedRounds(ChunkedRounds):
         def train(first: int, chunk: ClientStore) -> Trained:
             clients = fetched.populations[first // self.size]
             over = self.spare.take(tables)
+            if self.touched.table_mesh is not None:
+                chunk = deal_clients(chunk, self.touched.table_mesh)
             return self.train(over, key, small, clients, fetched.cohort, np.int32(first), chunk)
 
         sums, sound = self._train_chunks(fetched.cohort, train, store)
@@ -259,11 +255,11 @@ class TouchedRounds(ChunkedRounds):
         self.spare.give(take_tables(more)[1])
         return added
 
-    def _read(self, rows: list[jax.Array], ids: jax.Array) -> list[jax.Array]:
-        shapes = jax.eval_shape(read_rows_at, rows, ids)
+    def _read(self, rows: list[Any], ids: jax.Array) -> list[jax.Array]:
+        shapes = jax.eval_shape(self.touched.read, rows, ids)
         return self.read(self.spare.take(shapes), rows, ids)
 
-    def _write(self, rows: list[jax.Array], ids: jax.Array, new: list[jax.Array]) -> list[jax.Array]:
+    def _write(self, rows: list[Any], ids: jax.Array, new: list[jax.Array]) -> list[Any]:
         written = self.write(rows, ids, new)
         self.spare.give(new)
         return written

@@ -36,6 +36,7 @@ from fedjax_rec.engine.devices import check_surroundings
 from fedjax_rec.engine.hosts import spans_processes
 from fedjax_rec.engine.lane_steps import Uplink
 from fedjax_rec.engine.plan import row_update_of
+from fedjax_rec.engine.table_shards import table_mesh
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.federation.asynchronous import FedBuff, check_fedbuff
 from fedjax_rec.federation.checks import check_clients, check_items
@@ -87,6 +88,7 @@ class RoundSettings(TypedDict, total=False):
     row_update: str | None
     stream_clients: int | None
     server_rows: str | None
+    table_shards: int | None
 
 
 class FederationSettings(RoundSettings, total=False):
@@ -131,6 +133,7 @@ def federate(
     row_update: str | None = None,
     stream_clients: int | None = None,
     server_rows: str | None = None,
+    table_shards: int | None = None,
 ) -> Algorithm:
     """Make a federated algorithm of one client's work.
 
@@ -158,15 +161,19 @@ def federate(
         server_rows: "touched" for `simulate` to sum and step the item rows alone that a cohort touches
             (`fedjax_rec.federation.touched`), "all" for all; by default touched ones in large catalogues, where
             the server rule lets the others rest.
+        table_shards: S: for `simulate` to split item tables, and what the server keeps of their rows, over S of
+            the mesh's devices, as often as it has that many (`fedjax_rec.engine.table_shards`): rounds are then on
+            touched rows; 1 for whole tables on every device, the default.
 
     Returns:
         `init`, `round`, `score` and `plan` as pure functions, and `streaming`: `round` in chunks.
 
     Raises:
         ValueError: on features that do not go together (`compatibility.table`); if `lanes` is below 1,
-            `stream_clients` below 0, or `row_update`, `server_rows` or `aggregator` unknown; on noise that is too
-            little for what it is to hide (`soundness.check_sound`); in the first round, on keys that are not jax's
-            default kind, if a stack of updates cannot fit, or if fixed-point sums could wrap.
+            `stream_clients` below 0, or `row_update`, `server_rows` or `aggregator` unknown; if the devices are no
+            multiple of `table_shards`; on noise that is too little for what it is to hide
+            (`soundness.check_sound`); in the first round, on keys that are not jax's default kind, if a stack of
+            updates cannot fit, or if fixed-point sums could wrap.
     """
     check_arguments(federate, locals())
     check_surroundings()
@@ -193,11 +200,17 @@ def federate(
         Feature.READS_IDS: work.reads_ids,
         Feature.ONE_PIECE: stream_clients == 0,
     }
-    touched = server_rows == "touched"
-    check_together({**features, Feature.STREAMED: stream_clients or None, Feature.TOUCHED: touched})
+    tables_on = table_mesh(mesh, table_shards)
+    wanted: Features = {
+        Feature.STREAMED: stream_clients or None,
+        Feature.TABLE_SHARDS: table_shards if tables_on is not None else None,
+        Feature.TOUCHED: server_rows == "touched",
+        Feature.ALL_ROWS: server_rows == "all",
+    }
+    check_together({**features, **wanted})
     if stream_clients is None and not goes_with(Feature.STREAMED, features):
         stream_clients = 0  # nobody asked for chunks, and something is in their way
-    server_rows = _choose_rows(server_rows, features)
+    server_rows = _choose_rows(server_rows, features, tables_are_split=tables_on is not None)
 
     # Numbers are in their ranges, and what was not given is chosen.
     if asynchronous is not None:
@@ -231,6 +244,7 @@ def federate(
         lanes=lanes,
         mesh=mesh,
         server_rows=server_rows,
+        table_mesh=tables_on,
     )
 
     def init(key: Key, population: Population) -> State:
@@ -258,6 +272,7 @@ def federate(
         work=work,
         plan=plan,
         mesh=mesh,
+        table_mesh=tables_on,
         streaming=streaming,
         mechanism=Mechanism(
             sampler=sampler if asynchronous is None else None,
@@ -295,10 +310,12 @@ def _features_of_faults(faults: Faults | None) -> Features:
     }
 
 
-def _choose_rows(server_rows: str | None, features: Features) -> str | None:
+def _choose_rows(server_rows: str | None, features: Features, *, tables_are_split: bool) -> str | None:
     """Which rows the server sums and steps; None where the size of the catalogue decides."""
     if server_rows not in (None, *SERVER_ROWS):
         raise ValueError(f"unknown server rows {server_rows!r}; choose one of {', '.join(SERVER_ROWS)}")
+    if tables_are_split:
+        return "touched"
     if server_rows is None and not goes_with(Feature.TOUCHED, features):
         return "all"
     return server_rows

@@ -20,12 +20,14 @@ from fedjax_rec.client.population import Population
 from fedjax_rec.client.stored import StoredPopulation
 from fedjax_rec.engine.chunks import chunk_size
 from fedjax_rec.engine.devices import replicate
+from fedjax_rec.engine.table_shards import join_rows, keep_split, split_rows
 from fedjax_rec.federation.blocks import run_block
 from fedjax_rec.federation.chunk_loop import EMPTY, ChunkedRounds, TouchedRounds, chunk_size_of, write_store
 from fedjax_rec.federation.client_rows import ClientRows, open_rows
 from fedjax_rec.federation.cohort_feed import CohortFeed
 from fedjax_rec.federation.programs import compiled
 from fedjax_rec.federation.row_finder import RowFinder
+from fedjax_rec.federation.touched import TouchedRows
 from fedjax_rec.types import Algorithm, ChunkedRound, Key, RoundInfo, State
 
 
@@ -112,9 +114,10 @@ def start_state(
     """
     if chunked is None:
         return compiled(_init, (algorithm,), key, population)(key, population)
-    state = jax.jit(lambda k, clients: algorithm.init(k, clients).with_store(EMPTY))(key, population)
+    state = _start_server(algorithm, chunked, key, population)
+    init_common = jax.jit(lambda k, server: chunked.init_common(k, join_rows(server)))
     # a copy: rounds consume the model, of which it may be a part
-    common = jax.tree.map(np.array, jax.jit(chunked.init_common)(key, state.server))
+    common = jax.tree.map(np.array, init_common(key, state.server))
     shapes = jax.eval_shape(algorithm.init, key, population).store
     if folder is not None:
         draw = chunked.init_clients
@@ -127,6 +130,22 @@ def start_state(
         ids = np.minimum(np.arange(first, first + size), population.num_clients - 1)
         write_store(store, ids, init_clients(key, ids, common))
     return state.with_store(store)
+
+
+def _start_server(algorithm: Algorithm, chunked: ChunkedRound, key: Key, population: Population) -> State:
+    """The state before the first round, less what clients keep."""
+    touched: TouchedRows | None = chunked.touched
+    if touched is None or touched.table_mesh is None:
+        return jax.jit(lambda k, clients: algorithm.init(k, clients).with_store(EMPTY))(key, population)
+    table_mesh, split = touched.table_mesh, touched.split
+
+    def start(key: Key, population: Population) -> tuple[list[Any], State]:
+        rows, rest = split(algorithm.init(key, population).with_store(EMPTY))
+        return keep_split(rows, table_mesh), rest
+
+    with jax.set_mesh(table_mesh):  # each device draws its own rows
+        rows, rest = jax.jit(start)(key, population)
+    return touched.join(replicate(rest, algorithm.mesh), rows)
 
 
 def _init(algorithm: Algorithm, key: Key, population: Population) -> State:
@@ -159,7 +178,11 @@ def put_state(chunked: ChunkedRound | None, mesh: Mesh | None, state: State) -> 
         return leaf if isinstance(leaf, ClientRows) else np.require(leaf, requirements="W")
 
     store = jax.tree.map(to_write, state.store)
-    return replicate(state.with_store(EMPTY), mesh).with_store(store)
+    touched: TouchedRows | None = chunked.touched
+    if touched is None or touched.table_mesh is None:
+        return replicate(state.with_store(EMPTY), mesh).with_store(store)
+    rows, rest = touched.split(state.with_store(EMPTY))
+    return touched.join(replicate(rest, mesh), split_rows(rows, touched.table_mesh)).with_store(store)
 
 
 def copy_to_host(state: State, folder: Path | None = None) -> State:

@@ -59,6 +59,7 @@ class Rules(NamedTuple):
     lanes: int | None
     mesh: Mesh | None
     server_rows: str | None = "all"  # "touched" ones or "all"; None for either
+    table_mesh: Mesh | None = None  # over which item tables are split; None for whole tables on every device
 
 
 def init_state(rules: Rules, key: Key, population: Population) -> State:
@@ -70,7 +71,7 @@ def init_state(rules: Rules, key: Key, population: Population) -> State:
         population: the clients.
 
     Returns:
-        the state, on every device of the mesh.
+        the state, on every device of the mesh; where tables are split, that is for the caller to see to.
     """
     server = check_server(rules.model, rules.model.init_server(stream(key, "init"), population))
     private = init_private(rules.model, key, population.num_clients, server)
@@ -89,7 +90,7 @@ def init_state(rules: Rules, key: Key, population: Population) -> State:
         tracked=tracked,
         in_flight=in_flight,
     )
-    return keep_replicated(state, rules.mesh)
+    return state if rules.table_mesh is not None else keep_replicated(state, rules.mesh)
 
 
 def plan_rounds(

@@ -28,7 +28,8 @@ from fedjax_rec.engine.chunks import choose_chunk_size, copies_are_large
 from fedjax_rec.engine.devices import keep_replicated
 from fedjax_rec.engine.guard import run_sound
 from fedjax_rec.engine.lane_steps import CohortResult
-from fedjax_rec.engine.plan import check_fits, fits, with_copy, without_host
+from fedjax_rec.engine.plan import check_fits, fits, with_copy, with_split_tables, without_host
+from fedjax_rec.engine.table_shards import keep_dealt, num_shards
 from fedjax_rec.federation.cohorts import DrawnCohort, cut_chunk, locate, of_clients
 from fedjax_rec.federation.initial import common_of, for_each, private_of, transform_state_of
 from fedjax_rec.federation.rounds import (
@@ -125,8 +126,10 @@ def _chunked_round(rules: Rules, population: Population, size: int, touched_rows
     touched = None
     trained = rules
     if touched_rows is not None:
-        touched = make_touched(rules, population, size, _init_shapes(rules, population))
+        state = _init_shapes(rules, population)
+        touched = make_touched(rules, population, size, state)
         trained = rules._replace(work=of_named_batches(rules.work))
+        plan = with_split_tables(plan, touched.split(state)[0], num_shards(rules.table_mesh) or 1)
     return ChunkedRound(
         plan=plan,
         init_common=partial(init_common, rules),
@@ -192,7 +195,12 @@ def train_chunk(
     train = cohort_trainer(
         rules, plan, key, state.with_store(store), population, chunk, store_index=slots, located=here
     )
-    return keep_replicated(run_sound(train, chunk.alive), rules.mesh)
+    result, sound = run_sound(train, chunk.alive)
+    if rules.table_mesh is None:
+        return keep_replicated((result, sound), rules.mesh)
+    kept = keep_dealt(result.store, rules.table_mesh)
+    result, sound = keep_replicated((result._replace(store=ClientStore((), ())), sound), rules.mesh)
+    return result._replace(store=kept), sound
 
 
 def finish_chunks(

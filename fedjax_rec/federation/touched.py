@@ -23,12 +23,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_rec.client.population import Population
 from fedjax_rec.client.stored import room_of
 from fedjax_rec.compatibility import Feature, check_together
 from fedjax_rec.engine.devices import keep_replicated
 from fedjax_rec.engine.lane_steps import CohortResult, batch_shapes
+from fedjax_rec.engine.table_shards import gather_rows, is_split, num_shards, scatter_rows
 from fedjax_rec.federation.cohorts import DrawnCohort, cut_chunk, locate
 from fedjax_rec.federation.rounds import Rules, finish_round
 from fedjax_rec.rows.tables import num_rows, set_rows, take_rows
@@ -48,11 +50,15 @@ class TouchedRows(NamedTuple):
     """A round on the rows that its cohort touches; `rows` are leaves [I, ...] of a state, or K rows of them."""
 
     num_items: int  # I
+    table_mesh: Mesh | None  # over which the leaves [I, ...] are split, then as `SplitRows`
     room: int  # batches of a chunk's clients together, for all but one cohort in 10^9
     # (room, population, cohort, first slot int32[]) -> batches of a chunk [room, ...], where each client's begin
     name_batches: Callable[[int, Population, DrawnCohort, Any], tuple[Batch, jax.Array]]
-    split: Callable[[State], tuple[list[jax.Array], State]]  # -> rows, and the state without them
-    join: Callable[[State, list[jax.Array]], State]  # undoes it, with some rows or all
+    split: Callable[[State], tuple[list[Any], State]]  # -> rows, and the state without them
+    join: Callable[[State, list[Any]], State]  # undoes it, with some rows or all
+    read: Callable[[list[Any], jax.Array], list[jax.Array]]  # (rows, ids int32[K]) -> leaves [K, ...]
+    # (rows, ids int32[K], leaves [K, ...]) -> rows, in the same memory where they are donated
+    write: Callable[[list[Any], jax.Array, list[jax.Array]], list[Any]]
     # (key, state of K rows, sums of rows, population, cohort, other sums, sound bool[C]) -> state, info, steps
     finish: Callable[[Key, State, PyTree, Population, DrawnCohort, CohortResult, jax.Array], Any]
 
@@ -85,7 +91,8 @@ def rows_to_expect(rules: Rules, population: Population, server: Server) -> int 
     moves = not lets_rows_rest(rules.optimizer, server)
     if rules.server_rows is None and moves:
         return None
-    check_together({Feature.TOUCHED: True, Feature.MOVING_ROWS: moves})
+    shards = num_shards(rules.table_mesh)
+    check_together({Feature.TABLE_SHARDS: shards, Feature.TOUCHED: True, Feature.MOVING_ROWS: moves})
     return min(slots, num_rows(server.tables))
 
 
@@ -132,12 +139,20 @@ def make_touched(rules: Rules, population: Population, size: int, state: State) 
     marks = jax.tree.leaves((jax.tree.map(lambda _: True, state.server.tables), by_row))
     structure = jax.tree.structure((state.server.tables, state.opt_state))
     room = -(-room_for(rules.work, population, size) // BLOCK) * BLOCK
+    table_mesh = rules.table_mesh
+    read: Callable[..., Any] = read_rows_at
+    write: Callable[..., Any] = set_rows
+    if table_mesh is not None:
+        read, write = partial(gather_rows, table_mesh), partial(scatter_rows, table_mesh)
     return TouchedRows(
         num_items=num_rows(state.server.tables),
+        table_mesh=table_mesh,
         room=room,
         name_batches=partial(name_batches, rules, size, population.stored),
         split=partial(_split, marks),
         join=partial(_join, marks, structure),
+        read=lambda rows, ids: keep_replicated(read(rows, ids), rules.mesh),
+        write=write,
         finish=partial(finish_touched, rules),
     )
 
@@ -230,10 +245,10 @@ def read_rows_at(rows: list[jax.Array], ids: jax.Array) -> list[jax.Array]:
     return [leaf.at[ids].get(mode="clip", wrap_negative_indices=False) for leaf in rows]
 
 
-def read_over(spare: list[jax.Array], rows: list[jax.Array], ids: jax.Array) -> list[jax.Array]:
-    """`read_rows_at`, into the memory of `spare`, leaves [K, ...] that are donated."""
+def read_over(read: Callable[..., Any], spare: list[jax.Array], *given: Any) -> Any:
+    """Read rows into the memory of `spare`, leaves [K, ...] that are donated."""
     del spare
-    return read_rows_at(rows, ids)
+    return read(*given)
 
 
 def train_over(train: Callable[..., Any], spare: list[jax.Array], *given: Any) -> Any:
@@ -301,28 +316,14 @@ def take_tables(sums: CohortResult) -> tuple[CohortResult, PyTree]:
     return sums._replace(totals=totals._replace(deltas=totals.deltas._replace(tables=()))), tables
 
 
-def write_rows(rows: list[jax.Array], ids: jax.Array, new: list[jax.Array]) -> list[jax.Array]:
-    """Write some rows into the leaves [I, ...], in place where they are donated.
-
-    Args:
-        rows: the leaves.
-        ids: int32[K], I for a row that is not written.
-        new: leaves [K, ...].
-
-    Returns:
-        the leaves.
-    """
-    return set_rows(rows, ids, new)
-
-
-def _split(marks: list[bool], state: State) -> tuple[list[jax.Array], State]:
-    leaves = jax.tree.leaves((state.server.tables, state.opt_state))
+def _split(marks: list[bool], state: State) -> tuple[list[Any], State]:
+    leaves = jax.tree.leaves((state.server.tables, state.opt_state), is_leaf=is_split)
     rows = [leaf for mark, leaf in zip(marks, leaves, strict=True) if mark]
     others = [leaf for mark, leaf in zip(marks, leaves, strict=True) if not mark]
     return rows, state._replace(server=state.server._replace(tables=()), opt_state=others)
 
 
-def _join(marks: list[bool], structure: Any, state: State, rows: list[jax.Array]) -> State:
+def _join(marks: list[bool], structure: Any, state: State, rows: list[Any]) -> State:
     left, others = iter(rows), iter(state.opt_state)
     leaves = [next(left) if mark else next(others) for mark in marks]
     tables, opt_state = jax.tree.unflatten(structure, leaves)

@@ -14,6 +14,7 @@ from jax.extend.random import threefry_2x32
 
 AT_ONCE = 2**26  # numbers that `jax.random.normal` draws; its counters and bits take four times their memory
 BLOCK = 2**20  # numbers that are drawn together beyond that
+SHARDS = "tables"  # the mesh axis over which the rows of tables are split, if they are
 
 
 def normal_rows(key: jax.Array, num_rows: int, *shape: int) -> jax.Array:
@@ -32,19 +33,22 @@ def normal_rows(key: jax.Array, num_rows: int, *shape: int) -> jax.Array:
         (5, 2)
     """
     width = math.prod(shape)
-    if num_rows * width <= AT_ONCE:
+    shards = jax.sharding.get_abstract_mesh().shape.get(SHARDS, 1)
+    if num_rows * width <= AT_ONCE * shards:
         return jax.random.normal(key, (num_rows, *shape))
-    rows = min(num_rows, max(1, BLOCK // width))
-    words = jax.random.key_data(key)
-    draw = partial(_draw_block, words, rows * width)
+    each = -(-num_rows // shards)  # rows of a shard: all draw at the same time
+    rows = min(each, max(1, BLOCK // width))
+    draw = partial(_draw_block, jax.random.key_data(key), rows * width)
+    first_rows = each * jnp.arange(shards)
 
-    def fill(number: jax.Array, table: jax.Array) -> jax.Array:
-        first = jnp.minimum(number * rows, num_rows - rows)  # the last block draws some rows again
-        block = draw(first, width).reshape(rows, width)
-        return jax.lax.dynamic_update_slice_in_dim(table, block, first, axis=0)
+    def fill(number: jax.Array, tables: jax.Array) -> jax.Array:
+        first = jnp.minimum(number * rows, each - rows)  # the last block draws some rows again
+        blocks = jax.vmap(draw, in_axes=(0, None))(first_rows + first, width).reshape(shards, rows, width)
+        return jax.lax.dynamic_update_slice_in_dim(tables, blocks, first, axis=1)
 
-    empty = jnp.zeros((num_rows, width), jnp.float32)
-    return jax.lax.fori_loop(0, -(-num_rows // rows), fill, empty).reshape(num_rows, *shape)
+    empty = jnp.zeros((shards, each, width), jnp.float32)
+    tables = jax.lax.fori_loop(0, -(-each // rows), fill, empty)
+    return tables.reshape(shards * each, *shape)[:num_rows]
 
 
 def _draw_block(words: jax.Array, size: int, first_row: jax.Array, width: int) -> jax.Array:

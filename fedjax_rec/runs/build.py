@@ -167,7 +167,8 @@ def make_that_fits(
         >>> make_that_fits(Settings(), tiny_population()).work.epochs
         1
     """
-    if settings.devices is not None or "mesh" not in accepted(settings.algorithm):
+    fixed = settings.devices is not None or (settings.table_shards or 1) > 1
+    if fixed or "mesh" not in accepted(settings.algorithm):
         return make_algorithm(settings, private)
     return on_devices_that_fit(
         lambda devices: make_algorithm(dataclasses.replace(settings, devices=devices), private),
@@ -177,8 +178,9 @@ def make_that_fits(
 
 
 def _usual_devices(settings: Settings) -> int:
-    """How many devices share a cohort of this size where nobody says."""
-    return choose_devices(settings.async_buffer or settings.cohort or MIN_COHORT, settings.lanes)
+    """How many devices share a cohort of this size where nobody says: whole groups that share item tables."""
+    found = choose_devices(settings.async_buffer or settings.cohort or MIN_COHORT, settings.lanes)
+    return found - found % (settings.table_shards or 1) or found
 
 
 def _sampler_of(settings: Settings) -> Sampler | None:

@@ -5,20 +5,21 @@ each of several elsewhere, with the lanes that the engine would choose there.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_rec.client.membership import BITMAP_BYTES, WIDTH, Membership
 from fedjax_rec.client.population import Population, check_sizes
+from fedjax_rec.compatibility import Feature, check_together
 from fedjax_rec.data.defaults import Size
-from fedjax_rec.engine.plan import check_room, choose_lanes, with_copy, without_host
+from fedjax_rec.engine.plan import check_room, choose_lanes, with_copy, with_split_tables, without_host
 from fedjax_rec.errors import ParameterError
 from fedjax_rec.runs.build import clip_batch_size, make_algorithm, with_sized_defaults
 from fedjax_rec.runs.machines import FETCH_SECONDS, Work, machine_of, room_of, seconds_of
 from fedjax_rec.runs.settings import Settings, complete
-from fedjax_rec.types import Algorithm, Plan
+from fedjax_rec.types import KEY_IMPL, Algorithm, Plan
 
 MOST_ON_PAPER = 10**6  # clients, where the plan of touched rows asks for none but a cohort's
 LONG_TAIL = 10  # times the mean, of the longest client, where nobody says
@@ -72,6 +73,7 @@ def forecast(settings: Settings, shape: Shape, device: str, count: int) -> Forec
     if count < 1:
         raise ParameterError("{count} must be at least 1, not {value}", value=count)
     _check(shape, settings)
+    shards = _shards_of(settings, count)
     settings = _completed(settings, shape)
     touched = _plan_on_touched_rows(settings, shape)
     if touched is not None:
@@ -95,7 +97,10 @@ def forecast(settings: Settings, shape: Shape, device: str, count: int) -> Forec
         platform=machine.platform,
         batch_bytes=plan.num_bytes["lanes"] // (4 * plan.lanes),
     )
-    plan = with_copy(_on_devices(plan, count, settings.lanes or lanes))
+    plan = _on_devices(plan, count, settings.lanes or lanes)
+    if shards > 1:
+        plan = with_split_tables(plan, _rows_on_paper(algorithm, shape), shards)
+    plan = with_copy(plan)
     plan = plan if settings.client_store is None else without_host(plan)
     room = room_of(machine, count)
     _check_memory(plan, room, machine.is_cpu)
@@ -104,6 +109,34 @@ def forecast(settings: Settings, shape: Shape, device: str, count: int) -> Forec
     if seconds is not None and shape.stored:
         seconds = max(seconds, FETCH_SECONDS * work.cohort * work.events)
     return Forecast(settings, plan, room, work, seconds, machine.basis, shape.stored)
+
+
+def _shards_of(settings: Settings, count: int) -> int:
+    """Devices that share an item table."""
+    shards = 1 if settings.table_shards is None else settings.table_shards
+    if shards < 1 or count % shards:
+        raise ParameterError(
+            "{table_shards}={shards} must divide {count}={number} devices; change one of them",
+            shards=shards,
+            number=count,
+        )
+    all_rows = settings.server_rows == "all"
+    check_together({Feature.TABLE_SHARDS: shards if shards > 1 else None, Feature.ALL_ROWS: all_rows})
+    return shards
+
+
+def _rows_on_paper(algorithm: Algorithm, shape: Shape) -> list[jax.ShapeDtypeStruct]:
+    """Shapes of the leaves of a state that have a row for each item, of rounds on touched rows."""
+    found: list[jax.ShapeDtypeStruct] = []
+
+    def trace(population: Population) -> int:
+        chunked = cast("Any", algorithm.streaming)(population)
+        state = jax.eval_shape(algorithm.init, jax.random.key(0, impl=KEY_IMPL), population)
+        found.extend(chunked.touched.split(state)[0])
+        return 0
+
+    jax.eval_shape(trace, _population(shape))
+    return found
 
 
 def plan_on_paper(algorithm: Algorithm, shape: Shape) -> Plan:
@@ -210,11 +243,15 @@ def _check(shape: Shape, settings: Settings) -> None:
 
 
 def _completed(settings: Settings, shape: Shape) -> Settings:
-    """On one device, in one piece or, from a store, in one chunk, unless somebody says otherwise."""
+    """On one device, in one piece or, from a store or on touched rows, in one chunk, if nobody says otherwise."""
+    in_chunks = shape.stored
+    if (settings.table_shards or 1) > 1:
+        in_chunks = True
+        settings = dataclasses.replace(settings, server_rows="touched")
     streamed = settings.stream_clients
     if streamed is None:
-        streamed = (settings.cohort or min(1000, shape.clients)) if shape.stored else 0
-    settings = dataclasses.replace(settings, devices=1, stream_clients=streamed)
+        streamed = (settings.cohort or min(1000, shape.clients)) if in_chunks else 0
+    settings = dataclasses.replace(settings, devices=1, stream_clients=streamed, table_shards=None)
     size = Size(shape.clients, shape.items, int(shape.clients * shape.events))
     return clip_batch_size(with_sized_defaults(complete(settings), size), shape.longest)
 

@@ -19,6 +19,7 @@ _TAKEN_AS = {  # settings: what a factory takes them as, which one of the user's
     "row_update": "row_update",
     "stream_clients": "stream_clients",
     "server_rows": "server_rows",
+    "table_shards": "table_shards",
     **dict.fromkeys(FEDBUFF, "asynchronous"),
     **dict.fromkeys(FAULTS, "faults"),
 }
@@ -90,7 +91,10 @@ def check_taken(settings: Mapping[str, Any], options: Mapping[str, Any], known: 
     """
     algorithm = settings["algorithm"]
     for name, parameter in _TAKEN_AS.items():
-        given = settings.get(name) not in (None, False) and (name, settings[name]) != ("devices", 1)
+        given = settings.get(name) not in (None, False) and (name, settings[name]) not in {
+            ("devices", 1),
+            ("table_shards", 1),
+        }
         if given and parameter not in known:
             raise ParameterError(
                 "{_algorithm} takes no {_parameter}, so no {"

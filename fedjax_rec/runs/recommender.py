@@ -173,7 +173,7 @@ def read_model(settings: Settings, arrays: dict[str, np.ndarray]) -> Recommender
     known = _read_lists(arrays, "known_offsets", "known_items", split.num_users, split.num_items)
     # the devices of the machine that trained need not be here
     alone = dataclasses.replace(
-        clip_batch_size(settings, int(np.diff(split.offsets).max(initial=1))), devices=1
+        clip_batch_size(settings, int(np.diff(split.offsets).max(initial=1))), devices=1, table_shards=None
     )
     algorithm = make_algorithm(alone)
     state = _read_state(algorithm.model, arrays, split)

@@ -99,6 +99,7 @@ def _choices(settings: Settings, plan: Plan, num_clients: int) -> dict[str, Any]
         "stream_clients": plan.stream_clients or 0,
         "row_update": plan.row_update,
         "server_rows": "all" if plan.touched_rows is None else "touched",
+        "table_shards": plan.table_shards,
         "aggregator": _aggregator(settings),
         **shares_of(settings),
     }

@@ -21,6 +21,7 @@ _IGNORED_SETTINGS = (
     "stream_clients",
     "client_store",
     "server_rows",
+    "table_shards",
     "baselines",
     "checkpoint_every",
     "checkpoint_minutes",

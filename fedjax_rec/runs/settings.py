@@ -276,6 +276,9 @@ class Settings:
         None, "how item rows are added up; by default by back end", "run", tuple(STRATEGIES)
     )
     server_rows: str | None = _setting(None, "item rows that a server steps; by size", "run", SERVER_ROWS)
+    table_shards: int | None = _setting(
+        None, "devices that share the rows of item tables, of which each otherwise has all", "run"
+    )
     baselines: str | None = _setting(
         None, "central baselines for the price of federation: names with commas, or all", "run"
     )

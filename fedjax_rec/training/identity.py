@@ -73,7 +73,7 @@ def identify_run(
     Returns:
         the identity.
     """
-    names = ("devices", "lanes", "schedule", "row_update", "stream_clients")
+    names = ("devices", "lanes", "schedule", "row_update", "stream_clients", "table_shards")
     server_rows = "all" if plan.touched_rows is None else "touched"
     return RunIdentity(
         must_match=json.loads(json.dumps(dict(checkpoint.must_match) | must_match, default=str)),

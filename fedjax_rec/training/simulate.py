@@ -24,6 +24,7 @@ from fedjax_rec.data.splits import Split
 from fedjax_rec.engine.chunks import choose_run
 from fedjax_rec.engine.devices import check_surroundings, replicate
 from fedjax_rec.engine.plan import check_fits, with_copy
+from fedjax_rec.engine.table_shards import join_rows, rows_to_host
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.evaluation.evaluator import EvaluationPoint
 from fedjax_rec.federation.blocks import Compilations, check_state
@@ -165,7 +166,7 @@ def simulate(
         check_state(algorithm, key, state, population)
         start = "" if checkpoint is None else digest(to_arrays(state))[:12]  # rounds consume it
         state = put_state(chunked, algorithm.mesh, state if chunked is None else copy_to_host(state, folder))
-    name = "" if ledger is None else name_of(algorithm, key, state, population, data)
+    name = "" if ledger is None else name_of(algorithm, key, rows_to_host(state), population, data)
     if ledger is not None:
         ledger.record(int(state.round), name)
     block_size = eval_every if checkpoint is not None else min(eval_every, max(rounds, 1))
@@ -190,7 +191,7 @@ def simulate(
         return must_match | {"point": name_point(point), "state": start}
 
     def computes() -> str:
-        return digest_values(algorithm, key, shapes, population)
+        return digest_values(algorithm, key, jax.eval_shape(join_rows, shapes), population)
 
     team.check_same(lambda: versions() | decides() | {"rounds": rounds, "algorithm": computes()})
     if checkpoint is None:
@@ -268,7 +269,7 @@ class _Run:
         self.manager = manager
         self.request = manager.request
         self.first_round = int(state.round) + 1
-        snapshot = self.team.share(lambda: manager.restore(state, rounds), state)
+        snapshot = self.team.share(lambda: manager.restore(rows_to_host(state), rounds), state)
         if snapshot is None:
             if manager.checkpoints.every is not None:
                 manager.save(int(state.round), "", partial(self._snapshot, state, ""), force=True)
@@ -317,7 +318,7 @@ class _Run:
         self._stop_if_requested(rounds_done, state, stopped)
         state, history = self._result(rounds_done, state, stopped)
         warn_if_diverged(history)
-        return self.team.local(state), history
+        return self.team.local(rows_to_host(state)), history
 
     def _result(self, rounds_done: int, state: State, stopped: str) -> tuple[State, History]:
         if self.best.state is not None:
@@ -333,7 +334,7 @@ class _Run:
         if self.manager is not None:
             self.manager.pause_if_requested(rounds_done, partial(self._snapshot, state, stopped))
         result, history = self._result(rounds_done, state, stopped or "interrupted")
-        raise Interrupted(self.team.local(result), history)
+        raise Interrupted(self.team.local(rows_to_host(result)), history)
 
     def _compile(self, key: Key, state: State, population: Population) -> State:
         """Compile by running a block of no rounds."""
@@ -366,7 +367,7 @@ class _Run:
     def _validate(self, rounds_done: int, state: State) -> Metrics | None:
         if self.evaluate is None:
             return None
-        metrics = self.team.of_first(partial(self.evaluate, self.team.local(state)))
+        metrics = self.team.of_first(partial(self.evaluate, self.team.local(rows_to_host(state))))
         self.evaluations.append((rounds_done, metrics))
         value = metrics[f"full/{self.stop.metric}"]
         if value > self.best.value:
@@ -419,10 +420,10 @@ class _Run:
             "compile": self.compile_seconds,
         }
         return Snapshot(
-            state=state,
+            state=rows_to_host(state),
             infos=_concatenate(self.infos) if self.infos else None,
             evaluations=tuple(self.evaluations),
-            best=self.best,
+            best=self.best._replace(state=rows_to_host(self.best.state)),
             first_round=self.first_round,
             stopped=stopped,
             seconds=seconds,
