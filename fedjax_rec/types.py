@@ -1,9 +1,8 @@
 """Core types: what every part of the simulator passes to every other part.
 
 A federated algorithm is **one client's work, written for one client**; everything that makes it federated is a
-value passed to `federate`. Nothing in a `ClientWork` has a client axis: the engine adds it with `vmap`.
-
-Axis legend, used everywhere:
+value passed to `federate`. Nothing in a `ClientWork` has a client axis: the engine adds it with `vmap`. The legend
+of axes, used everywhere:
 
 ======  =======================================================================
 `N`     clients (users)
@@ -409,8 +408,7 @@ class ChunkedRound(NamedTuple):
     draw: Callable[[Key, State, Any], Any]  # -> the cohort in whole chunks, longest client first
     # (key, state, population, cohort, first slot int32[], store [S, ...]) -> the engine's result, sound bool[S]
     train: Callable[[Key, State, Any, Any, jax.Array, ClientStore], tuple[Any, jax.Array]]
-    # (key, state, population, cohort, sums, sound bool[C]) -> state, info
-    finish: Callable[[Key, State, Any, Any, Any, jax.Array], tuple[State, RoundInfo]]
+    finish: Callable[..., tuple[State, RoundInfo]]  # of (key, state, population, cohort, sums, sound bool[C])
     touched: Any = None  # `federation.touched.TouchedRows`: then `train` is of touched rows alone
 
 
