@@ -91,7 +91,7 @@ def sized_defaults(name: str, size: Size, given: Mapping[str, float] | None = No
 
     Example:
         >>> sized_defaults("fedease", Size(4, 6, 16)), sized_defaults("fedncf", Size(4, 6, 16))
-        ({'regularisation': 3.2}, {})
+        ({'regularisation': 4.0}, {})
     """
     rule = entry_of(name).defaults_by_size
     return {} if rule is None else rule(size, **(given or {}))

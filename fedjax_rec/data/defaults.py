@@ -54,7 +54,6 @@ class MFSettings(NamedTuple):
 MIN_COHORT = 200
 UNOBSERVED_FACTORS = (1 / 30, 10.0)  # of the default w0, where it is searched
 ALS_ROUNDS = 12  # of fedals and iALS, before which no patience ends
-_EASE_SCALE = 0.8
 _ALS_RIDGE = 8.0  # of a mean user: reg (M / N + w0 I)
 _SPARSE = 0.0013  # density, below which it falls
 _FCF_RIDGE = 3.0  # of everybody, where an own item weighs 1
@@ -83,7 +82,7 @@ def default_cohort(num_clients: int) -> int:
 
 
 def ease_penalty(size: Size) -> Any:
-    """EASE's lambda, .8 sqrt(sqrt(M) M / N): it grows with the events and with the history of a mean user.
+    """EASE's lambda, sqrt(sqrt(M) M / N): it grows with the events and with the history of a mean user.
 
     Half the root of M, which fits MovieLens, is three times too much on Gowalla, whose histories are short
     (`docs/baselines.md` has the numbers).
@@ -96,11 +95,11 @@ def ease_penalty(size: Size) -> Any:
 
     Example:
         >>> round(ease_penalty(Size(4, 6, 9)), 2), round(ease_penalty(Size(943, 1682, 98114)))
-        (2.08, 144)
+        (2.6, 181)
     """
     users = size.num_users + (size.num_users == 0)  # of nobody it is 0
     history = size.num_events / users
-    return _EASE_SCALE * (size.num_events**0.5 * history) ** 0.5
+    return (size.num_events**0.5 * history) ** 0.5
 
 
 def als_dim(size: Size) -> int:

@@ -79,7 +79,7 @@ def trials_of(
     Example:
         >>> trials = trials_of("fedease", Size(4, 6, 16), {}, 3)
         >>> trials[0], len(trials)
-        ({'regularisation': 3.2}, 3)
+        ({'regularisation': 4.0}, 3)
     """
     space = space_of(algorithm, size, given, fixed=fixed)
     if not space:

@@ -23,5 +23,5 @@ def weights_of(pairs, ridge):
 
 
 def default_ridge(events, clients):
-    """lambda, where none is given: .8 times the geometric mean of the root of M and of M / N."""
-    return 0.8 * np.sqrt(np.sqrt(events) * events / clients)
+    """lambda, where none is given: the geometric mean of the root of M and of M / N."""
+    return np.sqrt(np.sqrt(events) * events / clients)

@@ -51,7 +51,7 @@ def default_regularisation(split: Split) -> float:
     Example:
         >>> from fedjax_rec.evaluation.central.example import tiny_split
         >>> round(default_regularisation(tiny_split()), 2)
-        1.9
+        2.38
     """
     return float(max(1.0, ease_penalty(split.size)))
 
