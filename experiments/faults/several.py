@@ -14,7 +14,7 @@ import numpy as np
 from experiments.faults.registry import Injection, Outcome, Tally, fault, tally
 from fedjax_rec.training.checkpoints.store import find_latest
 
-LIMIT = 180.0  # seconds after which a process hangs, on a machine that does other things
+LIMIT = 600.0  # seconds after which a process hangs, on a machine that does other things
 MORE = 4  # rounds that one process trains on from what two have left
 EVERY = 2  # rounds between validations and checkpoints
 TOLERANCE = 1e-4  # of a validation metric: another number of processes sums floats in another order
@@ -122,7 +122,7 @@ def _kill(injection: Injection, number: int) -> Outcome:
     if not _is_told(other, "lost another one", "another process of this run ended"):
         return "lost"
     latest = find_latest(folder / "checkpoints/train")
-    if latest is None or latest.damaged:
+    if latest is None or latest.path is None or latest.damaged:
         return "lost"
     rounds = int(latest.meta["round"]) + MORE
     resumed = Process(["resume", str(folder), "--rounds", str(rounds)], injection.folder / "resumed").end()

@@ -269,16 +269,12 @@ class Settings:
         "where it would not fit, or copies would take 1 GiB on a CPU",
         "run",
     )
-    client_store: str | None = _setting(
-        None, "folder in whose files what clients keep waits, where so many are on the devices at once", "run"
-    )
+    client_store: str | None = _setting(None, "folder for files of what clients keep between rounds", "run")
     row_update: str | None = _setting(
         None, "how item rows are added up; by default by back end", "run", tuple(STRATEGIES)
     )
     server_rows: str | None = _setting(None, "item rows that a server steps; by size", "run", SERVER_ROWS)
-    table_shards: int | None = _setting(
-        None, "devices that share the rows of item tables, of which each otherwise has all", "run"
-    )
+    table_shards: int | None = _setting(None, "devices that share the rows of item tables", "run")
     baselines: str | None = _setting(
         None, "central baselines for the price of federation: names with commas, or all", "run"
     )

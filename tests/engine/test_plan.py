@@ -230,7 +230,10 @@ def test_fedease_plans_its_inversion_and_advises_what_it_has(population, monkeyp
     algorithm = fr.fedease()
     parts = algorithm.plan(population).num_bytes
     table = 4 * population.num_items**2
-    assert (parts["model"], parts["inversion"]) == (table, plan.INVERSION * table)
+    assert (parts["model"], parts["inversion"]) == (
+        table + 4,
+        plan.INVERSION * table,
+    )  # and a count of clients
     monkeypatch.setattr(plan, "device_bytes", lambda _: sum(parts.values()) - 1)
     with pytest.raises(ValueError, match=r"inverting a table .* drop rare items") as found:
         fr.simulate(algorithm, population, rounds=1)
