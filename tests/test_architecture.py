@@ -84,7 +84,7 @@ def test_contributing_shows_the_floors():
 
 
 def test_every_wing_is_on_a_floor():
-    """Nothing lies flat in the package but core types, errors, locks, tables of text and what starts the program."""
+    """Nothing lies flat in the package but types, errors, locks, tables of text and what starts the program."""
     wings = {_wing(path) for path in MODULES}
     assert wings == set(FLOOR_OF)
     flat = {path.stem for path in ROOT.glob("*.py")}
