@@ -31,5 +31,9 @@ def test_a_wide_character_takes_two_columns():
     assert aligned([["映画", "1"], ["film", "2"]]).splitlines() == ["映画  1", "film  2"]
 
 
+def test_no_rows_are_no_text():
+    assert aligned([]) == ""
+
+
 def test_lines_end_where_their_text_does():
     assert aligned([["a", ""], ["b", "note"]], left=(0, 1)) == "a\nb  note"

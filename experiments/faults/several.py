@@ -112,13 +112,17 @@ def _kill(injection: Injection, number: int) -> Outcome:
         for k in (0, 1)
     ]
     victim = int(injection.rng.integers(2))
-    end = time.monotonic() + LIMIT
-    while not list(folder.glob("checkpoints/train/round-0*[2468]")) and time.monotonic() < end:
-        time.sleep(0.1)
-    time.sleep(injection.rng.uniform(0, 1))
-    both[victim].process.kill()
-    other = both[1 - victim].end()
-    both[victim].end()
+    try:
+        end = time.monotonic() + LIMIT
+        while not list(folder.glob("checkpoints/train/round-0*[2468]")) and time.monotonic() < end:
+            time.sleep(0.1)
+        time.sleep(injection.rng.uniform(0, 1))
+        both[victim].process.kill()
+        other = both[1 - victim].end()
+    finally:
+        for one in both:
+            one.process.kill()
+            one.process.wait()
     if not _is_told(other, "lost another one", "another process of this run ended"):
         return "lost"
     latest = find_latest(folder / "checkpoints/train")

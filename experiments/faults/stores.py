@@ -38,6 +38,8 @@ def _command(*arguments: object) -> tuple[int, str]:
             status = main([str(each) for each in arguments])
     except SystemExit as stop:
         status = int(stop.code or 0)
+    except Exception as problem:
+        return -1, f"{errors.getvalue()}\nTraceback: {problem!r}"
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, previous)

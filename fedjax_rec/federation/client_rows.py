@@ -124,9 +124,9 @@ class ClientRows:
             count = min(size, len(self) - first)
             yield ids[:count], self[ids][:count]
 
-    def copy(self) -> "ClientRows":
-        """The same rows in another file."""
-        return self.empty().take(self)
+    def copy(self, folder: Path | None = None) -> "ClientRows":
+        """The same rows in another file, of this folder or of another one."""
+        return ClientRows(folder or self.folder, self.shape, self.dtype, self._draw).take(self)
 
     def empty(self) -> "ClientRows":
         """Another file, in which nothing is written yet."""

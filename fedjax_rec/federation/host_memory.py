@@ -212,7 +212,7 @@ def copy_to_host(state: State, folder: Path | None = None) -> State:
 def _in_file(folder: Path, leaf: Any) -> ClientRows:
     """A leaf [N, ...], all rows of which are written."""
     if isinstance(leaf, ClientRows):
-        return leaf.copy()
+        return leaf.copy(folder)
     given = np.asarray(leaf)
     row_shape = given.shape[1:]
     rows = ClientRows(folder, given.shape, given.dtype, lambda ids: np.zeros((len(ids), *row_shape)))

@@ -177,8 +177,8 @@ def _halving_of(table: Mapping[str, Any]) -> Halving:
     for rung in table["rungs"]:
         trials = tuple(_stored_trial(**trial) for trial in rung["trials"])
         rungs.append(Sweep(trials, best_trial(trials), table["metric"], rung["rounds"], (), rung["seconds"]))
-    best = next(trial for trial in rungs[-1].trials if trial.settings == table["best"])
-    return Halving(tuple(rungs), best)
+    best = [trial for trial in rungs[-1].trials if trial.settings == table["best"]]
+    return Halving(tuple(rungs), best[0])
 
 
 def _stored_trial(settings: dict[str, Any], validation: float | None, round: int) -> Trial:  # noqa: A002

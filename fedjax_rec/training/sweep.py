@@ -322,8 +322,7 @@ def _error_objective(metric: str, split: Split) -> Objective:
         return jax.lax.map(predict, pairs, batch_size=_USERS_AT_ONCE)
 
     def values(predictions: PyTree) -> np.ndarray:
-        errors = np.asarray(predictions, float) - ratings
-        errors = errors[~np.isnan(errors)]
+        errors = (np.asarray(predictions, float) - ratings)[~np.isnan(ratings)]
         return errors**2 if metric == "rmse" else np.abs(errors)
 
     return Objective(measure, values, lambda found: float(found.mean() ** (0.5 if metric == "rmse" else 1.0)))

@@ -133,10 +133,11 @@ class TrialBatch:
         return courses
 
     def _values(self, infos: list[RoundInfo], measured: PyTree, run: int) -> np.ndarray:
-        """Of the users of one run; empty once it has diverged."""
+        """Of the users of one run; empty once it has diverged, or where one of them is no finite number."""
         if _has_diverged(infos, run):
             return np.zeros(0)
-        return self.objective.values(jax.tree.map(lambda x: x[run], measured))
+        values = self.objective.values(jax.tree.map(lambda x: x[run], measured))
+        return values if np.isfinite(values).all() else np.zeros(0)
 
     def _longer(self, course: Course, rounds_done: int, values: list[np.ndarray]) -> Course:
         """A course with one more point, whose users' values it keeps if it is the best until now."""
@@ -145,7 +146,9 @@ class TrialBatch:
         better = self.sign * float(np.mean(totals)) > best
         return Course(
             curve=[*course.curve, (rounds_done, totals)],
-            by_user=np.mean(values, axis=0) if better else course.by_user,
+            by_user=np.mean(values, axis=0)
+            if better
+            else course.by_user,  # better is finite, and all have as many
         )
 
     def _has_ended(self, curve: Curve) -> bool:

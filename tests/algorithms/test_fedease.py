@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fedjax_rec as fr
-from fedjax_rec.algorithms.fedease import weigh
+from fedjax_rec.algorithms.fedease import _closed_form, weigh
 from fedjax_rec.client.keys import stream
 from fedjax_rec.evaluation.central.ease import fit_ease
 from fedjax_rec.evaluation.ranking import make_ranker
@@ -15,6 +15,7 @@ from fedjax_rec.samplers.data_independent import uniform
 from fedjax_rec.server.aggregators import fixed_point, total
 from fedjax_rec.testing import assert_close, fixed, run, tiny_population
 from fedjax_rec.training.checkpoints.manager import Checkpoints
+from fedjax_rec.types import Server
 from tests.references.fedease import default_ridge, histories, weights_of
 
 EQUAL = 1e-5  # of the largest number of an array
@@ -159,3 +160,14 @@ def test_rounds_that_repeat_are_left_out(tmp_path):
     for settings in ({"cohort": 5}, {"memory": 0.5}, {"faults": fr.Faults(drop_out=0.5)}):
         assert not fr.fedease(**settings).repeats
     assert fr.sweep(fr.fedease, split, {"regularisation": [0.5]}, rounds=100).rounds == 1
+
+
+@pytest.mark.parametrize("count", [-3.0, 0.01, np.nan])
+def test_a_count_that_noise_has_spoilt_is_held_to_what_is_possible(count):
+    """A client has I events at most, so that there are M / I clients or more."""
+    pairs = jnp.array([[3.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.0, 1.0, 2.0]])
+    server = Server({"clients": jnp.float32(0)}, {"weight": jnp.zeros((3, 3))})
+    updates = Server({"clients": -jnp.float32(count)}, {"pairs": -pairs})
+    new, _ = _closed_form(None, 0.0).update(updates, (), server)
+    assert apart(new.tables["weight"], weights_of(np.asarray(pairs), default_ridge(8.0, 8.0 / 3))) < EQUAL
+    assert float(new.shared["clients"]) == pytest.approx(8.0 / 3)

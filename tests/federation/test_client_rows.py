@@ -288,3 +288,15 @@ def test_command_line(store, tmp_path, capsys):
     sizes = ["plan", "--clients", "10e6", "--items", "1e6", "--dim", "64", "--stored"]
     assert main([*sizes, *files]) == 0
     assert "GiB in files, at most" in capsys.readouterr().out
+
+
+def test_a_run_that_was_stopped_before_its_first_round_goes_on(split, tmp_path):
+    """Its checkpoint holds no row of a client: nothing was written yet."""
+    algorithm = fr.fedmf(dim=2, stream_clients=5, cohort=8)
+    wanted, _ = fr.simulate(algorithm, split, rounds=2, eval_every=1)
+    saved = fr.Checkpoints(tmp_path / "saved", every=1)
+    settings: dict[str, Any] = {"checkpoint": saved, "client_store": tmp_path / "clients", "eval_every": 1}
+    fr.simulate(algorithm, split, rounds=0, **settings)
+    state, _ = fr.simulate(algorithm, split, rounds=2, resume=True, **settings)
+    assert np.array_equal(np.asarray(state.private["vector"]), np.asarray(wanted.private["vector"]))
+    assert np.array_equal(state.server.tables["vector"], wanted.server.tables["vector"])

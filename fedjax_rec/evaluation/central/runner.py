@@ -262,7 +262,9 @@ def _choose(
         tried = drawn_settings(name, settings, size, tune, seed=seed)
     best = settings
     best_gain = 0.0
-    default = np.zeros(0)
+    default = np.zeros(
+        0
+    )  # of each user; empty where the default diverges, and anything that does not is better
     trials = []
     for number, trial in enumerate(tried, start=1):
         on_stage(f"{name}: trying {_format_settings(trial)} on validation ({number} of {len(tried)})")
@@ -272,11 +274,12 @@ def _choose(
             trials.append(BaselineTrial(trial, float("nan")))
             continue
         values = _validation_metric(ranks, validation.split, selection)
-        if number == 1 or not len(default):  # what diverges is worse than anything
-            default = values if number == 1 else np.zeros_like(values)
         trials.append(BaselineTrial(trial, float(values.mean())))
-        gain = float((values - default).mean())
-        if number > 1 and gain > best_gain and beats(values, default):
+        if number == 1:
+            default = values
+            continue
+        gain = float(values.mean() - (default.mean() if len(default) else -np.inf))
+        if gain > best_gain and (not len(default) or beats(values, default)):
             changed = {key: value for key, value in trial.items() if value != tried[0][key]}
             best = settings | changed
             best_gain = gain

@@ -107,6 +107,22 @@ def pack(array: Any) -> np.ndarray:
     return packed
 
 
+def packed_width(leaf: Leaf) -> int:
+    """Bytes of a row as `pack` gives it.
+
+    Args:
+        leaf: in a file.
+
+    Returns:
+        of its client's number and of the row.
+
+    Example:
+        >>> packed_width(Leaf("a", (24, 2), "float32", 0))
+        16
+    """
+    return _ID_BYTES + int(jnp.dtype(leaf.dtype).itemsize * np.prod(leaf.shape[1:], dtype=np.int64))
+
+
 class SavedRows(NamedTuple):
     """Rows of a leaf [N, ...] that a checkpoint holds."""
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from fedjax_rec.data.files import flush
 from fedjax_rec.engine.hosts import num_processes
-from fedjax_rec.training.checkpoints.leaves import Leaf, digest
+from fedjax_rec.training.checkpoints.leaves import Leaf, digest, packed_width
 from fedjax_rec.training.checkpoints.meta import Meta, read_meta
 from fedjax_rec.training.checkpoints.seal import find_damage, seal, write_durably
 
@@ -284,11 +284,8 @@ def _reshape(value: Any, leaf: Leaf) -> np.ndarray:
     """An array as it was saved: scalars and empty arrays too."""
     is_key = leaf.dtype.startswith("key")
     if leaf.rows is not None:
-        return (
-            np.zeros((0, 0), np.uint8)
-            if value is None
-            else np.asarray(value, np.uint8).reshape(leaf.rows, -1)
-        )
+        packed = np.zeros(0, np.uint8) if value is None else np.asarray(value, np.uint8)
+        return packed.reshape(leaf.rows, packed_width(leaf))
     if value is None:
         return np.zeros(tuple(leaf.shape), "uint32" if is_key else leaf.dtype)
     array = np.asarray(value)
