@@ -15,7 +15,7 @@ import pytest
 import fedjax_rec as fr
 
 ROOT = Path(__file__).resolve().parents[1]
-NEEDED = ["jax", "flax", "optax", "numpy", "pandas", "scipy", "tqdm", "matplotlib", "narwhals"]
+NEEDED = ["jax", "flax", "optax", "numpy", "pandas", "scipy", "tqdm", "matplotlib", "narwhals", "rich"]
 ONLY_FIVE = """
 import importlib.abc, sys
 
