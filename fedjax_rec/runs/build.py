@@ -204,8 +204,8 @@ def with_sized_defaults(settings: Settings, size: Size) -> Settings:
         the settings; those without a flag of their own stand in `options`.
 
     Example:
-        >>> with_sized_defaults(Settings(algorithm="fedease"), Size(4, 6, 9)).regularisation
-        1.5
+        >>> with_sized_defaults(Settings(algorithm="fedease"), Size(4, 6, 16)).regularisation
+        4.0
     """
     given = _given(settings)
     size = size._replace(cohort=settings.cohort)
@@ -225,7 +225,7 @@ def settings_by_events(settings: Settings, size: Size) -> tuple[str, ...]:
         their names.
 
     Example:
-        >>> settings_by_events(Settings(algorithm="fedease", regularisation=1.5), Size(4, 6, 9))
+        >>> settings_by_events(Settings(algorithm="fedease", regularisation=4.0), Size(4, 6, 16))
         ('regularisation',)
     """
     given = _given(settings)
