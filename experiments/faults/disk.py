@@ -55,8 +55,15 @@ def _goes_on(injection: Injection, folder: Path, *, is_clear: bool) -> Outcome:
 
 
 @contextlib.contextmanager
-def _file_limit(size: int) -> Iterator[None]:
-    """No file may grow beyond so many bytes."""
+def file_limit(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes, as on a disk that is full.
+
+    Args:
+        size: bytes.
+
+    Yields:
+        nothing.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -76,7 +83,7 @@ def _limit_files(injection: Injection) -> Outcome:
     folder = copy_half_done(real=injection.real, parent=injection.folder)
     largest = max(path.stat().st_size for path in list_files(folder).values())
     limit = int(injection.rng.integers(64, largest))  # below 64 bytes not even the lock could be written
-    return _run_while_broken(injection, folder, lambda _: _file_limit(limit), "File too large")
+    return _run_while_broken(injection, folder, lambda _: file_limit(limit), "File too large")
 
 
 def _limit_files_late(injection: Injection) -> Outcome:
@@ -100,7 +107,7 @@ def _run_without_reserving(injection: Injection, folder: Path, limit: int, pipe:
 
     @contextlib.contextmanager
     def broken(_: Path) -> Iterator[None]:
-        with mock.patch.object(store, "_reserve_space"), _file_limit(limit):
+        with mock.patch.object(store, "_reserve_space"), file_limit(limit):
             yield
 
     pipe.send(_run_while_broken(injection, folder, broken, "File too large"))

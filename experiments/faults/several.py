@@ -72,7 +72,8 @@ def _arguments(data: Path, folder: Path, rounds: int) -> list[str]:
     return ["run", "--quiet", *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
 
 
-def _together(number: int) -> list[str]:
+def _together() -> list[str]:
+    """Flags of two processes, to which each adds its number."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return [
@@ -81,7 +82,6 @@ def _together(number: int) -> list[str]:
             "--processes",
             "2",
             "--process-id",
-            str(number),
         ]
 
 
@@ -106,7 +106,7 @@ def killed(injection: Injection) -> Tally:
 def _kill(injection: Injection, number: int) -> Outcome:
     folder = injection.folder / f"run-{number}"
     data = _write_data(injection.folder / f"data-{number}.csv")
-    flags = _together(0)[:-1]
+    flags = _together()
     both = [
         Process([*_arguments(data, folder, 10**6), *flags, str(k)], injection.folder / f"words-{number}-{k}")
         for k in (0, 1)
@@ -153,7 +153,7 @@ def different(injection: Injection) -> Tally:
 
 
 def _differ(injection: Injection, number: int) -> Outcome:
-    flags = _together(0)[:-1]
+    flags = _together()
     folder = injection.folder / f"differ-{number}"
     by_data = number % 2 == 0
     processes = []
@@ -178,7 +178,7 @@ def unanswered(injection: Injection) -> Tally:
 def _wait_in_vain(injection: Injection, number: int) -> Outcome:
     folder = injection.folder / f"alone-{number}"
     data = _write_data(injection.folder / "alone.csv")
-    arguments = [*_arguments(data, folder, 4), *_together(1), "--join-timeout", "0.5"]
+    arguments = [*_arguments(data, folder, 4), *_together(), "1", "--join-timeout", "0.5"]
     ended = Process(arguments, injection.folder / f"waits-{number}").end()
     told = _is_told(ended, "waited 0.5 s in vain") and len(ended.lines) == 1
     return "survived" if told and not folder.exists() else "lost"

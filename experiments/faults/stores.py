@@ -6,16 +6,16 @@ Each is refused in one line that names the file, with status 2; nothing half-wri
 import contextlib
 import io
 import json
-import resource
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 
+from experiments.faults.disk import file_limit
 from experiments.faults.kills import context
 from experiments.faults.registry import Injection, Outcome, Tally, fault, tally
 from fedjax_rec.cli.main import main
@@ -177,17 +177,6 @@ def _open_damaged(injection: Injection, whole: Path, damage: Callable, name: str
     return "lost" if left else "survived"
 
 
-@contextlib.contextmanager
-def _file_limit(size: int) -> Iterator[None]:
-    """No file may grow beyond so many bytes, as on a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def _write_events(folder: Path, rng: np.random.Generator) -> Path:
     """A csv of some thousand events, none of which repeats."""
     pairs = rng.permutation(200 * 50)[:4000]
@@ -214,7 +203,7 @@ def _make_without_room(injection: Injection, command: tuple) -> Outcome:
     if _command(*command, expected)[0]:
         return "lost"
     largest = max(path.stat().st_size for path in list_files(expected).values())
-    with _file_limit(int(injection.rng.integers(64, largest))):
+    with file_limit(int(injection.rng.integers(64, largest))):
         status, said = _command(*command, home / "store")
     if status == 0:
         return "silent"
@@ -296,7 +285,7 @@ def _train_without_room(injection: Injection, store: Path) -> Outcome:
     checkpoints = home / "run" / "checkpoints"
     before = {name: path.read_bytes() for name, path in list_files(checkpoints).items()}
     # of 5 MB that all clients could write; what a run writes else is smaller
-    with _file_limit(int(injection.rng.integers(10**6, 3 * 10**6))):
+    with file_limit(int(injection.rng.integers(10**6, 3 * 10**6))):
         status, said = _command("resume", home / "run", "--rounds", 3)
     if status == 0:
         return "silent"

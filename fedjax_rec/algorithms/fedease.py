@@ -7,10 +7,9 @@ than
     G = sum_u x_u x_u^T,        P = (G + lambda 1)^-1,        B_ij = -P_ij / P_jj  for i != j,    B_jj = 0.
 
 A client sends x_u for each of its own rows of G (and a 1, by which lambda knows how many there are), the server
-adds up and inverts. Everything that is summed is a
-whole number, so that secure aggregation in fixed point changes no bit. One round with all clients is centralised
-EASE to the letter: the price of federation is 0, and so is the number of further rounds. A client's scores are the
-sum of its own rows of B, whether it ever took part or not.
+adds up and inverts. Everything that is summed is a whole number, so that secure aggregation in fixed point changes
+no bit. One round with all clients is centralised EASE to the letter: the price of federation is 0, and so is the
+number of further rounds. A client's scores are the sum of its own rows of B, whether it ever took part or not.
 
 Departures from the paper, which has no clients:
 
@@ -233,9 +232,8 @@ def _closed_form(
         # B [I, I]; a round of nobody leaves it as it is
         old = params.tables["weight"]
         events = jnp.trace(pairs)
-        least = events / len(
-            pairs
-        )  # a client has I events at most; clipped or with noise the count may be anything
+        # a client has I events at most; clipped or with noise the count may be anything
+        least = events / len(pairs)
         clients = jnp.where(clients > least, clients, least)
         size = Size(num_users=clients, num_items=len(pairs), num_events=events)
         ridge = jnp.asarray(ease_penalty(size) if strength is None else strength, jnp.float32)

@@ -190,8 +190,9 @@ def dry_run(each: Sequence[Settings], *, as_json: bool) -> int:
     for plan in plans:
         for name in ("clients", "items", "events"):
             print(f"{name:>24}  {plan[name]:,}")
-        for name in ("memory", "disk")[: 1 + bool(plan["disk"])]:
-            print(f"{name:>24}  {plan[name] / 2**20:,.0f} MiB")
+        print(f"{'memory':>24}  {plan['memory'] / 2**20:,.0f} MiB")
+        if plan["disk"]:
+            print(f"{'disk':>24}  {plan['disk'] / 2**20:,.0f} MiB")
         for name, value in plan["settings"].items():
             if value is not None:
                 print(printable(f"{name:>24}  {value}"))

@@ -126,11 +126,11 @@ class ClientRows:
 
     def copy(self, folder: Path | None = None) -> "ClientRows":
         """The same rows in another file, of this folder or of another one."""
-        return ClientRows(folder or self.folder, self.shape, self.dtype, self._draw).take(self)
+        return self.empty(folder).take(self)
 
-    def empty(self) -> "ClientRows":
-        """Another file, in which nothing is written yet."""
-        return ClientRows(self.folder, self.shape, self.dtype, self._draw)
+    def empty(self, folder: Path | None = None) -> "ClientRows":
+        """Another file, of this folder or of another one, in which nothing is written yet."""
+        return ClientRows(folder or self.folder, self.shape, self.dtype, self._draw)
 
     def take(self, other: "ClientRows") -> "ClientRows":
         """Write what another file holds, which holds all that this one does."""
