@@ -18,7 +18,7 @@ from fedjax_rec.cli.main import main
 from fedjax_rec.runs import experiment, report, run_folder, setup
 from fedjax_rec.runs.reserve import reserve_folder
 from fedjax_rec.training.checkpoints.signals import StopSignal
-from fedjax_rec.training.trials import TrialBatch
+from fedjax_rec.training.trials import Course, TrialBatch
 
 FILES = [
     "config.json",
@@ -94,7 +94,7 @@ def test_during_a_search(run, monkeypatch, capsys):
 
     def stop(_, own, *__):
         signal.raise_signal(signal.SIGTERM)
-        return [((1, 0.5),) for _ in own]
+        return [Course(((1, 0.5),), np.full(40, 0.5)) for _ in own]
 
     monkeypatch.setattr(TrialBatch, "run", stop)
     assert run("--tune", "3", "--out", "sought", "--quiet") == 128 + signal.SIGTERM
