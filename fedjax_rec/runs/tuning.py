@@ -81,6 +81,8 @@ def tune(settings: Settings, setup: Setup, protocol: Protocol, on_stage: Callabl
             eval_every=1 if repeats else cast("int", settings.eval_every),
             seed=settings.seed,
             metric=protocol.selection,
+            max_rounds=0 if repeats or settings.min_rounds is None else cast("int", settings.rounds),
+            max_seconds=math.inf if settings.max_seconds is None else settings.max_seconds,
             on_rung=report.begin_rung,
             on_block=report.tell_rounds,
             on_trial=finished.append,

@@ -5,7 +5,8 @@ Jamieson & Talwalkar 2016, "Non-stochastic best arm identification and hyperpara
 eta = 3). A rung is a `sweep`, so that its trials share compiled programs; a trial that is kept starts anew, and
 its run is as long as the rung. N settings and T rounds make K rungs of about N T / 3^(K - 1) rounds each.
 The first settings are the default ones: they go on in every rung, and others replace them if they win by two
-standard errors.
+standard errors. A fast rate is ahead after few rounds and behind after many: where a run may be longer than the last
+rung, and one of these two was still improving there, both are compared once more after as many rounds as it takes.
 """
 
 import math
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_rec.data.splits import Split
+from fedjax_rec.evaluation.convergence import PATIENCE_SHARE, patience_ends_at, peak_round
 from fedjax_rec.evaluation.statistics import beats
 from fedjax_rec.training.search_spaces import TrialSettings
 from fedjax_rec.training.sweep import ERROR_METRICS, Sweep, Trial, best_trial, sweep
@@ -27,7 +29,7 @@ class Halving(NamedTuple):
     """All rungs, the shortest first."""
 
     rungs: tuple[Sweep, ...]
-    best: Trial  # of the last rung, whose trials alone had all rounds; the first, unless another beats it clearly
+    best: Trial  # of the last rung, whose trials alone had all rounds; the default, unless another beats it clearly
 
     @property
     def num_settings(self) -> int:
@@ -69,6 +71,8 @@ def halve(
     eval_every: int,
     seed: int = 0,
     metric: str = "ndcg@10",
+    max_rounds: int = 0,
+    max_seconds: float = math.inf,
     on_rung: Callable[[int, int, int, int], Any] | None = None,
     on_block: Callable[[int, int], Any] | None = None,
     on_trial: Callable[[Trial], Any] | None = None,
@@ -83,6 +87,10 @@ def halve(
         eval_every: rounds between validations.
         seed: of all runs.
         metric: as in `sweep`.
+        max_rounds: of the run that is to come, where it ends when it has converged: what has won against the
+            default settings is then compared with them again, for as many rounds as both take to converge.
+            0 where a run has T rounds.
+        max_seconds: of that run, a ceiling of the same kind.
         on_rung: called before each rung with its number, from 1, the number of rungs, settings and rounds.
         on_block: as in `sweep`, of a rung.
         on_trial: as in `sweep`, in every rung.
@@ -105,11 +113,10 @@ def halve(
     sign = -1.0 if metric in ERROR_METRICS else 1.0
     going = [dict(each) for each in settings]
     rungs: list[Sweep] = []
-    for number, (count, long) in enumerate(plan, start=1):
-        if rungs:
-            going = _kept(rungs[-1].trials, settings[0], sign, count)
+
+    def try_for(long: int, planned: int) -> None:
         if on_rung is not None:
-            on_rung(number, len(plan), len(going), long)
+            on_rung(len(rungs) + 1, planned, len(going), long)
         rungs.append(
             sweep(
                 factory,
@@ -123,7 +130,40 @@ def halve(
                 on_trial=on_trial,
             )
         )
-    return Halving(tuple(rungs), _winner(rungs[-1].trials, settings[0], sign))
+
+    # Many settings for few rounds, few for all.
+    for count, long in plan:
+        if rungs:
+            going = _kept(rungs[-1].trials, settings[0], sign, count)
+        try_for(long, len(plan))
+
+    # What has won has to win at the length of a run, too.
+    winner = _winner(rungs[-1].trials, settings[0], sign)
+    while long := _longer(rungs[-1], winner, settings[0], sign, max_rounds, max_seconds):
+        going = [dict(settings[0]), winner.settings]
+        try_for(long // eval_every * eval_every, len(rungs) + 1)
+        winner = _winner(rungs[-1].trials, settings[0], sign)
+    return Halving(tuple(rungs), winner)
+
+
+def _longer(
+    rung: Sweep,
+    winner: Trial,
+    default: Mapping[str, Any],
+    sign: float,
+    max_rounds: int,
+    max_seconds: float,
+) -> int:
+    """For how many rounds the winner and the default are to be compared again; 0 if that is decided."""
+    usual = _usual(rung.trials, default)
+    if usual is None or winner is usual:
+        return 0
+    curves = [[(number, sign * value) for number, value in trial.curve] for trial in (usual, winner)]
+    if max(patience_ends_at(peak_round(curve), PATIENCE_SHARE) for curve in curves) <= rung.rounds:
+        return 0
+    per_round = rung.seconds / len(rung.trials) / rung.rounds
+    long = int(min(KEPT * rung.rounds, max_rounds, max_seconds / per_round))
+    return long if 2 * long >= 3 * rung.rounds else 0  # else it would say nothing that this one has not said
 
 
 def _kept(
@@ -144,13 +184,18 @@ def _winner(trials: Sequence[Trial], default: Mapping[str, Any], sign: float) ->
 
     So are the settings of central methods chosen. What diverged is beaten by whatever did not.
     """
-    usual = next((trial for trial in trials if trial.settings == default and trial.round), None)
+    usual = _usual(trials, default)
     if usual is None:
         return best_trial(trials, sign)
     better = [
         trial for trial in ranked(trials, sign) if beats(sign * _by_user(trial), sign * _by_user(usual))
     ]
     return better[0] if better else usual
+
+
+def _usual(trials: Sequence[Trial], default: Mapping[str, Any]) -> Trial | None:
+    """The default settings' trial, if it was measured."""
+    return next((trial for trial in trials if trial.settings == default and trial.round), None)
 
 
 def _by_user(trial: Trial) -> np.ndarray:

@@ -1,6 +1,7 @@
 """`--tune` and `--tune-baselines`: one small run, its folder and its price."""
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from fedjax_rec.evaluation.central.registry import METHOD_NAMES, METHODS, drawn_
 from fedjax_rec.runs.configuration import read_configuration
 from fedjax_rec.runs.settings import Settings, complete
 from fedjax_rec.runs.setup import set_up
-from fedjax_rec.runs.tuning import _factory_of
+from fedjax_rec.runs.tuning import _factory_of, tune
 from fedjax_rec.training.sweep import Trial
 
 SMALL = ["--dim", "2", "--num-candidates", "9", "--batch-size", "8", "--rounds", "2", "--eval-every", "1"]
@@ -140,6 +141,30 @@ def test_a_search_that_ends_early_says_what_it_keeps(folder, tmp_path, monkeypat
     assert "tuning ended early and keeps no file; the best of its trials" in told
     assert "validation ndcg@10 0.5000: regularisation=0.25" in told
     assert not (tmp_path / "stopped").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "length"),
+    [
+        ({}, (400, 10_000, 480.0)),
+        ({"refit": True, "max_seconds": 30.0}, (400, 10_000, 30.0)),
+        ({"rounds": 60}, (60, 0, math.inf)),
+        ({"algorithm": "fedease"}, (1, 0, 480.0)),  # all of its rounds are the same
+    ],
+)
+def test_a_search_knows_how_long_the_run_may_be(folder, monkeypatch, given, length):
+    """Without --rounds what wins has to win at the length of a run that trains until it has converged."""
+
+    def halve(*_, rounds, max_rounds, max_seconds, **__):
+        assert (rounds, max_rounds, max_seconds) == length
+        raise InterruptedError
+
+    monkeypatch.setattr("fedjax_rec.runs.tuning.halve", halve)
+    data = read(folder, "config.json")["dataset"]
+    settings = complete(Settings(dataset=data, num_candidates=9, tune=3, **given))
+    setup = set_up(settings, str)
+    with pytest.raises(InterruptedError):
+        tune(setup.settings, setup, setup.protocol)
 
 
 @pytest.mark.parametrize("name", METHOD_NAMES)

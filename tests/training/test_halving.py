@@ -20,7 +20,7 @@ NOISE = 0.1 * np.linspace(
 SIZE = Size(943, 1682, 98_114)
 
 
-def fake_sweep(value_of):
+def fake_sweep(value_of, seconds_per_round=0.0):
     """A sweep that trains nothing: a trial's metric is a function of its settings and rounds."""
     calls = []
 
@@ -32,13 +32,14 @@ def fake_sweep(value_of):
                 value := value_of(each["x"], rounds),
                 0 if math.isnan(value) else rounds,
                 0.0,
-                (),
+                tuple((number, value_of(each["x"], number)) for number in range(20, rounds + 1, 20)),
                 by_user=value + NOISE,
             )
             for each in settings
         )
         best = max((one for one in trials if one.round), key=lambda one: one.validation)
-        return Sweep(trials, best, metric, rounds, tuple(seeds), 0.0)
+        seconds = seconds_per_round * rounds * len(trials)
+        return Sweep(trials, best, metric, rounds, tuple(seeds), seconds)
 
     return sweep, calls
 
@@ -89,6 +90,37 @@ def test_whatever_does_not_diverge_replaces_a_default_that_does(monkeypatch):
     trials = [{"x": x} for x in (0, 3, 1, 2)]
     assert halving.halve(NO_FACTORY, NO_SPLIT, trials, rounds=60, eval_every=5).best.settings == {"x": 3}
     assert calls == [(4, 20), (1, 60)]
+
+
+@pytest.mark.parametrize(
+    ("slow", "max_rounds", "max_seconds", "longer", "wins"),
+    [
+        (9_000, 10_000, math.inf, [1_200], 0),  # the default is ahead after 1,125 rounds
+        (20_000, 10_000, math.inf, [1_200, 3_600], 0),
+        (math.inf, 10_000, math.inf, [], 1),  # neither improves: nothing to wait for
+        (10_000, 0, math.inf, [], 1),  # the run has as many rounds as the last rung
+        (20_000, 1_500, math.inf, [1_200], 1),  # it ends before 1,800 more would say anything else
+        (20_000, 10_000, 800, [800], 1),
+    ],
+)
+def test_a_fast_setting_has_to_win_at_the_length_of_a_run(
+    monkeypatch, slow, max_rounds, max_seconds, longer, wins
+):
+    sweep, calls = fake_sweep(lambda x, rounds: 0.125 if x else rounds / slow, seconds_per_round=1.0)
+    monkeypatch.setattr(halving, "sweep", sweep)
+    trials = [{"x": x} for x in range(3)]
+    found = halving.halve(
+        NO_FACTORY,
+        NO_SPLIT,
+        trials,
+        rounds=400,
+        eval_every=20,
+        max_rounds=max_rounds,
+        max_seconds=max_seconds,
+    )
+    assert calls == [(3, 120), (2, 400)] + [(2, rounds) for rounds in longer]
+    assert found.best.settings["x"] == wins
+    assert found.num_settings == 3
 
 
 def test_errors_are_halved_the_other_way(monkeypatch):
