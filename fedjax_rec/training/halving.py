@@ -5,8 +5,8 @@ Jamieson & Talwalkar 2016, "Non-stochastic best arm identification and hyperpara
 eta = 3). A rung is a `sweep`, so that its trials share compiled programs; a trial that is kept starts anew, and
 its run is as long as the rung. N settings and T rounds make K rungs of about N T / 3^(K - 1) rounds each.
 The first settings are the default ones: they go on in every rung, and others replace them if they win by two
-standard errors. A fast rate is ahead after few rounds and behind after many: where a run may be longer than the last
-rung, and one of these two was still improving there, both are compared once more after as many rounds as it takes.
+standard errors. A fast rate is ahead after few rounds and behind after many: where a run may be longer than the
+last rung and one of the two was still improving there, both are compared again for as many rounds as it takes.
 """
 
 import math
@@ -29,7 +29,7 @@ class Halving(NamedTuple):
     """All rungs, the shortest first."""
 
     rungs: tuple[Sweep, ...]
-    best: Trial  # of the last rung, whose trials alone had all rounds; the default, unless another beats it clearly
+    best: Trial  # of the last rung, whose trials alone had all rounds; the default, or what beats it clearly
 
     @property
     def num_settings(self) -> int:
