@@ -94,7 +94,7 @@ def test_during_a_search(run, monkeypatch, capsys):
 
     def stop(_, own, *__):
         signal.raise_signal(signal.SIGTERM)
-        return [Course(((1, 0.5),), np.full(40, 0.5)) for _ in own]
+        return [Course([(1, (0.5,))], np.full(40, 0.5)) for _ in own]
 
     monkeypatch.setattr(TrialBatch, "run", stop)
     assert run("--tune", "3", "--out", "sought", "--quiet") == 128 + signal.SIGTERM
