@@ -4,7 +4,8 @@
 
 Least squares of relative errors with coefficients of at least 0 (`scipy.optimize.nnls`). `--write` puts the
 coefficients into `fedjax_rec/runs/fitted.py`; without it they are compared with what stands there, the errors and
-exponents printed, and `scaling.png` drawn.
+exponents printed, and `scaling.png` and `roofline.png` drawn (Williams, Waterman & Patterson 2009, "Roofline",
+doi:10.1145/1498765.1498785).
 """
 
 import argparse
@@ -15,11 +16,15 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from fedjax_rec.runs.machines import Work, counts_of
+from fedjax_rec.runs.machines import PASSES, TOUCHES, Work, counts_of
 
 HERE = Path(__file__).parent
 TARGET = HERE.parents[1] / "fedjax_rec" / "runs" / "fitted.py"
 BATCH, WIDTH = 64, 5  # slots of a local batch of `fedmf`, and rows of a positive with its negatives
+ROW_FLOPS, TABLE_FLOPS = (
+    10,
+    3,
+)  # of a number: a score, two gradients and two steps; a sum and a step of the server
 VARIED = ("cohort", "dim", "items", "clients", "events", "epochs")
 
 
@@ -121,6 +126,45 @@ def draw(found: Fit) -> None:
     figure.savefig(HERE / "scaling.png", dpi=110)
 
 
+def roofline() -> pd.DataFrame:
+    """How near rounds come to what a core can do, by the numbers that they must compute and move.
+
+    Returns:
+        the points with `intensity` (numbers computed for a byte moved), `rate` (numbers a second of a core) and
+        `share` of the roof over them.
+    """
+    table = points()
+    ceiling = pd.read_csv(HERE / "ceilings.csv").set_index("cores").loc[1]
+    works = [work_of(row) for _, row in table.iterrows()]
+    rows = np.array([work.cohort * work.slots * work.epochs * work.dim for work in works])
+    tables = np.array([work.items * work.dim for work in works])
+    flops = ROW_FLOPS * rows + TABLE_FLOPS * tables
+    moved = 4 * (TOUCHES * rows + PASSES * tables)
+    rate = flops / table["processor"].to_numpy()
+    roof = np.minimum(ceiling["flops"], flops / moved * ceiling["bytes"])
+    return table.assign(intensity=flops / moved, rate=rate, share=rate / roof)
+
+
+def draw_roofline(table: pd.DataFrame) -> None:
+    """The points under the roof of a core.
+
+    Args:
+        table: of `roofline`.
+    """
+    from matplotlib.figure import Figure
+
+    ceiling = pd.read_csv(HERE / "ceilings.csv").set_index("cores").loc[1]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    intensity = np.geomspace(0.05, 50, 200)
+    roof = np.minimum(ceiling["flops"], intensity * ceiling["bytes"])
+    axes.loglog(intensity, roof / 1e9, label="a core: memory, then arithmetic")
+    axes.loglog(table["intensity"], table["rate"] / 1e9, ".", label="rounds of fedmf")
+    axes.set(xlabel="numbers computed for a byte moved", ylabel="10⁹ numbers computed a second of a core")
+    axes.legend(frameon=False)
+    figure.savefig(HERE / "roofline.png", dpi=110)
+
+
 def text_of(found: Fit) -> str:
     """The module that holds the coefficients.
 
@@ -161,6 +205,10 @@ def main() -> None:
     errors = found.held_out["error"].abs()
     print(f"held out: median error {errors.median():.1%}, worst {errors.max():.1%}")
     draw(found)
+    near = roofline()
+    shares = near["share"].quantile([0, 0.5, 1])
+    print("share of the roof: " + ", ".join(f"{share:.1%}" for share in shares) + " (least, median, most)")
+    draw_roofline(near)
 
 
 if __name__ == "__main__":

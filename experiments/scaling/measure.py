@@ -5,8 +5,8 @@
 `fedmf` at its defaults (SGD, 4 negatives, mean of the updates) on histories drawn with a long tail. Each point is
 one compiled block of rounds, repeated for a few seconds; it has the median, the least and the most of the wall
 clock, and the processor's seconds, which other work on the machine moves least. A point takes below 20 seconds on
-two quiet cores, all of them about six minutes. `role` says to which points the model is fitted, and which are held
-out. Points that the file has already are not measured again.
+two quiet cores. `role` says to which points the model is fitted, and which are held out: of both some vary one
+thing at a time, others all at once, drawn at random. Points that the file has already are not measured again.
 """
 
 import csv
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
 import fedjax_rec as fr
@@ -63,6 +64,27 @@ HELD_OUT = [
     Point(clients=40_000, items=15_000, events=25, dim=40, cohort=800, devices=1),
     Point(clients=5000, items=3000, events=120, dim=16, cohort=400),
 ]
+
+
+def drawn_points(count: int, seed: int) -> list[Point]:
+    """Points in which everything differs, on a log scale.
+
+    Args:
+        count: how many.
+        seed: of the draw.
+
+    Returns:
+        points whose rounds visit 500,000 events and a table of 6.4 million numbers at most.
+    """
+    rng = np.random.default_rng(seed)
+    points: list[Point] = []
+    while len(points) < count:
+        low, high = np.log([2000, 1000, 20, 8, 50, 1, 1]), np.log([50_000, 100_000, 150, 128, 2000, 5, 3])
+        point = Point(*map(int, np.exp(rng.uniform(low, high))))
+        visits = point.cohort * point.events * point.epochs
+        if visits <= 500_000 and point.items * point.dim <= 6_400_000 and 2 * point.cohort <= point.clients:
+            points.append(point)
+    return points
 
 
 def draw(point: Point, seed: int = 0) -> Population:
@@ -135,7 +157,8 @@ def main() -> None:
         writer = csv.DictWriter(file, names)
         if not known:
             writer.writeheader()
-        points = [("fit", point) for point in FITTED] + [("held out", point) for point in HELD_OUT]
+        fitted, held_out = FITTED + drawn_points(32, seed=0), HELD_OUT + drawn_points(16, seed=1)
+        points = [("fit", point) for point in fitted] + [("held out", point) for point in held_out]
         for role, point in tqdm([each for each in points if each[1] not in done]):
             found = measure(point)
             writer.writerow(point._asdict() | {"role": role} | {n: f"{v:.6g}" for n, v in found.items()})

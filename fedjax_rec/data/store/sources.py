@@ -131,7 +131,12 @@ def _from_parquet(path: Path, named: Mapping[str, str | None], rows: int) -> Sou
     def frames() -> Iterator[pd.DataFrame]:
         try:
             for batch in data.to_batches(
-                columns=wanted, batch_size=rows, batch_readahead=1, fragment_readahead=1
+                columns=wanted,
+                batch_size=rows,
+                batch_readahead=1,
+                fragment_readahead=1,
+                # what is read ahead into buffers stays there until the file ends, however large it is
+                fragment_scan_options=ds.ParquetFragmentScanOptions(pre_buffer=False),
             ):
                 if batch.num_rows:
                     yield batch.to_pandas()

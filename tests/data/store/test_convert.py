@@ -12,6 +12,7 @@ from fedjax_rec.data.errors import DataError
 from fedjax_rec.data.formats import read_any
 from fedjax_rec.data.sorting import order_of_events
 from fedjax_rec.data.store import convert, open_store
+from fedjax_rec.data.store.sources import open_source
 
 CONVERTER = sys.modules[convert.__module__]
 
@@ -51,6 +52,18 @@ def assert_holds(store, table):
 
 
 @pytest.mark.usefixtures("small")
+def test_a_parquet_file_is_never_in_memory(tmp_path):
+    """Pages of it are let go once they were read: 48 MB of ids, of which 1 MB at a time is looked at."""
+    pa = pytest.importorskip("pyarrow")
+    rng = np.random.default_rng(0)
+    columns = {name: rng.integers(0, 2**62, 3_000_000) for name in ("user", "item")}
+    pd.DataFrame(columns).to_parquet(tmp_path / "events.parquet", row_group_size=2**16)
+    source = open_source(tmp_path / "events.parquet", {}, columns=None, separator=None, rows=2**16)
+    before = pa.total_allocated_bytes()
+    most = max(pa.total_allocated_bytes() for _ in source.frames) - before
+    assert 0 < most < 30e6  # 69 MB where all of it stays
+
+
 @pytest.mark.parametrize("kind", ["csv", "csv.gz", "tsv", "inter", "dat", "parquet"])
 def test_files(events, tmp_path, kind):
     """Of each format, as `read_any` reads it whole."""

@@ -1,0 +1,191 @@
+"""Strong and weak scaling over cores, as devices of a process and as processes; ceilings of a core.
+
+    python -m experiments.scaling.workers experiments/scaling/workers.csv experiments/scaling/ceilings.csv
+
+A worker is one core, to which its process is bound. *Strong*: the cohort is the same however many work on it;
+*weak*: each has the base's cohort for itself. `fedmf` at the base of `measure`, blocks of rounds without
+validation; the clock's median, least and most, of all ways in turns. The ceilings are those of a roofline: the
+numbers that a core multiplies and adds in a matrix product, and the bytes that it reads and writes in a sum of
+long vectors.
+"""
+
+import argparse
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import fedjax_rec as fr
+from experiments.scaling.measure import Point, draw
+
+BLOCK, BLOCKS = 50, 8  # rounds of a block, and blocks that are timed
+REPEATS = 3  # of each way, in turns
+FIELDS = ("kind", "way", "workers", "cohort", "round", "least", "most", "clients a second", "efficiency")
+
+
+class Way(NamedTuple):
+    """Who trains one cohort."""
+
+    kind: str  # strong or weak
+    way: str  # devices or processes
+    workers: int
+    cohort: int
+
+
+WAYS = (
+    Way("base", "devices", 1, 1000),
+    Way("strong", "devices", 2, 1000),
+    Way("strong", "processes", 2, 1000),
+    Way("weak", "devices", 2, 2000),
+    Way("weak", "processes", 2, 2000),
+)
+
+
+def train(way: Way, process: int, address: str) -> list[float]:
+    """Train, in this process, which is bound to its cores.
+
+    Args:
+        way: how many work.
+        process: the number of this one.
+        address: HOST:PORT of process 0.
+
+    Returns:
+        seconds of a round, block by block.
+    """
+    os.sched_setaffinity(0, {process} if way.way == "processes" else set(range(way.workers)))
+    if way.way == "processes":
+        fr.initialize_distributed(address, way.workers, process)
+    fr.use_cores(1 if way.way == "processes" else way.workers)
+    algorithm = fr.fedmf(dim=Point().dim, cohort=way.cohort, mesh=fr.client_mesh(way.workers))
+    ticks: list[float] = []
+    fr.simulate(
+        algorithm,
+        draw(Point()),
+        rounds=BLOCK * (BLOCKS + 1),
+        eval_every=BLOCK,
+        keep="last",
+        on_block=lambda _: ticks.append(time.perf_counter()),
+    )
+    return [float(seconds) / BLOCK for seconds in np.diff(ticks)]
+
+
+def run_way(way: Way) -> list[float]:
+    """Train in processes of their own.
+
+    Args:
+        way: how many work.
+
+    Returns:
+        seconds of a round, as process 0 measured them.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "experiments.scaling.workers", "--child", json.dumps(way)]
+    count = way.workers if way.way == "processes" else 1
+    started = [
+        subprocess.Popen([*command, str(number), address], stdout=subprocess.PIPE, text=True)  # noqa: S603
+        for number in range(count)
+    ]
+    said = [process.communicate()[0] for process in started]
+    if any(process.returncode for process in started):
+        raise RuntimeError(f"{way} ended with status {[process.returncode for process in started]}")
+    return json.loads(said[0].splitlines()[-1])
+
+
+def ceilings_of(cores: int) -> dict[str, float]:
+    """What so many cores can do, measured in this process.
+
+    Args:
+        cores: to which it is bound; before jax computes anything.
+
+    Returns:
+        numbers a second that are multiplied or added, bytes a second that are read or written.
+    """
+    os.sched_setaffinity(0, set(range(cores)))
+    side, length = 2048, 2**26
+    square, long = jnp.ones((side, side)), jnp.ones(length)
+    product = _seconds(jax.jit(lambda a, _: a @ a), square, square)
+    total = _seconds(jax.jit(lambda a, b: a + b), long, long + 1)
+    return {"cores": cores, "flops": 2 * side**3 / product, "bytes": 3 * 4 * length / total}
+
+
+def _seconds(compute: Callable[..., jax.Array], *given: jax.Array) -> float:
+    jax.block_until_ready(compute(*given))  # compiles
+    spent = []
+    for _ in range(9):
+        start = time.perf_counter()
+        jax.block_until_ready(compute(*given))
+        spent.append(time.perf_counter() - start)
+    return median(spent)
+
+
+def run_ceilings() -> list[dict[str, float]]:
+    """What one core can do, and two, each in a process of its own.
+
+    Returns:
+        a row for each number of cores.
+    """
+    command = [sys.executable, "-m", "experiments.scaling.workers", "--ceilings"]
+    return [
+        json.loads(subprocess.run([*command, cores], capture_output=True, text=True, check=True).stdout)  # noqa: S603
+        for cores in ("1", "2")
+    ]
+
+
+def write(path: Path, fields: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Write a table.
+
+    Args:
+        path: of the csv.
+        fields: its columns.
+        rows: of it.
+    """
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main() -> None:
+    """Measure all ways in turns, and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", type=Path, nargs="*", help="csv of the ways, csv of the ceilings")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # a way, a number and an address
+    parser.add_argument("--ceilings", type=int, help=argparse.SUPPRESS)  # of so many cores
+    given = parser.parse_args()
+    if given.ceilings:
+        print(json.dumps(ceilings_of(given.ceilings)))
+        return
+    if given.child:
+        print(json.dumps(train(Way(*json.loads(given.child[0])), int(given.child[1]), given.child[2])))
+        return
+    seconds: dict[Way, list[float]] = {way: [] for way in WAYS}
+    for way in tqdm(WAYS * REPEATS):
+        seconds[way] += run_way(way)
+    alone = WAYS[0].cohort / median(seconds[WAYS[0]])
+    rows = []
+    for way, found in seconds.items():
+        rate = way.cohort / median(found)
+        numbers = {"round": median(found), "least": min(found), "most": max(found), "clients a second": rate}
+        numbers["efficiency"] = rate / alone / way.workers
+        rows.append(way._asdict() | {name: f"{number:.4g}" for name, number in numbers.items()})
+    write(given.files[0], FIELDS, rows)
+    ceilings = [{name: f"{number:.4g}" for name, number in row.items()} for row in run_ceilings()]
+    write(given.files[1], ("cores", "flops", "bytes"), ceilings)
+
+
+if __name__ == "__main__":
+    main()
