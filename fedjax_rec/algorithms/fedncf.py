@@ -29,6 +29,7 @@ from fedjax_rec.algorithms.registry import register
 from fedjax_rec.client.batches import positives_per_batch, with_negatives
 from fedjax_rec.client.local_training import local_training, proximal
 from fedjax_rec.client.population import Population
+from fedjax_rec.data.defaults import pair_penalty
 from fedjax_rec.errors import check_arguments, check_unused
 from fedjax_rec.federation.federate import FederationSettings, federate
 from fedjax_rec.rows.draws import normal_rows
@@ -37,7 +38,11 @@ from fedjax_rec.types import Aggregator, Algorithm, Key, Model, Params, PyTree, 
 TOWERS = {"gmf": ("gmf",), "mlp": ("mlp",), "neumf": ("gmf", "mlp")}
 
 
-@register()
+@register(
+    defaults_by_size=lambda size, regularisation=None: {
+        "regularisation": pair_penalty(size) if regularisation is None else regularisation
+    }
+)
 def fedncf(
     *,
     architecture: str = "neumf",
@@ -69,7 +74,8 @@ def fedncf(
         local_epochs: E.
         learning_rate: of the default local optimizer, SGD.
         network_scale: factor on the gradients of the network, which every example of a batch moves.
-        regularisation: L2, on the private vectors and the rows of each batch; the network is free.
+        regularisation: L2, on the private vectors and the rows of each batch; the network is free. A run has that
+            of `fedjax_rec.data.defaults.pair_penalty`.
         init_scale: vectors start as normal(0, init_scale / sqrt(D)).
         prox: FedProx's mu; 0 is FedAvg.
         local_optimizer: any optax transformation that treats item rows apart, instead of SGD and its rate.

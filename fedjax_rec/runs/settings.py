@@ -370,8 +370,8 @@ def _check_privacy(settings: Settings) -> None:
 def sized_names(settings: Settings) -> set[str]:
     """The settings that will follow from the size of the data, of which the factory has numbers of its own.
 
-    Those of `fedmf` are for summed changes of SGD on positives and negatives; elsewhere, and where noise hides how
-    many events there are, the factory's hold.
+    Those of `fedmf` are for summed changes of SGD on positives and negatives (a penalty goes with any rule);
+    elsewhere, and where noise hides how many events there are, the factory's hold.
 
     Args:
         settings: None where nothing was given.
@@ -384,10 +384,10 @@ def sized_names(settings: Settings) -> set[str]:
         (['dim', 'learning_rate', 'num_negatives'], set())
     """
     usual = {"loss": "bce", "local_optimizer": "sgd", "aggregator": "sum", "server_optimizer": "fedavg"}
-    if settings.private or any(getattr(settings, name) not in (None, value) for name, value in usual.items()):
-        return set()
-    known = accepted(settings.algorithm)
-    return {name for name in sized_defaults(settings.algorithm, Size(1, 1, 1)) if known[name] is not None}
+    known, sized = accepted(settings.algorithm), sized_defaults(settings.algorithm, Size(1, 1, 1))
+    names = set() if settings.private else {name for name in sized if known[name] is not None}
+    is_usual = all(getattr(settings, name) in (None, value) for name, value in usual.items())
+    return names if is_usual else names & {"regularisation"}
 
 
 def without_size(settings: Settings) -> Settings:

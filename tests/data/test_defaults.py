@@ -1,5 +1,7 @@
 """Settings that follow from the size of the data: sane at every size, and the same on both sides."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from fedjax_rec.data.defaults import (
     ease_penalty,
     fcf_weights,
     mf_settings,
+    pair_penalty,
 )
 from fedjax_rec.evaluation.central.registry import method_settings
 from fedjax_rec.runs.build import settings_by_events, with_sized_defaults
@@ -102,3 +105,13 @@ def test_settings_of_fedmf_by_size():
     for others in (Settings(loss="mse"), Settings(aggregator="mean"), Settings(server_optimizer="fedadam")):
         assert with_sized_defaults(complete(others), GOWALLA).learning_rate == 0.012
     assert without_size(complete(Settings())).learning_rate == 0.012
+
+
+def test_the_penalty_of_fedncf_goes_with_histories():
+    """Short ones are learnt by heart; in a run, whatever its aggregator."""
+    assert [pair_penalty(size) for size in (ML_100K, GOWALLA, Size(0, 4, 0))] == [0.0058, 0.027, 0.0]
+    base = Settings(algorithm="fedncf")
+    for given in (base, replace(base, aggregator="mean"), replace(base, server_optimizer="fedadam")):
+        assert with_sized_defaults(complete(given), GOWALLA).regularisation == 0.027
+    kept = complete(Settings(algorithm="fedncf", regularisation=0.0))
+    assert with_sized_defaults(kept, GOWALLA).regularisation == 0.0
