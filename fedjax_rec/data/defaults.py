@@ -63,7 +63,8 @@ _MF_RATE = 0.105  # where a cohort visits a mean item once
 _MOST_MF_RATE = 0.05
 _LONG_HISTORY = 100  # events of a mean user
 _OFTEN = 100  # events of a mean item
-_PAIR_RIDGE = 0.6  # of a mean history, in which each event pulls by its share
+_PAIR_PENALTY = 5.0  # of clients with one event, if it were not for the most
+_MOST_PAIR_PENALTY = 0.05  # with .1 nothing is learnt on check-ins
 
 
 def default_cohort(num_clients: int) -> int:
@@ -104,9 +105,10 @@ def ease_penalty(size: Size) -> Any:
 
 
 def pair_penalty(size: Size) -> float:
-    """The penalty of a network that is trained on single pairs, .6 N / M: as strict as histories are short.
+    """The penalty of a network that is trained on single pairs, 5 (M / N)^-1.5: stricter where histories are short.
 
-    Without one, vectors of clients with 20 events learn these by heart (`docs/baselines.md` has the numbers).
+    Without one, vectors of clients with 20 events learn these by heart (`docs/baselines.md` has the numbers). It is
+    .05 at most.
 
     Args:
         size: of the training data.
@@ -115,10 +117,11 @@ def pair_penalty(size: Size) -> float:
         L2 on the rows and vectors of a batch, in two digits.
 
     Example:
-        >>> pair_penalty(Size(943, 1682, 98114)), pair_penalty(Size(1809, 12725, 29000))
-        (0.0058, 0.037)
+        >>> [pair_penalty(size) for size in (Size(6040, 3706, 988129), Size(943, 1682, 98114), Size(9, 9, 90))]
+        [0.0024, 0.0047, 0.05]
     """
-    return float(f"{_PAIR_RIDGE * size.num_users / max(size.num_events, 1):.2g}")
+    history = size.num_events / max(size.num_users, 1)
+    return min(_MOST_PAIR_PENALTY, float(f"{_PAIR_PENALTY * max(history, 1.0) ** -1.5:.2g}"))
 
 
 def als_dim(size: Size) -> int:

@@ -109,9 +109,9 @@ def test_settings_of_fedmf_by_size():
 
 def test_the_penalty_of_fedncf_goes_with_histories():
     """Short ones are learnt by heart; in a run, whatever its aggregator."""
-    assert [pair_penalty(size) for size in (ML_100K, GOWALLA, Size(0, 4, 0))] == [0.0058, 0.027, 0.0]
+    assert [pair_penalty(size) for size in (ML_100K, GOWALLA, Size(0, 4, 0))] == [0.0047, 0.048, 0.05]
     base = Settings(algorithm="fedncf")
     for given in (base, replace(base, aggregator="mean"), replace(base, server_optimizer="fedadam")):
-        assert with_sized_defaults(complete(given), GOWALLA).regularisation == 0.027
+        assert with_sized_defaults(complete(given), GOWALLA).regularisation == 0.048
     kept = complete(Settings(algorithm="fedncf", regularisation=0.0))
     assert with_sized_defaults(kept, GOWALLA).regularisation == 0.0
