@@ -105,10 +105,10 @@ def ease_penalty(size: Size) -> Any:
 
 
 def pair_penalty(size: Size) -> float:
-    """The penalty of a network that is trained on single pairs, 5 (M / N)^-1.5: stricter where histories are short.
+    """The penalty of a network that is trained on single pairs, 5 (M / N)^-1.5, and .05 at most.
 
-    Without one, vectors of clients with 20 events learn these by heart (`docs/baselines.md` has the numbers). It is
-    .05 at most.
+    It is stricter where histories are short: without one, vectors of clients with 20 events learn these by heart
+    (`docs/baselines.md` has the numbers).
 
     Args:
         size: of the training data.
