@@ -131,7 +131,7 @@ def roofline() -> pd.DataFrame:
 
     Returns:
         the points with `intensity` (numbers computed for a byte moved), `rate` (numbers a second of a core) and
-        `share` of the roof over them.
+        `share` of the roof over them, that of a core's cache.
     """
     table = points()
     ceiling = pd.read_csv(HERE / "ceilings.csv").set_index("cores").loc[1]
@@ -141,7 +141,7 @@ def roofline() -> pd.DataFrame:
     flops = ROW_FLOPS * rows + TABLE_FLOPS * tables
     moved = 4 * (TOUCHES * rows + PASSES * tables)
     rate = flops / table["processor"].to_numpy()
-    roof = np.minimum(ceiling["flops"], flops / moved * ceiling["bytes"])
+    roof = np.minimum(ceiling["flops"], flops / moved * ceiling["cached bytes"])
     return table.assign(intensity=flops / moved, rate=rate, share=rate / roof)
 
 
@@ -158,7 +158,9 @@ def draw_roofline(table: pd.DataFrame) -> None:
     axes = figure.subplots()
     intensity = np.geomspace(0.05, 50, 200)
     roof = np.minimum(ceiling["flops"], intensity * ceiling["bytes"])
+    near = np.minimum(ceiling["flops"], intensity * ceiling["cached bytes"])
     axes.loglog(intensity, roof / 1e9, label="a core: memory, then arithmetic")
+    axes.loglog(intensity, near / 1e9, "--", label="a core: its cache, then arithmetic")
     axes.loglog(table["intensity"], table["rate"] / 1e9, ".", label="rounds of fedmf")
     axes.set(xlabel="numbers computed for a byte moved", ylabel="10⁹ numbers computed a second of a core")
     axes.legend(frameon=False)

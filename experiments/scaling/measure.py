@@ -11,6 +11,8 @@ thing at a time, others all at once, drawn at random. Points that the file has a
 
 import csv
 import gc
+import os
+import subprocess
 import sys
 import time
 from functools import partial
@@ -147,19 +149,26 @@ def measure(point: Point) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure all points, and write the table."""
-    use_cores(2)
+    """Measure all points, those of as many cores in a process that is bound to these, and write the table."""
     path = Path(sys.argv[1])
+    if len(sys.argv) == 2:
+        for count in ("1", "2"):
+            subprocess.run([sys.executable, "-m", "experiments.scaling.measure", path, count], check=True)  # noqa: S603
+        return
+    cores = int(sys.argv[2])
+    os.sched_setaffinity(0, set(range(cores)))
+    use_cores(cores)
     names = [*Point._fields, "role", "mean_events", "seconds", "least", "most", "processor", "planned_bytes"]
     known = list(csv.DictReader(path.open())) if path.exists() else []
     done = [Point(**{name: int(row[name]) for name in Point._fields}) for row in known]
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, names)
+        writer = csv.DictWriter(file, names, lineterminator="\n")
         if not known:
             writer.writeheader()
         fitted, held_out = FITTED + drawn_points(32, seed=0), HELD_OUT + drawn_points(16, seed=1)
         points = [("fit", point) for point in fitted] + [("held out", point) for point in held_out]
-        for role, point in tqdm([each for each in points if each[1] not in done]):
+        own = [each for each in points if each[1] not in done and each[1].devices == cores]
+        for role, point in tqdm(own):
             found = measure(point)
             writer.writerow(point._asdict() | {"role": role} | {n: f"{v:.6g}" for n, v in found.items()})
             file.flush()

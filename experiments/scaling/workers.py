@@ -5,8 +5,8 @@
 A worker is one core, to which its process is bound. *Strong*: the cohort is the same however many work on it;
 *weak*: each has the base's cohort for itself. `fedmf` at the base of `measure`, blocks of rounds without
 validation; the clock's median, least and most, of all ways in turns. The ceilings are those of a roofline: the
-numbers that a core multiplies and adds in a matrix product, and the bytes that it reads and writes in a sum of
-long vectors.
+numbers that a core multiplies and adds in a matrix product, and the bytes that it reads and writes in sums of
+vectors, long ones (256 MiB) and such as stay in its cache (128 KiB).
 """
 
 import argparse
@@ -112,14 +112,21 @@ def ceilings_of(cores: int) -> dict[str, float]:
         cores: to which it is bound; before jax computes anything.
 
     Returns:
-        numbers a second that are multiplied or added, bytes a second that are read or written.
+        numbers a second that are multiplied or added, bytes a second that are read or written, in memory and near.
     """
     os.sched_setaffinity(0, set(range(cores)))
-    side, length = 2048, 2**26
-    square, long = jnp.ones((side, side)), jnp.ones(length)
+    side, length, short, times = 2048, 2**26, 2**15, 10_000
+    square, long, near = jnp.ones((side, side)), jnp.ones(length), jnp.ones(short)
     product = _seconds(jax.jit(lambda a, _: a @ a), square, square)
     total = _seconds(jax.jit(lambda a, b: a + b), long, long + 1)
-    return {"cores": cores, "flops": 2 * side**3 / product, "bytes": 3 * 4 * length / total}
+    again = jax.jit(lambda a, b: jax.lax.fori_loop(0, times, lambda _, left: left + b, a))
+    cached = _seconds(again, near, near)
+    return {
+        "cores": cores,
+        "flops": 2 * side**3 / product,
+        "bytes": 3 * 4 * length / total,
+        "cached bytes": 3 * 4 * short * times / cached,
+    }
 
 
 def _seconds(compute: Callable[..., jax.Array], *given: jax.Array) -> float:
@@ -184,7 +191,7 @@ def main() -> None:
         rows.append(way._asdict() | {name: f"{number:.4g}" for name, number in numbers.items()})
     write(given.files[0], FIELDS, rows)
     ceilings = [{name: f"{number:.4g}" for name, number in row.items()} for row in run_ceilings()]
-    write(given.files[1], ("cores", "flops", "bytes"), ceilings)
+    write(given.files[1], ("cores", "flops", "bytes", "cached bytes"), ceilings)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """Fitted constants of `runs.machines`, written by `python -m experiments.scaling.fit --write`."""
 
-POINTS = 15
-HELD_OUT = 5
-MEDIAN_ERROR = 0.210  # relative, on the points held out
-WORST_ERROR = 0.537
+POINTS = 47
+HELD_OUT = 21
+MEDIAN_ERROR = 0.149  # relative, on the points held out
+WORST_ERROR = 0.469
 COEFFICIENTS = {  # seconds a count of `machines.counts_of`
-    "round": 0.0,
-    "clients": 3.434e-06,
-    "rows": 5.743e-08,
-    "numbers": 1.016e-09,
-    "far rows": 3.919e-08,
-    "rows in waves": 9.094e-08,
-    "numbers in waves": 5.202e-10,
-    "table": 5.395e-09,
+    "round": 0.0001546,
+    "clients": 0.0,
+    "rows": 2.205e-08,
+    "numbers": 4.714e-10,
+    "far rows": 1.238e-08,
+    "rows in waves": 2.22e-08,
+    "numbers in waves": 4.129e-10,
+    "table": 1.539e-09,
 }
