@@ -6,7 +6,7 @@ A worker is one core, to which its process is bound. *Strong*: the cohort is the
 *weak*: each has the base's cohort for itself. `fedmf` at the base of `measure`, blocks of rounds without
 validation; the clock's median, least and most, of all ways in turns. The ceilings are those of a roofline: the
 numbers that a core multiplies and adds in a matrix product, and the bytes that it reads and writes in sums of
-vectors, long ones (256 MiB) and such as stay in its cache (128 KiB).
+vectors, long ones (256 MiB) and such as stay in its cache (128 KiB, which one thread of a device adds).
 """
 
 import argparse
@@ -32,6 +32,7 @@ from experiments.scaling.measure import Point, draw
 
 BLOCK, BLOCKS = 50, 8  # rounds of a block, and blocks that are timed
 REPEATS = 3  # of each way, in turns
+LIMIT = 600  # seconds of one
 FIELDS = ("kind", "way", "workers", "cohort", "round", "least", "most", "clients a second", "efficiency")
 
 
@@ -99,7 +100,11 @@ def run_way(way: Way) -> list[float]:
         subprocess.Popen([*command, str(number), address], stdout=subprocess.PIPE, text=True)  # noqa: S603
         for number in range(count)
     ]
-    said = [process.communicate()[0] for process in started]
+    try:
+        said = [process.communicate(timeout=LIMIT)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
     if any(process.returncode for process in started):
         raise RuntimeError(f"{way} ended with status {[process.returncode for process in started]}")
     return json.loads(said[0].splitlines()[-1])
@@ -169,7 +174,8 @@ def write(path: Path, fields: Sequence[str], rows: Sequence[dict[str, Any]]) -> 
 def main() -> None:
     """Measure all ways in turns, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", type=Path, nargs="*", help="csv of the ways, csv of the ceilings")
+    parser.add_argument("ways", type=Path, nargs="?", help="csv of the ways")
+    parser.add_argument("roofs", type=Path, nargs="?", help="csv of the ceilings")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)  # a way, a number and an address
     parser.add_argument("--ceilings", type=int, help=argparse.SUPPRESS)  # of so many cores
     given = parser.parse_args()
@@ -179,6 +185,8 @@ def main() -> None:
     if given.child:
         print(json.dumps(train(Way(*json.loads(given.child[0])), int(given.child[1]), given.child[2])))
         return
+    if given.roofs is None:
+        parser.error("name two files: a csv of the ways and one of the ceilings")
     seconds: dict[Way, list[float]] = {way: [] for way in WAYS}
     for way in tqdm(WAYS * REPEATS):
         seconds[way] += run_way(way)
@@ -189,9 +197,9 @@ def main() -> None:
         numbers = {"round": median(found), "least": min(found), "most": max(found), "clients a second": rate}
         numbers["efficiency"] = rate / alone / way.workers
         rows.append(way._asdict() | {name: f"{number:.4g}" for name, number in numbers.items()})
-    write(given.files[0], FIELDS, rows)
+    write(given.ways, FIELDS, rows)
     ceilings = [{name: f"{number:.4g}" for name, number in row.items()} for row in run_ceilings()]
-    write(given.files[1], ("cores", "flops", "bytes", "cached bytes"), ceilings)
+    write(given.roofs, ("cores", "flops", "bytes", "cached bytes"), ceilings)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def sized_defaults(name: str, size: Size, given: Mapping[str, float] | None = No
         all of them, with those that are given.
 
     Example:
-        >>> sized_defaults("fedease", Size(4, 6, 16)), sized_defaults("fedncf", Size(4, 6, 16))
+        >>> sized_defaults("fedease", Size(4, 6, 16)), sized_defaults("fedper", Size(4, 6, 16))
         ({'regularisation': 4.0}, {})
     """
     rule = entry_of(name).defaults_by_size

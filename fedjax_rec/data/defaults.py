@@ -57,6 +57,7 @@ ALS_ROUNDS = 12  # of fedals and iALS, before which no patience ends
 _ALS_RIDGE = 8.0  # of a mean user: reg (M / N + w0 I)
 _SPARSE = 0.0013  # density, below which it falls
 _FCF_RIDGE = 3.0  # of everybody, where an own item weighs 1
+_FCF_SPARSE = 0.01  # density, below which it falls
 _UNOBSERVED_SHARE = 30.0  # what all pairs without an event weigh together, in units of all events
 _MANY_EVENTS = 300_000
 _MF_RATE = 0.105  # where a cohort visits a mean item once
@@ -193,7 +194,7 @@ def fcf_weights(size: Size, alpha: Any = None, regularisation: Any = None) -> FC
     """The weights of FCF: those of iALS on the scale of an objective in which every pair weighs 1.
 
     alpha is 1 / w0. lambda is one number for users and items, and so less than iALS's ridge of a mean user would
-    be there: 3 alpha.
+    be there: 3 alpha, and less below a density of .01, where a mean item has few events.
 
     Args:
         size: of the training data.
@@ -209,7 +210,9 @@ def fcf_weights(size: Size, alpha: Any = None, regularisation: Any = None) -> FC
     """
     if alpha is None:
         alpha = 1 / als_weights(size).unobserved
-    return FCFWeights(alpha, _FCF_RIDGE * alpha if regularisation is None else regularisation)
+    if regularisation is None:
+        regularisation = _FCF_RIDGE * min(1.0, size.density / _FCF_SPARSE) ** 0.5 * alpha
+    return FCFWeights(alpha, regularisation)
 
 
 def mf_settings(

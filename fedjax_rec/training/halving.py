@@ -114,15 +114,15 @@ def halve(
     going = [dict(each) for each in settings]
     rungs: list[Sweep] = []
 
-    def try_for(long: int, planned: int) -> None:
+    def try_for(length: int, planned: int) -> None:
         if on_rung is not None:
-            on_rung(len(rungs) + 1, planned, len(going), long)
+            on_rung(len(rungs) + 1, planned, len(going), length)
         rungs.append(
             sweep(
                 factory,
                 split,
                 going,
-                rounds=long,
+                rounds=length,
                 eval_every=eval_every,
                 seeds=(seed,),
                 metric=metric,
@@ -132,38 +132,43 @@ def halve(
         )
 
     # Many settings for few rounds, few for all.
-    for count, long in plan:
+    for count, length in plan:
         if rungs:
             going = _kept(rungs[-1].trials, settings[0], sign, count)
-        try_for(long, len(plan))
+        try_for(length, len(plan))
 
     # What has won has to win at the length of a run, too.
     winner = _winner(rungs[-1].trials, settings[0], sign)
-    while long := _longer(rungs[-1], winner, settings[0], sign, max_rounds, max_seconds):
+    while more := _more_rounds(rungs[-1], winner, settings[0], sign, eval_every, max_rounds, max_seconds):
         going = [dict(settings[0]), winner.settings]
-        try_for(long // eval_every * eval_every, len(rungs) + 1)
+        try_for(more, len(rungs) + 1)
         winner = _winner(rungs[-1].trials, settings[0], sign)
     return Halving(tuple(rungs), winner)
 
 
-def _longer(
+def _more_rounds(
     rung: Sweep,
     winner: Trial,
     default: Mapping[str, Any],
     sign: float,
+    eval_every: int,
     max_rounds: int,
     max_seconds: float,
 ) -> int:
-    """For how many rounds the winner and the default are to be compared again; 0 if that is decided."""
+    """For how many rounds the winner and the default are to be compared again; 0 if that is decided.
+
+    It is where neither was still improving, by the patience that runs have, or what a run may have in all is not
+    half as much again: that would say nothing else.
+    """
     usual = _usual(rung.trials, default)
-    if usual is None or winner is usual:
+    if usual is None or winner is usual or not max_rounds:
         return 0
     curves = [[(number, sign * value) for number, value in trial.curve] for trial in (usual, winner)]
     if max(patience_ends_at(peak_round(curve), PATIENCE_SHARE) for curve in curves) <= rung.rounds:
         return 0
-    per_round = rung.seconds / len(rung.trials) / rung.rounds
-    long = int(min(KEPT * rung.rounds, max_rounds, max_seconds / per_round))
-    return long if 2 * long >= 3 * rung.rounds else 0  # else it would say nothing that this one has not said
+    affordable = max_seconds * len(rung.trials) * rung.rounds / max(rung.seconds, 1e-9)
+    more = int(min(KEPT * rung.rounds, max_rounds, affordable)) // eval_every * eval_every
+    return more if 2 * more >= 3 * rung.rounds else 0
 
 
 def _kept(

@@ -123,6 +123,22 @@ def test_a_fast_setting_has_to_win_at_the_length_of_a_run(
     assert found.num_settings == 3
 
 
+@pytest.mark.parametrize(
+    ("eval_every", "max_rounds", "max_seconds"),
+    [(400, 700, math.inf), (400, 10_000, 700.0), (400, 10_000, 0.0)],
+)
+def test_no_rung_is_as_long_as_the_last(monkeypatch, eval_every, max_rounds, max_seconds):
+    """In whole blocks the run has no more rounds than the rung before: what that one says holds."""
+    sweep, calls = fake_sweep(lambda x, rounds: 0.125 if x else rounds / 20_000, seconds_per_round=1.0)
+    monkeypatch.setattr(halving, "sweep", sweep)
+    found = halving.halve(
+        NO_FACTORY, NO_SPLIT, [{"x": 0}, {"x": 1}], rounds=400, eval_every=eval_every,
+        max_rounds=max_rounds, max_seconds=max_seconds,
+    )  # fmt: skip
+    assert calls == [(2, 400)]
+    assert found.best.settings["x"] == 1
+
+
 def test_errors_are_halved_the_other_way(monkeypatch):
     sweep, _ = fake_sweep(lambda x, rounds: float(x))  # noqa: ARG005
     monkeypatch.setattr(halving, "sweep", sweep)

@@ -51,7 +51,6 @@ def assert_holds(store, table):
     open_store(store.path, verify=True)
 
 
-@pytest.mark.usefixtures("small")
 def test_a_parquet_file_is_never_in_memory(tmp_path):
     """Pages of it are let go once they were read: 48 MB of ids, of which 1 MB at a time is looked at."""
     pa = pytest.importorskip("pyarrow")
@@ -64,6 +63,7 @@ def test_a_parquet_file_is_never_in_memory(tmp_path):
     assert 0 < most < 30e6  # 69 MB where all of it stays
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("kind", ["csv", "csv.gz", "tsv", "inter", "dat", "parquet"])
 def test_files(events, tmp_path, kind):
     """Of each format, as `read_any` reads it whole."""
