@@ -57,7 +57,7 @@ ALS_ROUNDS = 12  # of fedals and iALS, before which no patience ends
 _ALS_RIDGE = 8.0  # of a mean user: reg (M / N + w0 I)
 _SPARSE = 0.0013  # density, below which it falls
 _FCF_RIDGE = 3.0  # of everybody, where an own item weighs 1
-_FCF_SPARSE = 0.01  # density, below which it falls
+_FCF_SPARSE = 0.004  # density, below which it falls
 _UNOBSERVED_SHARE = 30.0  # what all pairs without an event weigh together, in units of all events
 _MANY_EVENTS = 300_000
 _MF_RATE = 0.105  # where a cohort visits a mean item once
@@ -194,7 +194,7 @@ def fcf_weights(size: Size, alpha: Any = None, regularisation: Any = None) -> FC
     """The weights of FCF: those of iALS on the scale of an objective in which every pair weighs 1.
 
     alpha is 1 / w0. lambda is one number for users and items, and so less than iALS's ridge of a mean user would
-    be there: 3 alpha, and less below a density of .01, where a mean item has few events.
+    be there: 3 alpha, and less below a density of .004, where a mean item has few events.
 
     Args:
         size: of the training data.

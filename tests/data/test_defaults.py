@@ -56,7 +56,7 @@ def test_what_is_given_is_kept():
     assert als_weights(GOWALLA, 0.5, 0.25) == (0.5, 0.25)
     assert als_weights(GOWALLA, regularisation=0.5).unobserved == als_weights(GOWALLA).unobserved
     assert fcf_weights(ML_100K, alpha=2.0).regularisation == 6.0
-    assert fcf_weights(GOWALLA, alpha=2.0).regularisation == pytest.approx(1.393, rel=1e-3)
+    assert fcf_weights(GOWALLA, alpha=2.0).regularisation == pytest.approx(2.203, rel=1e-3)
     assert fcf_weights(GOWALLA, 2.0, 1.0) == (2.0, 1.0)
 
 
