@@ -280,3 +280,20 @@ def test_bad_settings(case):
     fit, settings, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         fit(tiny_split(), **settings)
+
+
+@pytest.mark.parametrize(("size", "block"), [(1, 4), (7, 3), (12, 4), (50, 7), (40, 100)])
+def test_an_inverse_by_products_is_the_inverse(size, block):
+    """In its own memory, whatever blocks its size makes; numpy's LU is the oracle."""
+    factor = np.random.default_rng(size).normal(size=(size, size))
+    matrix = factor @ factor.T + np.eye(size)
+    expected = np.linalg.inv(matrix)
+    found = ease.invert_spd(matrix, block)
+    assert found is matrix
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(found, found.T)
+
+
+def test_what_is_not_positive_definite_is_not_inverted():
+    with pytest.raises(ValueError, match="raise the regularisation"):
+        ease.invert_spd(np.array([[1.0, 2.0], [2.0, 1.0]]), 1)
