@@ -21,10 +21,8 @@ from fedjax_rec.runs.machines import PASSES, TOUCHES, Work, counts_of
 HERE = Path(__file__).parent
 TARGET = HERE.parents[1] / "fedjax_rec" / "runs" / "fitted.py"
 BATCH, WIDTH = 64, 5  # slots of a local batch of `fedmf`, and rows of a positive with its negatives
-ROW_FLOPS, TABLE_FLOPS = (
-    10,
-    3,
-)  # of a number: a score, two gradients and two steps; a sum and a step of the server
+ROW_FLOPS = 10  # of a number of a visited row: a score, two gradients and two steps
+TABLE_FLOPS = 3  # of a number of the table: a sum and a step of the server
 VARIED = ("cohort", "dim", "items", "clients", "events", "epochs")
 
 
@@ -126,6 +124,20 @@ def draw(found: Fit) -> None:
     figure.savefig(HERE / "scaling.png", dpi=110)
 
 
+def roof_of(intensity: np.ndarray, column: str) -> np.ndarray:
+    """The most that a core can compute, by how much of it there is for a byte.
+
+    Args:
+        intensity: numbers computed for a byte moved.
+        column: of `ceilings.csv`: where the bytes are, in memory or in the cache.
+
+    Returns:
+        numbers a second.
+    """
+    ceiling = pd.read_csv(HERE / "ceilings.csv").set_index("cores").loc[1]
+    return np.minimum(ceiling["flops"], intensity * ceiling[column])
+
+
 def roofline() -> pd.DataFrame:
     """How near rounds come to what a core can do, by the numbers that they must compute and move.
 
@@ -134,14 +146,13 @@ def roofline() -> pd.DataFrame:
         `share` of the roof over them, that of a core's cache.
     """
     table = points()
-    ceiling = pd.read_csv(HERE / "ceilings.csv").set_index("cores").loc[1]
     works = [work_of(row) for _, row in table.iterrows()]
     rows = np.array([work.cohort * work.slots * work.epochs * work.dim for work in works])
     tables = np.array([work.items * work.dim for work in works])
     flops = ROW_FLOPS * rows + TABLE_FLOPS * tables
     moved = 4 * (TOUCHES * rows + PASSES * tables)
     rate = flops / table["processor"].to_numpy()
-    roof = np.minimum(ceiling["flops"], flops / moved * ceiling["cached bytes"])
+    roof = roof_of(flops / moved, "cached bytes")
     return table.assign(intensity=flops / moved, rate=rate, share=rate / roof)
 
 
@@ -153,14 +164,12 @@ def draw_roofline(table: pd.DataFrame) -> None:
     """
     from matplotlib.figure import Figure
 
-    ceiling = pd.read_csv(HERE / "ceilings.csv").set_index("cores").loc[1]
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     intensity = np.geomspace(0.05, 50, 200)
-    roof = np.minimum(ceiling["flops"], intensity * ceiling["bytes"])
-    near = np.minimum(ceiling["flops"], intensity * ceiling["cached bytes"])
-    axes.loglog(intensity, roof / 1e9, label="a core: memory, then arithmetic")
-    axes.loglog(intensity, near / 1e9, "--", label="a core: its cache, then arithmetic")
+    for column, style, place in (("bytes", "-", "memory"), ("cached bytes", "--", "its cache")):
+        roof = roof_of(intensity, column)
+        axes.loglog(intensity, roof / 1e9, style, label=f"a core: {place}, then arithmetic")
     axes.loglog(table["intensity"], table["rate"] / 1e9, ".", label="rounds of fedmf")
     axes.set(xlabel="numbers computed for a byte moved", ylabel="10⁹ numbers computed a second of a core")
     axes.legend(frameon=False)

@@ -44,6 +44,11 @@ class Way(NamedTuple):
     workers: int
     cohort: int
 
+    @property
+    def processes(self) -> int:
+        """How many there are, of one device each where they are more than one."""
+        return self.workers if self.way == "processes" else 1
+
 
 WAYS = (
     Way("base", "devices", 1, 1000),
@@ -65,10 +70,11 @@ def train(way: Way, process: int, address: str) -> list[float]:
     Returns:
         seconds of a round, block by block.
     """
-    os.sched_setaffinity(0, {process} if way.way == "processes" else set(range(way.workers)))
-    if way.way == "processes":
-        fr.initialize_distributed(address, way.workers, process)
-    fr.use_cores(1 if way.way == "processes" else way.workers)
+    devices = way.workers // way.processes
+    os.sched_setaffinity(0, range(process * devices, (process + 1) * devices))
+    if way.processes > 1:
+        fr.initialize_distributed(address, way.processes, process)
+    fr.use_cores(devices)
     algorithm = fr.fedmf(dim=Point().dim, cohort=way.cohort, mesh=fr.client_mesh(way.workers))
     ticks: list[float] = []
     fr.simulate(
@@ -95,10 +101,9 @@ def run_way(way: Way) -> list[float]:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, "-m", "experiments.scaling.workers", "--child", json.dumps(way)]
-    count = way.workers if way.way == "processes" else 1
     started = [
         subprocess.Popen([*command, str(number), address], stdout=subprocess.PIPE, text=True)  # noqa: S603
-        for number in range(count)
+        for number in range(way.processes)
     ]
     try:
         said = [process.communicate(timeout=LIMIT)[0] for process in started]
