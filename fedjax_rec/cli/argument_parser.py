@@ -11,7 +11,7 @@ from fedjax_rec.errors import printable
 from fedjax_rec.startup import PROGRAM
 
 _OF_ONE_VALUE = (argparse._StoreAction, argparse.BooleanOptionalAction)  # noqa: SLF001 - it has no other name
-CUTOFF = 0.6  # of `difflib`: what resembles no known word more than that is not taken for one
+CUTOFF = 0.65  # of `difflib`: what resembles no known word more than that is not taken for one
 
 
 def suggest(word: str, known: Collection[str]) -> str:
@@ -28,8 +28,9 @@ def suggest(word: str, known: Collection[str]) -> str:
         >>> suggest("--rouds", ["--rounds", "--seed"]), suggest("xyz", ["run"])
         ('did you mean --rounds? ', '')
     """
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=CUTOFF)
-    return f"did you mean {close[0]}? " if close else ""
+    plain = {each.lstrip("-"): each for each in known}  # dashes that all flags have make none of them alike
+    close = difflib.get_close_matches(word.lstrip("-"), list(plain), n=1, cutoff=CUTOFF)
+    return f"did you mean {plain[close[0]]}? " if close else ""
 
 
 class HelpAll(argparse.Action):

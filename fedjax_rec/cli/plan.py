@@ -37,7 +37,9 @@ def add_parser(commands: Any) -> None:
         help="events of the longest client (default: 10 times the mean)",
     )
     sizes.add_argument(
-        "--stored", action="store_true", help="histories wait in a store on disk, of `data convert`"
+        "--stored",
+        action="store_true",
+        help="histories wait in a store on disk, of `data convert`; so they do where 32 bits cannot count them",
     )
     machine = parser.add_argument_group("devices")
     machine.add_argument(
@@ -61,16 +63,20 @@ def _count(text: str) -> int:
 
 def call(given: argparse.Namespace) -> int:
     """Predict, and print."""
-    from fedjax_rec.runs.forecast import LONG_TAIL, Shape, forecast
+    from fedjax_rec.runs.forecast import LONG_TAIL, MOST_EVENTS, Shape, forecast
 
     values = {name: value for name, value in vars(given).items() if name in Settings.__dataclass_fields__}
     longest = (
         min(given.items, int(LONG_TAIL * given.events_per_client)) if given.longest is None else given.longest
     )
-    shape = Shape(given.clients, given.items, given.events_per_client, longest, given.stored)
+    events = int(given.clients * given.events_per_client)
+    too_many = events > MOST_EVENTS
+    shape = Shape(given.clients, given.items, given.events_per_client, longest, given.stored or too_many)
     settings = Settings(**values)
     found = as_dict(forecast(settings, shape, given.device, given.count), settings.rounds)
     print(json.dumps(found, indent=2) if given.json else printable_table(found))
+    if too_many and not given.stored and not given.json:
+        print(f"histories wait in a store on disk: 32 bits cannot count {events:,} events in memory")
     return 0
 
 

@@ -25,6 +25,7 @@ MOST_ON_PAPER = 10**6  # clients, where the plan of touched rows asks for none b
 LONG_TAIL = 10  # times the mean, of the longest client, where nobody says
 SAME_TIME = 1.6  # items for a slot of a cohort, of which all rows take as long as touched ones
 TIMED = ("fedmf",)  # algorithms whose rounds were measured
+MOST_EVENTS = 2**31 - 1  # that 32 bits count in memory
 
 
 class Shape(NamedTuple):
@@ -233,7 +234,7 @@ def _check(shape: Shape, settings: Settings) -> None:
             n=shape.clients,
         )
     total = 0 if shape.stored else int(shape.clients * shape.events)
-    if total >= 2**31:
+    if total > MOST_EVENTS:
         raise ParameterError(
             "{total:,} events are too many for memory, where 32 bits count them; leave them in a store on disk "
             "({stored}; made by data convert), or take fewer clients",

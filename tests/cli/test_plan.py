@@ -71,10 +71,22 @@ def test_the_command_prints_memory_and_time(capsys):
     assert "only rounds of fedmf were measured" in capsys.readouterr().out
 
 
+def test_more_events_than_32_bits_count_wait_in_a_store(capsys):
+    sizes = ["--clients", "100e6", "--items", "10e6", "--dim", "64", "--device", "h200", "--count", "8"]
+    assert main(["plan", *sizes, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["stored"]
+    assert main(["plan", *sizes, "--json", "--stored"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert main(["plan", *sizes]) == 0
+    assert "32 bits cannot count 10,000,000,000 events in memory" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="leave them in a store on disk"):
+        forecast(Settings(dim=64), Shape(10**8, 10**7, 100, 1000, False), "h200", 8)
+
+
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (["--clients", "100e6", "--items", "10e6", "--device", "h200"], "leave them in a store on disk (--stored"),
         (["--clients", "15e6", "--items", "1e5", "--device", "v5e"], "leave histories in a store"),
         (["--clients", "1e6", "--items", "1e6", "--dim", "512", "--device", "v5e"], "lower --dim"),
         (["--clients", "1e3", "--items", "1e3", "--device", "h300"], "unknown --device 'h300'; did you mean"),
