@@ -39,6 +39,10 @@ class PairRanks:
     owners: jax.Array  # int32[P], whose positive it is, ascending
     num_users: int = dataclasses.field(metadata={"static": True})  # N
 
+    def __repr__(self) -> str:
+        """In a line."""
+        return f"<PairRanks of {self.mid.size:,} items of {self.num_users:,} users>"
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of what is made of them: a value for each user."""

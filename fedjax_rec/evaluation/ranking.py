@@ -48,6 +48,10 @@ class MidRanks:
     mid: jax.Array  # float32[N], better rivals + half of the tied; NaN without a positive or without a rival
     tied: jax.Array  # int32[N], rivals with the positive's score
 
+    def __repr__(self) -> str:
+        """In a line."""
+        return f"<MidRanks of {len(self):,} users>"
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of `mid`."""
@@ -65,6 +69,10 @@ class Ranks(NamedTuple):
 
     full: MidRanks | PairRanks  # among all unseen items
     sampled: MidRanks | PairRanks  # among the candidates
+
+    def __repr__(self) -> str:
+        """In a line."""
+        return f"<Ranks: full {self.full!r}, sampled {self.sampled!r}>"
 
 
 class RivalCounts(NamedTuple):

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from html import escape
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +15,9 @@ from fedjax_rec.evaluation.pair_metrics import PAIR_METRICS
 from fedjax_rec.types import Algorithm, Plan, RoundInfo, State
 
 Metrics = dict[str, float]
+
+_SHOWN = ("full/hr@10", "full/ndcg@10", "sampled99/hr@10", "sampled99/ndcg@10")  # in a notebook
+_SHOWN_ROWS = 5
 
 
 class Stop(NamedTuple):
@@ -157,6 +161,23 @@ class History(NamedTuple):
     num_compilations: int  # programs of the blocks of rounds; 1, unless jax compiled again on the way
     plan: Plan  # the engine's choices: lanes, devices, ... and the memory they need
     first_round: int = 1  # more than 1 where the run was resumed
+
+    def __repr__(self) -> str:
+        """In a line."""
+        done = self.first_round + len(self.rounds.loss) - 1
+        loss = f", loss {self.rounds.loss[-1]:.4f}" if len(self.rounds.loss) else ""
+        return (
+            f"<History: rounds {self.first_round} to {done}, selected {self.selected_round}, stopped by "
+            f"{self.stopped!r}{loss}, {len(self.evaluations)} validations, {self.seconds:.1f} s>"
+        )
+
+    def _repr_html_(self) -> str:
+        """The line, and the last validations."""
+        last = [{"round": done} | metrics for done, metrics in self.evaluations[-_SHOWN_ROWS:]]
+        table = pd.DataFrame(last)
+        shown = [name for name in ("round", *_SHOWN) if name in table]
+        rows = table[shown].to_html(index=False, float_format="{:.4f}".format) if last else ""
+        return f"<p>{escape(repr(self))}</p>{rows}"
 
     def frame(self) -> pd.DataFrame:
         """A row a round, as `fedjax_rec.training.frame` gives it."""

@@ -89,7 +89,12 @@ def test_help_lists_every_command(capsys):
 
 def test_nothing_close_is_not_offered(capsys):
     """A word that resembles none is no reason for a guess."""
-    for arguments in (["frobnicate"], ["run", "--zzz"], ["run", "--set", "a=1"], ["run", "--algorithm", "qqqqq"]):
+    for arguments in (
+        ["frobnicate"],
+        ["run", "--zzz"],
+        ["run", "--set", "a=1"],
+        ["run", "--algorithm", "qqqqq"],
+    ):
         with pytest.raises(SystemExit):
             entry.main(arguments)
         assert "did you mean" not in capsys.readouterr().err

@@ -98,12 +98,16 @@ def test_what_things_are_fits_a_line(fitted):
     outcome = fitted.outcome
     dataset = fr.from_frame(frame().rename(columns={"who": "user", "what": "item"}))
     things = [fitted, outcome.split, outcome.state, outcome.algorithm, dataset, fr.Dataset(EVIL, dataset)]
-    things.append(fr.population_of(outcome.split))
+    ranks = fr.make_evaluator(outcome.algorithm, outcome.split)(outcome.state)
+    things += [outcome.history, ranks, fr.population_of(outcome.split)]
     assert [len(repr(thing).splitlines()) for thing in things] == [1] * len(things)
     assert max(len(repr(thing)) for thing in things) < 200
     assert repr(outcome.split) == "<Split of frame: 30 users, 25 items, 150 training events, 60 held out>"
     assert repr(things[-1]) == "<Population: 30 clients, 25 items, 150 examples>"
     assert repr(outcome.state).startswith("<State: Server(shared=")
+    assert repr(ranks) == "<Ranks: full <MidRanks of 30 users>, sampled <MidRanks of 30 users>>"
+    assert "full/ndcg@10" in outcome.history._repr_html_()
+    assert "<table" not in outcome.history._replace(evaluations=())._repr_html_()
     named = outcome._replace(split=outcome.split._replace(name=EVIL))
     html = fitted._replace(outcome=named)._repr_html_()
     assert "&lt;script&gt;" in html

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_rec.errors import check_arguments
+from fedjax_rec.errors import ParameterError, check_arguments
 from fedjax_rec.locks import lock_folder
 from fedjax_rec.training.checkpoints.leaves import Leaf, describe_leaves, from_arrays, pack, to_arrays, unpack
 from fedjax_rec.training.checkpoints.meta import Meta, check_run
@@ -265,7 +265,7 @@ def check_checkpoints(checkpoints: Checkpoints, eval_every: int) -> None:
     Example:
         >>> check_checkpoints(Checkpoints("any", every=25), 10)
         Traceback (most recent call last):
-        ValueError: checkpoints every 25 rounds do not fit blocks of eval_every=10; choose a multiple, such as 20
+        fedjax_rec.errors.ParameterError: checkpoints every 25 rounds do not fit blocks of eval_every=10; choose ...
     """
     check_arguments(Checkpoints, checkpoints._asdict())
     every = checkpoints.every
@@ -275,9 +275,12 @@ def check_checkpoints(checkpoints: Checkpoints, eval_every: int) -> None:
     if minutes is not None and not minutes >= 0:
         raise ValueError(f"minutes between checkpoints must be at least 0, not {minutes}")
     if every is not None and (every < 1 or every % eval_every):
-        raise ValueError(
-            f"checkpoints every {every} rounds do not fit blocks of eval_every={eval_every}; choose a multiple, "
-            f"such as {max(every // eval_every, 1) * eval_every}"
+        raise ParameterError(
+            "checkpoints every {every} rounds do not fit blocks of {eval_every}={block}; choose a multiple, such "
+            "as {multiple}",
+            every=every,
+            block=eval_every,
+            multiple=max(every // eval_every, 1) * eval_every,
         )
     if checkpoints.max_to_keep < 1:
         raise ValueError(f"max_to_keep must be at least 1, not {checkpoints.max_to_keep}")
