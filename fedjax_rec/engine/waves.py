@@ -148,7 +148,7 @@ def _middle_epoch(task: CohortTask, wave: Wave, state: WaveState) -> WaveState:
 
     def step(t: jax.Array, state: WaveState) -> WaveState:
         active = t < wave.num_batches
-        batch, rows = jax.tree.map(lambda x: x[:, t], (state.buffer.batch, state.buffer.rows))
+        batch, rows = _kept(state.buffer, t)
         missed = wave.num_batches - 1
         left = jnp.zeros_like(wave.num_batches)
         local, rows, info = step_lanes(task, wave.slot, state.local, rows, batch, active, missed, left)
@@ -165,7 +165,7 @@ def _last_epoch(task: CohortTask, wave: Wave, state: WaveState) -> WaveState:
 
     def step(t: jax.Array, state: WaveState) -> WaveState:
         active = t < wave.num_batches
-        batch, rows = jax.tree.map(lambda x: x[:, t], (state.buffer.batch, state.buffer.rows))
+        batch, rows = _kept(state.buffer, t)
         missed = wave.num_batches - 1
         left = wave.num_batches - 1 - t
         local, rows, info = step_lanes(task, wave.slot, state.local, rows, batch, active, missed, left)
@@ -216,6 +216,22 @@ def _send_rows(
         buffer = _keep(state.buffer, t, batch=new_batch, sent=sent)
     squared_norms = state.squared_norms + _squared_norms(sent)
     return state._replace(buffer=buffer, squared_norms=squared_norms)
+
+
+def _kept(buffer: WaveBuffer, t: jax.Array) -> tuple[Batch, Rows]:
+    """Batch `t` of each lane and its rows, as they were kept.
+
+    In a branch of its own, which is always taken: XLA would read them again wherever they are needed, and copy the
+    whole buffer for those who do so after new ones were written.
+    """
+
+    def read(buffer: WaveBuffer) -> tuple[Batch, Rows]:
+        return jax.tree.map(lambda x: x[:, t], (buffer.batch, buffer.rows))
+
+    def never(buffer: WaveBuffer) -> tuple[Batch, Rows]:
+        return jax.tree.map(lambda x: jnp.zeros_like(x[:, 0]), (buffer.batch, buffer.rows))
+
+    return jax.lax.cond(t >= 0, read, never, buffer)
 
 
 def _keep(

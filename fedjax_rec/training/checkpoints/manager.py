@@ -265,7 +265,7 @@ def check_checkpoints(checkpoints: Checkpoints, eval_every: int) -> None:
     Example:
         >>> check_checkpoints(Checkpoints("any", every=25), 10)
         Traceback (most recent call last):
-        fedjax_rec.errors.ParameterError: checkpoints every 25 rounds do not fit blocks of eval_every=10; choose ...
+        fedjax_rec.errors.ParameterError: checkpoints every 25 rounds do not fit blocks of eval_every=10; ...
     """
     check_arguments(Checkpoints, checkpoints._asdict())
     every = checkpoints.every
