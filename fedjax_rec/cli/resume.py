@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
 
 def call(given: argparse.Namespace) -> int:
     """Go on by the settings that the run folder holds."""
-    from fedjax_rec.engine.hosts import of_first
+    from fedjax_rec.hosts.processes import of_first
     from fedjax_rec.runs.reserve import lock_run_folder
     from fedjax_rec.runs.resume import stored_settings
     from fedjax_rec.runs.settings import Settings
