@@ -203,7 +203,7 @@ def test_a_killed_process_ends_the_others(start, tmp_path, victim):
 @pytest.mark.parametrize("late", [True, pytest.param(False, marks=pytest.mark.thorough("test_shares"))])
 def test_a_damaged_share_ends_all_processes(start, tmp_path, late):
     """At opening or in mid-run: each says in one line which process has which file, with status 2."""
-    store = fr.data.store.synthesise(tmp_path / "store", clients=1000, items=90, events_per_client=20).path
+    store = fr.data.store.synthesise(tmp_path / "store", clients=4000, items=200, events_per_client=50).path
     copies = [copy_share(store, tmp_path / f"copy-{k}", 2, k) for k in (0, 1)]
     folder, damaged = tmp_path / "run", copies[1] / "items.bin"
     if not late:

@@ -39,7 +39,7 @@ def open_stored(settings: Settings) -> tuple[Dataset, StoredPopulation] | None:
         True
     """
     found = is_store(settings.dataset)
-    check_same(lambda: {"dataset": "a store" if found else "none"})
+    check_same(lambda: {"dataset": "a store" if found else "no store"})
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     changed = [name for name in _CHANGING if getattr(settings, name) != defaults[name]]
     check_together(

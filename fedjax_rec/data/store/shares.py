@@ -150,14 +150,17 @@ class SharedStore(Store):
         """
         clients = np.asarray(clients)
         counts = self.offsets[clients + 1] - self.offsets[clients] if lengths is None else np.asarray(lengths)
+        # Items travel in as few bytes as the catalogue needs.
+        dtypes = [np.min_scalar_type(self.num_items).newbyteorder("<").str]
+        dtypes += ["<f4"] * ("ratings" in self.columns)
 
         def read(own: np.ndarray) -> list[np.ndarray]:
             found = Store.gather(self, clients[own], lengths=counts[own])
-            return [found.items] if found.ratings is None else [found.items, found.ratings]
+            items = found.items.astype(dtypes[0])
+            return [items] if found.ratings is None else [items, found.ratings]
 
-        names = ["items"] + ["ratings"] * ("ratings" in self.columns)
-        items, *ratings = self._collect(clients, counts, read, [self.columns[name].dtype for name in names])
-        return Histories(counts, items, ratings[0] if ratings else None)
+        items, *ratings = self._collect(clients, counts, read, dtypes)
+        return Histories(counts, items.astype(np.int32), ratings[0] if ratings else None)
 
     def check_order(self, clients: np.ndarray) -> None:
         """As of `Store`, each client where its history is; all must call it."""
