@@ -2,8 +2,8 @@
 
 `format` says what lies in a store's folder and opens it; `writer` makes one, all or nothing; `convert` sorts
 events of any number into one, as `sources` reads them; `drawn` makes up a population of any size as a stream;
-`sampling` draws clients to rank; `shares` lets several processes read one; `verification` says whether it is sound;
-`progress` shows how far it is. Imports numpy and pandas; pyarrow where parquet is read.
+`sampling` draws clients to rank; `shares` lets several processes read one; `verification` says whether it is
+sound; `progress` shows how far it is. Imports numpy and pandas; pyarrow where parquet is read.
 """
 
 from fedjax_rec.data.store.convert import convert
