@@ -4,8 +4,8 @@
 
 Draws a store of 100,000 clients, 20,000 items and 100 events a client into a temporary folder. First, by numpy:
 the work of the busiest process over the mean, for cohorts of 1,000 clients, if each trained where its history is,
-and sorted and dealt as rounds do it. Then, in two processes of this machine: milliseconds a round, those in which a
-cohort's histories are sent, and those for which rounds wait. A minute; what to expect stands in `docs/hosts.md`.
+and sorted and dealt as rounds do it. Then, in two processes of this machine: milliseconds a round, those in which
+a cohort's histories are sent, and those for which rounds wait. A minute; what to expect stands in `docs/hosts.md`.
 """
 
 import argparse
