@@ -1,6 +1,7 @@
 """One of several processes that train together, as `test_hosts` starts them: `python -m tests.hosts ...`."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any
 import numpy as np
 
 import fedjax_rec as fr
-from fedjax_rec.engine.hosts import check_same, exchange, from_first, num_processes, of_first
+from fedjax_rec.data.store.format import open_store
+from fedjax_rec.data.store.shares import WHOLE, share_bounds
+from fedjax_rec.data.store.writer import write_store
+from fedjax_rec.hosts.processes import check_same, exchange, from_first, num_processes, of_first
 from fedjax_rec.training.checkpoints.leaves import digest, to_arrays
 from fedjax_rec.types import Algorithm
 
@@ -40,12 +44,56 @@ def train(algorithm: Algorithm, folder: Path | None, rounds: int, **settings: An
     }
 
 
-def train_from_store(store: Path, mesh: Any) -> list[float]:
-    """Train the clients of a store, chunk by chunk: losses, and sums of what they and the server keep."""
+def make_store(path: Path) -> Path:
+    """40 clients with a few events each: ratings, times and names, so all columns that there are."""
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(3, 20, 40)
+    times = [np.sort(rng.integers(1, 10**6, length)) for length in lengths]
+    with write_store(path) as writer:
+        writer.append("offsets", np.concatenate([[0], np.cumsum(lengths)]))
+        writer.append("items", np.concatenate([rng.permutation(50)[:n] for n in lengths]).astype(np.int32))
+        writer.append("ratings", rng.uniform(1, 5, lengths.sum()).astype(np.float32))
+        writer.append("timestamps", np.concatenate(times))
+        writer.append("user_ids", np.char.encode([f"ünal {n}" for n in range(len(lengths))], "utf-8"))
+        writer.append("item_ids", np.arange(50) * 7)
+        writer.describe(name="made", num_items=50, order="time", origin="a test")
+    return path
+
+
+def copy_share(store: Path, copy: Path, processes: int, process_id: int) -> Path:
+    """Copy a store, with rubbish in the place of all that is not of one process's share."""
+    shutil.copytree(store, copy)
+    offsets = np.fromfile(store / "offsets.bin", "<i8")
+    first, stop = share_bounds(offsets, processes)[process_id : process_id + 2]
+    for name, column in open_store(store).columns.items():
+        if name not in WHOLE:
+            start, end = (first, stop) if name == "user_ids" else offsets[[first, stop]]
+            size = np.dtype(column.dtype).itemsize
+            values = bytearray((copy / f"{name}.bin").read_bytes())
+            values[: start * size] = b"\xee" * (start * size)
+            values[end * size :] = b"\xee" * (len(values) - end * size)
+            (copy / f"{name}.bin").write_bytes(values)
+    return copy
+
+
+def train_from_store(store: Path, folder: Path | None, mesh: Any, rounds: int = 4) -> dict[str, Any]:
+    """Train the clients of a store, chunk by chunk, going on from the folder's newest checkpoint."""
     algorithm = fr.fedmf(dim=2, cohort=12, lanes=4, num_negatives=1, mesh=mesh, stream_clients=8)
-    state, history = fr.simulate(algorithm, fr.open_population(store), rounds=3, eval_every=2)
-    sums = [float(np.abs(array).sum()) for array in to_arrays((state.private, state.server))]
-    return [*np.asarray(history.rounds.loss).tolist(), *sums]
+    checkpoint = None if folder is None else fr.Checkpoints(folder, every=2, on_message=str)
+    state, history = fr.simulate(
+        algorithm,
+        fr.open_population(store, evaluate_clients=10, num_candidates=9),
+        rounds=rounds,
+        eval_every=2,
+        keep="last",
+        checkpoint=checkpoint,
+    )
+    return {
+        "sums": [float(np.abs(array).sum()) for array in to_arrays((state.private, state.server))],
+        "bits": digest(to_arrays(state)),
+        "evaluations": [[round_, metrics] for round_, metrics in history.evaluations],
+        "loss": np.asarray(history.rounds.loss).tolist(),
+    }
 
 
 def refusal(act: Callable[[], Any]) -> str:
@@ -78,7 +126,9 @@ def main(address: str, processes: int, process_id: int, folder: Path) -> dict[st
         "uneven": refusal(lambda: fr.client_mesh(3)),
         "new": train(algorithm, folder / "new", 4),
         "old": train(algorithm, folder / "old", 4),
-        "stored": train_from_store(folder / "store", mesh) if (folder / "store").exists() else [],
+        "stored": train_from_store(
+            folder / f"share-{process_id}", folder / "stored", fr.client_mesh(processes)
+        ),
     }
 
 

@@ -1,6 +1,7 @@
 """Several processes train as one does, refuse what differs, and end when one of them is gone."""
 
 import json
+import re
 import shlex
 import socket
 import subprocess
@@ -18,11 +19,11 @@ from fedjax_rec.cli.main import build_parser, main
 from fedjax_rec.cli.processes import check_alone
 from fedjax_rec.cli.supervisor import pass_on_words, wants_supervisor
 from fedjax_rec.compatibility.table import PAIRS
-from fedjax_rec.engine.hosts import initialize_distributed
 from fedjax_rec.errors import ParameterError
+from fedjax_rec.hosts.processes import initialize_distributed
 from fedjax_rec.runs.settings import Settings
 from fedjax_rec.training.checkpoints.store import find_latest
-from tests.hosts import ODD, algorithm_on, train, train_from_store
+from tests.hosts import ODD, algorithm_on, copy_share, make_store, train, train_from_store
 from tests.processes import user_environment
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -91,6 +92,10 @@ def _check_alike(start: Any, tmp_path: Path, number: int) -> None:
     alone = algorithm_on(fr.client_mesh(4))
     train(alone, tmp_path / "old", 2)
     straight = train(alone, tmp_path / "straight", 4)
+    store, mesh = make_store(tmp_path / "store"), fr.client_mesh(number)
+    stored = train_from_store(store, tmp_path / "stored straight", mesh)
+    for k in range(number):
+        copy_share(store, tmp_path / f"share-{k}", number, k)
 
     address = _free_address()
     ids = range(number)
@@ -112,9 +117,17 @@ def _check_alike(start: Any, tmp_path: Path, number: int) -> None:
         # From the start, and from a checkpoint of one process.
         _check_same_run(each["new"], straight)
         _check_same_run(each["old"], straight)
+        # From a store of which each had its share alone: floats, of which two have one sum in any order.
+        assert each["stored"]["sums"] == pytest.approx(stored["sums"], rel=1e-5)
+        if number == 2:
+            _check_same_run(each["stored"], stored)
 
     # One process goes on from what several wrote.
     _check_same_run(train(alone, tmp_path / "new", 6), train(alone, tmp_path / "straight", 6))
+    more = [train_from_store(store, tmp_path / name, mesh, 6) for name in ("stored", "stored straight")]
+    assert more[0]["sums"] == pytest.approx(more[1]["sums"], rel=1e-5)
+    if number == 2:
+        _check_same_run(*more)
 
 
 @pytest.mark.as_compiled
@@ -126,13 +139,8 @@ def test_two_processes_have_the_bits_of_one(start, tmp_path):
 @pytest.mark.as_compiled
 @pytest.mark.thorough("two processes of two devices each")
 def test_four_processes_have_the_bits_of_one(start, tmp_path):
-    """With one device each; from a store to rounding, for floats are summed in another order."""
-    store = fr.data.store.synthesise(tmp_path / "store", clients=30, items=50, events_per_client=8).path
+    """With one device each."""
     _check_alike(start, tmp_path, 4)
-    wanted = train_from_store(store, fr.client_mesh(4))
-    for k in range(4):
-        found = json.loads((tmp_path / f"found-{k}.json").read_text(encoding="utf-8"))["stored"]
-        assert found == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +198,41 @@ def test_a_killed_process_ends_the_others(start, tmp_path, victim):
     rounds = latest.meta["round"] + 2
     assert main(["resume", str(folder), "--rounds", str(rounds)]) == 0
     assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["rounds"] == rounds
+
+
+@pytest.mark.parametrize("late", [True, pytest.param(False, marks=pytest.mark.thorough("test_shares"))])
+def test_a_damaged_share_ends_all_processes(start, tmp_path, late):
+    """At opening or in mid-run: each says in one line which process has which file, with status 2."""
+    store = fr.data.store.synthesise(tmp_path / "store", clients=4000, items=200, events_per_client=50).path
+    copies = [copy_share(store, tmp_path / f"copy-{k}", 2, k) for k in (0, 1)]
+    folder, damaged = tmp_path / "run", copies[1] / "items.bin"
+    if not late:
+        values = bytearray(damaged.read_bytes())
+        values[-9] ^= 1
+        damaged.write_bytes(values)
+    settings = (
+        f"--out {folder} --dim 2 --rounds 1000000 --eval-every 2 --checkpoint-every 2 --cohort 32 "
+        f"--evaluate-clients 50 --quiet --coordinator {_free_address()} --processes 2"
+    ).split()
+    both = [
+        start(["fedjax_rec", "run", "--dataset", str(copies[k]), *settings, "--process-id", str(k)])
+        for k in (0, 1)
+    ]
+    end = time.monotonic() + LIMIT
+    while late and not list(folder.glob("checkpoints/train/round-0*[2468]")) and time.monotonic() < end:
+        assert [one.process.poll() for one in both] == [None, None], [one.end() for one in both]
+        time.sleep(0.1)
+    if late:
+        damaged.write_bytes(b"")
+    told = "ends within the events of a client" if late else "was changed after it was sealed"
+    for one in both:
+        status, said, errors = one.end()
+        last = errors.replace("\r", "\n").strip().splitlines()[-1]
+        assert (status, said) == (2, ""), errors
+        assert re.fullmatch(
+            rf"fedjax-rec: error: process 1 \(.*\): {damaged}: {told}; make the store anew", last
+        )
+        assert "Traceback" not in errors
 
 
 def test_a_coordinator_that_does_not_answer(start):

@@ -1,6 +1,7 @@
-"""Runs of several processes: one that is killed, one that has other data, and a coordinator that is not there."""
+"""Runs of several processes: one that is killed, has other data or a damaged share, or does not answer."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.faults.registry import Injection, Outcome, Tally, fault, tally
+from fedjax_rec.data.store import synthesise
 from fedjax_rec.training.checkpoints.store import find_latest
 
 LIMIT = 600.0  # seconds after which a process hangs, on a machine that does other things
@@ -167,6 +169,45 @@ def _differ(injection: Injection, number: int) -> Outcome:
         return "lost"
     named = any("differs from process 0" in one.lines[-1] for one in ended)
     return "survived" if named and not (folder / "result.json").exists() else "lost"
+
+
+@fault("damaged share on one of two processes", times=6, short=1)
+def damaged(injection: Injection) -> Tally:
+    """Before the run, or in the middle of it: both say in one line which process has which file, with status 2."""
+    return tally(_damage(injection, number) for number in range(injection.times))
+
+
+def _damage(injection: Injection, number: int) -> Outcome:
+    store = synthesise(injection.folder / f"store-{number}", clients=4000, items=200, events_per_client=50)
+    copies = [Path(shutil.copytree(store.path, injection.folder / f"share-{number}-{k}")) for k in (0, 1)]
+    victim, late = int(injection.rng.integers(2)), number % 2 == 0
+    file = copies[victim] / "items.bin"
+    if not late:
+        values = bytearray(file.read_bytes())
+        values[-9 if victim else 9] ^= 1  # in the share of the victim
+        file.write_bytes(values)
+    folder = injection.folder / f"shares-{number}"
+    flags = _together()
+    both = []
+    for k in (0, 1):
+        arguments = [*_arguments(copies[k], folder, 10**6), "--evaluate-clients", "50"]
+        arguments = [each for each in arguments if each not in ("--order", "file")]  # a store has its own
+        words = injection.folder / f"shared-{number}-{k}"
+        both.append(Process([*arguments, *flags, str(k)], words))
+    try:
+        end = time.monotonic() + LIMIT
+        while late and not list(folder.glob("checkpoints/train/round-0*[2468]")) and time.monotonic() < end:
+            time.sleep(0.1)
+        if late:
+            time.sleep(injection.rng.uniform(0, 1))
+            file.write_bytes(b"")
+        ended = [one.end() for one in both]
+    finally:
+        for one in both:
+            one.process.kill()
+            one.process.wait()
+    named = [_is_told(one, f": {file}: ") and f"process {victim} (" in one.lines[-1] for one in ended]
+    return "survived" if all(named) and [one.status for one in ended] == [2, 2] else "lost"
 
 
 @fault("no coordinator", times=4, short=1)

@@ -20,7 +20,8 @@ from experiments.faults.kills import context
 from experiments.faults.registry import Injection, Outcome, Tally, fault, tally
 from fedjax_rec.cli.main import main
 from fedjax_rec.data.store.drawn import synthesise
-from fedjax_rec.data.store.format import META, open_store, sample_sum, seal_of
+from fedjax_rec.data.store.format import META, open_store, seal_of
+from fedjax_rec.data.store.verification import sample_sums
 from fedjax_rec.data.store.writer import write_store
 from fedjax_rec.training.checkpoints.seal import list_files
 
@@ -81,7 +82,7 @@ def _reseal(store: Path, **changes: object) -> None:
     """Seal a store again as it is now: by hand, or by another program."""
     meta = json.loads((store / META).read_text()) | changes
     for name, column in meta["columns"].items():
-        column["sample"] = sample_sum(store / f"{name}.bin")
+        column["samples"] = sample_sums(store / f"{name}.bin")
     (store / META).write_text(json.dumps(meta | {"seal": seal_of(meta)}))
 
 
@@ -118,7 +119,7 @@ def _lengthen(store: Path, name: str, rng: np.random.Generator) -> str:
 
 
 def _other_version(store: Path, _name: str, rng: np.random.Generator) -> str:
-    _reseal(store, version=int(rng.integers(2, 99)))
+    _reseal(store, version=int(rng.integers(3, 99)))
     return META
 
 

@@ -117,7 +117,7 @@ def joined(given: argparse.Namespace, *, cache: bool = True) -> Iterator[None]:
     import jax
 
     from fedjax_rec.engine.devices import use_cores
-    from fedjax_rec.engine.hosts import exchange, initialize_distributed
+    from fedjax_rec.hosts.processes import exchange, initialize_distributed
 
     initialize_distributed(given.coordinator, given.processes, given.process_id, timeout=given.join_timeout)
     try:
@@ -163,7 +163,7 @@ def folder_of_first(make: Callable[[], AbstractContextManager[Path]]) -> Iterato
     Raises:
         ValueError, OSError: as `make` does, in every process.
     """
-    from fedjax_rec.engine.hosts import of_first
+    from fedjax_rec.hosts.processes import of_first
 
     with contextlib.ExitStack() as stack:
         yield Path(of_first(lambda: str(stack.enter_context(make()))))

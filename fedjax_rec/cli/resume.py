@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
 
 def call(given: argparse.Namespace) -> int:
     """Go on by the settings that the run folder holds."""
-    from fedjax_rec.engine.hosts import of_first
+    from fedjax_rec.hosts.processes import of_first
     from fedjax_rec.runs.reserve import lock_run_folder
     from fedjax_rec.runs.resume import stored_settings
     from fedjax_rec.runs.settings import Settings
@@ -49,6 +49,10 @@ def call(given: argparse.Namespace) -> int:
 
     with joined(given):
         settings = Settings(**of_first(read))  # the others need not see the folder
+        own = {"dataset": given.dataset, "data_dir": given.data_dir}  # which may lie elsewhere on each host
+        settings = dataclasses.replace(
+            settings, **{name: one for name, one in own.items() if one is not None}
+        )
         if given.pause_exit_code is not None:
             settings = dataclasses.replace(settings, pause_exit_code=given.pause_exit_code)
         with folder_of_first(lambda: lock_run_folder(Path(given.run).absolute())) as folder:

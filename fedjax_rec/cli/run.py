@@ -236,7 +236,7 @@ def train(settings: Settings, folder: Path, *, resume: bool, show: Shown = SAY_A
     Returns:
         the exit status.
     """
-    from fedjax_rec.engine.hosts import is_first
+    from fedjax_rec.hosts.processes import is_first
     from fedjax_rec.runs.folders import RESUME_COMMAND, has_checkpoints
     from fedjax_rec.training.checkpoints.manager import Paused
 
@@ -276,7 +276,7 @@ def _tell_notes(problem: BaseException) -> None:
 
 def _train(settings: Settings, folder: Path, *, resume: bool, show: Shown) -> int:
     from fedjax_rec.engine.devices import use_cores
-    from fedjax_rec.engine.hosts import is_first
+    from fedjax_rec.hosts.processes import is_first
     from fedjax_rec.runs import report, run_folder
     from fedjax_rec.runs.build import advice
     from fedjax_rec.runs.experiment import run_experiment

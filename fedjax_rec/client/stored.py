@@ -3,8 +3,12 @@
 What is known of all clients is how many examples each has, 4 bytes a client: the *directory*, a `Population`
 without examples. By it cohorts are drawn, as those of any population are. `StoredPopulation.fetch` then makes a
 population of one cohort alone, whose arrays have the same sizes in every round, so that one program serves all.
+
+Several processes open a population together: each reads the histories of its share of the clients, and tells the
+others those that a cohort needs (`data.store.shares`).
 """
 
+import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +22,10 @@ from fedjax_rec.data.defaults import Size
 from fedjax_rec.data.splits import Split
 from fedjax_rec.data.store.format import Store, open_store
 from fedjax_rec.data.store.sampling import HELD_OUT, sample_split
+from fedjax_rec.data.store.shares import open_share
 from fedjax_rec.errors import check_arguments
+from fedjax_rec.hosts.mailbox import Mailbox
+from fedjax_rec.hosts.processes import check_same, num_processes
 from fedjax_rec.types import ClientStore, State
 
 BITMAP_CELLS = 2**24  # clients times items of a cohort, up to which its membership is a bitmap
@@ -71,8 +78,18 @@ class StoredPopulation:
         """How much there is to train on."""
         return Size(self.num_clients, self.num_items, int(self.lengths.sum()))
 
+    def apart(self) -> "StoredPopulation":
+        """The same for another thread, which fetches beside this one; of several processes, all must make it."""
+        store = self.store.apart()
+        if store is self.store:
+            return self
+        other = copy.copy(self)
+        other.store = store
+        other._rooms = dict(self._rooms)  # noqa: SLF001 - its own
+        return other
+
     def fetch(self, ids: np.ndarray, present: np.ndarray) -> Population:
-        """The histories of a cohort, as a population of its own.
+        """The histories of a cohort, as a population of its own; of several processes, all must call it.
 
         Args:
             ids: int[S], whose.
@@ -115,6 +132,8 @@ class StoredPopulation:
 
     def load(self) -> Population:
         """All histories in memory: the population that training from the store is equal to.
+
+        Of several processes all must call it, and each hears all that it does not read.
 
         Returns:
             the population.
@@ -159,8 +178,12 @@ def open_population(
 ) -> StoredPopulation:
     """Open a store as a population for `simulate`, whose histories are read as cohorts need them.
 
+    Where several processes have joined (`fr.initialize_distributed`), all of them open it, and each reads the
+    histories of its share of the clients alone.
+
     Args:
-        path: the folder of a store, as `fedjax-rec data convert` and `data synthesise` make it.
+        path: the folder of a store, as `fedjax-rec data convert` and `data synthesise` make it; several processes
+            may have it in different places.
         evaluate_clients: how many clients are ranked, drawn by the seed from those with 3 events or more. The last
             two events of every client are then held out, for test and validation. None ranks nobody, and holds
             nothing out.
@@ -171,7 +194,9 @@ def open_population(
         the population; its `split` holds the sampled clients' events.
 
     Raises:
-        DataError: if the store is not sound, or there are fewer such clients.
+        DataError: if the store is not sound, naming the process where it is not, or there are fewer such clients.
+        ValueError: if processes open other data, or rank other clients, naming one that does.
+        ConnectionError: (an OSError) if another process is gone.
 
     Example:
         >>> import tempfile, fedjax_rec as fr
@@ -184,11 +209,20 @@ def open_population(
         (2, 20)
     """
     check_arguments(open_population, locals())
-    store = open_store(path)
+    ranked = {"evaluate_clients": evaluate_clients, "seed": seed, "num_candidates": num_candidates}
+    store = open_store(path) if num_processes() == 1 else _open_together(path, ranked)
     if evaluate_clients is None:
         return StoredPopulation(store)
     sample = sample_split(store, evaluate_clients, seed=seed, num_candidates=num_candidates)
     return StoredPopulation(store, num_held_out=HELD_OUT, sample=sample)
+
+
+def _open_together(path: str | Path, ranked: dict[str, Any]) -> Store:
+    """A store of which this process reads its share, once all are known to have the same one."""
+    store = open_share(path, Mailbox())
+    check_same(lambda: {"data_hash": store.data_hash} | ranked)
+    store.check_share()
+    return store
 
 
 def rooms_for(directory: Population, num_clients: int) -> Rooms:

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from fedjax_rec.client.population import Population
-from fedjax_rec.engine.hosts import num_processes
 from fedjax_rec.engine.plan import fits, with_copy, without_host
+from fedjax_rec.hosts.processes import num_processes
 from fedjax_rec.types import Algorithm, ChunkedRound, Plan, PyTree
 
 STREAMED = 2**30  # bytes of a cohort's copies from which chunks cost no time on a CPU

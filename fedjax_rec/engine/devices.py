@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_rec.engine.hosts import make_global, num_processes, spans_processes
 from fedjax_rec.engine.kept_programs import keep_programs
 from fedjax_rec.errors import check_arguments
+from fedjax_rec.hosts.processes import make_global, num_processes, spans_processes
 from fedjax_rec.types import PyTree
 
 AXIS = "clients"  # the mesh axis over which a cohort is split

@@ -25,7 +25,6 @@ from fedjax_rec.client.local_training import local_training
 from fedjax_rec.client.population import Population
 from fedjax_rec.compatibility import Feature, check_together
 from fedjax_rec.engine.cohort import Cohort, run_cohort
-from fedjax_rec.engine.hosts import spans_processes
 from fedjax_rec.engine.lane_steps import Uplink
 from fedjax_rec.engine.table_shards import num_shards
 from fedjax_rec.errors import check_arguments
@@ -37,6 +36,7 @@ from fedjax_rec.evaluation.evaluator import (
 )
 from fedjax_rec.federation.checks import check_clients, check_items
 from fedjax_rec.federation.initial import init_private
+from fedjax_rec.hosts.processes import spans_processes
 from fedjax_rec.server.aggregators import total
 from fedjax_rec.types import (
     KEY_IMPL,

@@ -3,6 +3,9 @@
 Who takes part in a round is a pure function of the key and the round's number, unless the sampler goes by losses;
 so the cohort of round t + 1 is drawn, its histories are read, indexed and put on the devices, and its batches are
 named, while round t trains. Two cohorts are held at a time.
+
+Of several processes each reads the histories that are in its share of the store, and hears the others' (`fetch`).
+This thread has no part in what runs on the devices of all of them: it sends beside these.
 """
 
 from collections.abc import Callable
@@ -17,6 +20,7 @@ from jax.sharding import Mesh
 
 from fedjax_rec.client.population import Population
 from fedjax_rec.client.stored import StoredPopulation
+from fedjax_rec.data.errors import DataError
 from fedjax_rec.engine.devices import replicate
 from fedjax_rec.federation.cohorts import DrawnCohort
 from fedjax_rec.federation.row_finder import RowFinder
@@ -50,7 +54,7 @@ class CohortFeed:
         mesh: Mesh | None,
         finder: RowFinder | None = None,
     ) -> None:
-        self.stored = stored
+        self.stored = None if stored is None else stored.apart()
         self.finder = finder
         self.size = size
         self.mesh = mesh
@@ -78,7 +82,11 @@ class CohortFeed:
         self._ahead = None
         if coming is None:
             coming = self._thread.submit(fetch, drawn_by(state.tracked, round_))
-        fetched = coming.result()
+        try:
+            fetched = coming.result()
+        except DataError:
+            self._wait_for_all()
+            raise
         # Where losses are tracked, who comes next is not known before this round is over.
         if isinstance(state.tracked.losses, tuple):
             self._ahead = round_ + 1, self._thread.submit(fetch, drawn_by(Tracked(), round_ + 1))
@@ -96,6 +104,11 @@ class CohortFeed:
             return FetchedCohort(cohort, jax.block_until_ready(made))
         rows = self.finder.find(cohort, made)
         return FetchedCohort(cohort, *jax.block_until_ready((rows.populations, rows.ids)))
+
+    def _wait_for_all(self) -> None:
+        """Until every process is here, with the same error: whoever leaves before ends the others' last round."""
+        if self.stored is not None:
+            self.stored.store.wait_for_all()
 
     def _put(self, population: Population) -> Population:
         return jax.device_put(population) if self.mesh is None else replicate(population, self.mesh)

@@ -33,7 +33,6 @@ from fedjax_rec.client.population import Population
 from fedjax_rec.compatibility import Feature, Features, check_together, goes_with
 from fedjax_rec.engine.cohort import Cohort, run_cohort
 from fedjax_rec.engine.devices import check_surroundings
-from fedjax_rec.engine.hosts import spans_processes
 from fedjax_rec.engine.lane_steps import Uplink
 from fedjax_rec.engine.plan import row_update_of
 from fedjax_rec.engine.table_shards import table_mesh
@@ -44,6 +43,7 @@ from fedjax_rec.federation.faults import Faults, check_faults
 from fedjax_rec.federation.rounds import Exchange, Rules, init_state, plan_rounds, run_round
 from fedjax_rec.federation.streaming import split_round
 from fedjax_rec.federation.touched import SERVER_ROWS
+from fedjax_rec.hosts.processes import spans_processes
 from fedjax_rec.rows.scatter import STRATEGIES
 from fedjax_rec.rows.tables import read_rows
 from fedjax_rec.samplers.data_independent import uniform

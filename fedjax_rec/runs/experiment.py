@@ -18,7 +18,6 @@ from fedjax_rec.algorithms.own import adopt
 from fedjax_rec.client.population import population_of
 from fedjax_rec.data.interactions import Dataset
 from fedjax_rec.data.splits import Split, append_users, known_items
-from fedjax_rec.engine.hosts import check_same
 from fedjax_rec.errors import ParameterError
 from fedjax_rec.evaluation.central.price import Price, price_of_federation
 from fedjax_rec.evaluation.central.registry import parse_method_names
@@ -30,6 +29,7 @@ from fedjax_rec.evaluation.ranking import Ranks
 from fedjax_rec.evaluation.reference_ranks import popularity_scores, rank_common_scores, truth_ranks
 from fedjax_rec.evaluation.summary import K, Metrics, result_metrics, summarise
 from fedjax_rec.federation.traffic import Traffic, count_traffic, upload_of
+from fedjax_rec.hosts.processes import check_same
 from fedjax_rec.runs.baselines import baseline_details
 from fedjax_rec.runs.build import advice
 from fedjax_rec.runs.folders import to_json_values

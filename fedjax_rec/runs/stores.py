@@ -10,6 +10,7 @@ from fedjax_rec.data.interactions import Dataset, Interactions
 from fedjax_rec.data.store.format import Store, is_store
 from fedjax_rec.data.store.sampling import HELD_OUT
 from fedjax_rec.errors import ParameterError
+from fedjax_rec.hosts.processes import check_same
 from fedjax_rec.runs.settings import Settings
 
 EVALUATED = 10_000  # clients that are ranked where nobody says how many, or all
@@ -38,6 +39,7 @@ def open_stored(settings: Settings) -> tuple[Dataset, StoredPopulation] | None:
         True
     """
     found = is_store(settings.dataset)
+    check_same(lambda: {"dataset": "a store" if found else "no store"})
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     changed = [name for name in _CHANGING if getattr(settings, name) != defaults[name]]
     check_together(
@@ -72,7 +74,7 @@ def open_stored(settings: Settings) -> tuple[Dataset, StoredPopulation] | None:
 
 
 def count_items(stored: StoredPopulation) -> np.ndarray:
-    """In how many training histories each item is.
+    """In how many training histories each item is; of several processes, all must call it.
 
     Args:
         stored: N clients.
@@ -81,15 +83,23 @@ def count_items(stored: StoredPopulation) -> np.ndarray:
         int64[I].
     """
     store = stored.store
-    counts = np.zeros(store.num_items, np.int64)
-    for start in range(0, store.num_events, _BLOCK):
-        items = store.read("items", start, min(start + _BLOCK, store.num_events))
-        counts += np.bincount(items, minlength=store.num_items)
-    ends = store.offsets[1:][np.diff(store.offsets) > stored.num_held_out]
-    items = store.column("items")
-    for back in range(1, stored.num_held_out + 1):
-        np.subtract.at(counts, items[ends - back], 1)
-    return counts
+    first, stop = store.own_clients
+
+    def count() -> np.ndarray:
+        counts = np.zeros(store.num_items, np.int64)
+        end = int(store.offsets[stop])
+        for start in range(int(store.offsets[first]), end, _BLOCK):
+            items = store.read("items", start, min(start + _BLOCK, end))
+            counts += np.bincount(items, minlength=store.num_items)
+        # Less what was held out at the end of each history.
+        own = store.offsets[first : stop + 1]
+        ends = own[1:][np.diff(own) > stored.num_held_out]
+        items = store.column("items")
+        for back in range(1, stored.num_held_out + 1):
+            np.subtract.at(counts, items[ends - back], 1)
+        return counts
+
+    return store.total(count)
 
 
 def _open_all(settings: Settings) -> StoredPopulation:

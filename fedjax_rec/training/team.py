@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fedjax_rec.engine.hosts import (
+from fedjax_rec.federation.client_rows import map_rows
+from fedjax_rec.hosts.processes import (
     check_same,
     exchange,
     from_first,
@@ -21,7 +22,6 @@ from fedjax_rec.engine.hosts import (
     of_first,
     spans_processes,
 )
-from fedjax_rec.federation.client_rows import map_rows
 from fedjax_rec.training.checkpoints.leaves import from_arrays, to_arrays
 from fedjax_rec.training.checkpoints.manager import Best, Checkpoints, Paused, Snapshot
 from fedjax_rec.training.checkpoints.signals import StopRequest, catch_stop_signals

@@ -14,7 +14,11 @@ README = Path(script.__file__).with_name("README.md").read_text(encoding="utf-8"
 
 DEAR = {  # each starts two runs, and tests/test_hosts.py has them too
     name: pytest.mark.thorough("tests/test_hosts.py does the same")
-    for name in ("one of two processes killed", "two processes that differ")
+    for name in (
+        "one of two processes killed",
+        "two processes that differ",
+        "damaged share on one of two processes",
+    )
 }
 
 

@@ -15,7 +15,8 @@ from fedjax_rec.client import stored
 from fedjax_rec.client.population import contains
 from fedjax_rec.client.stored import open_population, paper_cohort
 from fedjax_rec.data.store import synthesise
-from fedjax_rec.data.store.format import FORMAT, META, VERSION, Column, sample_sum, seal_of
+from fedjax_rec.data.store.format import FORMAT, META, VERSION, Column, seal_of
+from fedjax_rec.data.store.verification import sample_sums
 from fedjax_rec.data.store.writer import write_store
 from fedjax_rec.engine.devices import client_mesh
 from fedjax_rec.errors import ParameterError
@@ -219,7 +220,7 @@ def test_more_events_than_32_bits_count(tmp_path):
         file.seek(4 * int(offsets[-2]))
         file.write(own[::-1].tobytes())
     columns = {
-        name: Column(dtype, length, "never read", sample_sum(path / f"{name}.bin"))._asdict()
+        name: Column(dtype, length, "never read", sample_sums(path / f"{name}.bin"))._asdict()
         for name, dtype, length in (("offsets", "<i8", len(offsets)), ("items", "<i4", int(offsets[-1])))
     }
     meta = {

@@ -9,7 +9,8 @@
 | `user_ids.bin`, `item_ids.bin` | external ids: int64, or utf-8 bytes of equal width; without them, codes |
 
 All numbers are little-endian. A store is written once (`writer`) and never changed. Opening one compares the sizes
-of all files, the offsets, and the sum over samples of each column; `verify` reads every byte.
+of all files, the offsets, and the sums over samples of each column; `verify` reads every byte. Several processes
+read one together (`shares`).
 """
 
 import hashlib
@@ -17,7 +18,7 @@ import json
 import math
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,15 +26,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_rec.data.errors import DataError
-from fedjax_rec.data.store.verification import check_items, check_order
+from fedjax_rec.data.store.verification import check_file, check_items, check_offsets, check_order
 
 FORMAT = "fedjax_rec store"
-VERSION = 1
+VERSION = 2
 META = "meta.json"
 ORDERS = ("time", "file")  # of each client's events
-SAMPLES = 64  # blocks of a column that its quick sum is over
-SAMPLE_BYTES = 2**16
-_BLOCK = 2**22  # values looked at together
 _REQUIRED = {"offsets": "<i8", "items": "<i4"}
 _OPTIONAL = {"ratings": ("<f4",), "timestamps": ("<i8", "<f8"), "user_ids": (), "item_ids": ()}
 
@@ -44,7 +42,7 @@ class Column(NamedTuple):
     dtype: str  # numpy's, little-endian
     length: int  # values
     sha256: str  # over all bytes
-    sample: str  # over the bytes of `SAMPLES` blocks
+    samples: list[str]  # sums over blocks of bytes here and there, as `sample_spans` says
 
 
 class Histories(NamedTuple):
@@ -148,16 +146,18 @@ class Store:
             DataError: if the file has become shorter.
         """
         dtype = np.dtype(self.columns[name].dtype)
-        size = (stop - start) * dtype.itemsize
-        data = os.pread(self._files[name], size, start * dtype.itemsize)
-        while len(data) < size:
-            more = os.pread(self._files[name], size - len(data), start * dtype.itemsize + len(data))
+        return np.frombuffer(self._read_bytes(name, start * dtype.itemsize, stop * dtype.itemsize), dtype)
+
+    def _read_bytes(self, name: str, start: int, stop: int) -> bytes:
+        data = os.pread(self._files[name], stop - start, start)
+        while len(data) < stop - start:
+            more = os.pread(self._files[name], stop - start - len(data), start + len(data))
             if not more:
                 raise DataError(
                     f"{self.path / name}.bin: ends within the events of a client; make the store anew"
                 )
             data += more
-        return np.frombuffer(data, dtype)
+        return data
 
     def gather(self, clients: np.ndarray, *, lengths: np.ndarray | None = None) -> Histories:
         """The histories of some clients.
@@ -195,6 +195,51 @@ class Store:
         pieces = [self.read(name, start, stop) for start, stop in spans]
         return np.concatenate(pieces) if pieces else np.zeros(0, self.columns[name].dtype)
 
+    @property
+    def own_clients(self) -> tuple[int, int]:
+        """The first client whose history is read here, and the first behind them: of one process, all."""
+        return 0, self.num_clients
+
+    def total(self, count: Callable[[], np.ndarray]) -> np.ndarray:
+        """What is counted over all clients.
+
+        Args:
+            count: counts over `own_clients`: int64 of one shape in all processes.
+
+        Returns:
+            the sum over the processes.
+        """
+        return count()
+
+    def check_order(self, clients: np.ndarray) -> None:
+        """Refuse clients whose events are not in the order of their times, where the store says that they are.
+
+        Args:
+            clients: int[S], which.
+
+        Raises:
+            DataError: naming the file and the first such client.
+        """
+        check_order(self, clients)
+
+    def apart(self) -> "Store":
+        """The same for another thread, which reads beside this one."""
+        return self
+
+    def wait_for_all(self) -> None:
+        """Until all processes that read the store have come here."""
+
+    def user_ids(self, clients: np.ndarray) -> np.ndarray:
+        """External ids of some clients; the clients themselves where there are none.
+
+        Args:
+            clients: int[S], which.
+
+        Returns:
+            int64[S] or str[S].
+        """
+        return _decode(self.column("user_ids")[clients]) if "user_ids" in self.columns else clients
+
     def ids(self, which: str) -> np.ndarray:
         """External ids: those of the column, or the codes.
 
@@ -206,8 +251,7 @@ class Store:
         """
         if which not in self.columns:
             return np.arange(self.num_clients if which == "user_ids" else self.num_items)
-        column = self.column(which)
-        return np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column
+        return _decode(self.column(which))
 
 
 def is_store(path: str | Path) -> bool:
@@ -249,12 +293,11 @@ def open_store(path: str | Path, *, verify: bool = False) -> Store:
         fedjax_rec.data.errors.DataError: /nowhere: no store: there is no meta.json; make one with ...
     """
     path = Path(path)
-    meta = _read_meta(path)
-    columns = {name: Column(**column) for name, column in meta["columns"].items()}
+    meta, columns = read_meta(path)
     for name, column in columns.items():
-        _check_file(path / f"{name}.bin", column, verify=verify)
+        check_file(path / f"{name}.bin", column, verify=verify)
     store = Store(path, meta, columns)
-    _check_offsets(store)
+    check_offsets(store)
     if verify:
         check_items(store)
         check_order(store)
@@ -317,28 +360,18 @@ def seal_of(meta: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def sample_sum(path: Path) -> str:
-    """The sum over `SAMPLES` blocks of a file, the first and the last among them.
+def read_meta(path: Path) -> tuple[dict[str, Any], dict[str, Column]]:
+    """What `meta.json` says, if it is whole and of this version.
 
     Args:
-        path: of a column.
+        path: of a store's folder.
 
     Returns:
-        64 hexadecimal digits.
+        all of it, and its columns by name.
+
+    Raises:
+        DataError: naming what is missing, damaged, or of another version.
     """
-    size = path.stat().st_size
-    last = max(size - SAMPLE_BYTES, 0)
-    places = sorted({round(last * number / (SAMPLES - 1)) for number in range(SAMPLES)})
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for place in places:
-            file.seek(place)
-            digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()
-
-
-def _read_meta(path: Path) -> dict[str, Any]:
-    """What `meta.json` says, if it is whole and of this version."""
     file = path / META
     if not is_store(path):
         raise DataError(
@@ -357,42 +390,16 @@ def _read_meta(path: Path) -> dict[str, Any]:
         )
     if meta.get("seal") != seal_of(meta):
         raise DataError(f"{file}: was changed after it was sealed; make the store anew")
-    return meta
+    return meta, {name: Column(**column) for name, column in meta["columns"].items()}
 
 
-def _check_file(path: Path, column: Column, *, verify: bool) -> None:
-    """Refuse a column that is not what the seal says."""
-    expected = column.length * np.dtype(column.dtype).itemsize
-    try:
-        found = path.stat().st_size
-    except OSError as problem:
-        raise DataError(f"{path}: missing ({problem.strerror}); make the store anew") from problem
-    if found != expected:
-        raise DataError(
-            f"{path}: {found:,} bytes where there were {expected:,}; it was cut off, make the store anew"
-        )
-    changed = sample_sum(path) != column.sample
-    if verify and not changed:
-        with path.open("rb") as file:
-            changed = hashlib.file_digest(file, "sha256").hexdigest() != column.sha256
-    if changed:
-        raise DataError(f"{path}: was changed after it was sealed; make the store anew")
+def _decode(ids: np.ndarray) -> np.ndarray:
+    return np.char.decode(ids, "utf-8") if ids.dtype.kind == "S" else ids
 
 
 def _close(descriptors: tuple[int, ...]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
-
-
-def _check_offsets(store: Store) -> None:
-    offsets = store.offsets
-    falls = any(
-        (np.diff(offsets[start : start + _BLOCK + 1]) < 0).any() for start in range(0, len(offsets), _BLOCK)
-    )
-    if not len(offsets) or offsets[0] != 0 or offsets[-1] != store.num_events or falls:
-        raise DataError(
-            f"{store.path / 'offsets.bin'}: no offsets of {store.num_events:,} events; make the store anew"
-        )
 
 
 def check_column(name: str, dtype: np.dtype) -> None:

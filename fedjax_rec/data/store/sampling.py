@@ -7,7 +7,6 @@ from fedjax_rec.data.errors import DataError
 from fedjax_rec.data.sorting import sort_distinct
 from fedjax_rec.data.splits import Split
 from fedjax_rec.data.store.format import Store
-from fedjax_rec.data.store.verification import check_order
 
 HELD_OUT = 2  # events at the end of each history
 _STREAM_VALIDATION = 0  # as in `splits`
@@ -47,7 +46,7 @@ def sample_split(
     if num_clients < 1:
         raise DataError(f"evaluate_clients={num_clients} must be at least 1; leave it out to rank nobody")
     ids = _draw(store, num_clients, seed)
-    check_order(store, ids)
+    store.check_order(ids)
     found = store.gather(ids)
     ends = np.cumsum(found.counts)
     is_train = np.ones(len(found.items), bool)
@@ -70,7 +69,7 @@ def sample_split(
         test_ratings=pick(found.ratings, 1),
         candidates_validation=draw_candidates(seen, shape, store.num_items, seed, _STREAM_VALIDATION),
         candidates_test=draw_candidates(seen, shape, store.num_items, seed, _STREAM_TEST),
-        user_ids=ids if "user_ids" not in store.columns else store.ids("user_ids")[ids],
+        user_ids=store.user_ids(ids),
         item_ids=store.ids("item_ids"),
         name=store.name,
         data_hash=store.data_hash,

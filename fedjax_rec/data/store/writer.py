@@ -18,7 +18,8 @@ import numpy as np
 
 from fedjax_rec.data.errors import DataError
 from fedjax_rec.data.files import flush
-from fedjax_rec.data.store.format import FORMAT, META, VERSION, check_column, sample_sum, seal_of
+from fedjax_rec.data.store.format import FORMAT, META, VERSION, check_column, seal_of
+from fedjax_rec.data.store.verification import sample_sums
 from fedjax_rec.locks import lock_file
 
 
@@ -78,7 +79,7 @@ class StoreWriter:
                 "dtype": self._dtypes[name].str,
                 "length": self._lengths[name],
                 "sha256": self._sums[name].hexdigest(),
-                "sample": sample_sum(self.folder / f"{name}.bin"),
+                "samples": sample_sums(self.folder / f"{name}.bin"),
             }
         meta = {"format": FORMAT, "version": VERSION, **self._meta, "columns": columns}
         with (self.folder / META).open("w", encoding="utf-8") as text:

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from fedjax_rec.data.files import flush
-from fedjax_rec.engine.hosts import num_processes
+from fedjax_rec.hosts.processes import num_processes
 from fedjax_rec.training.checkpoints.leaves import Leaf, digest, packed_width
 from fedjax_rec.training.checkpoints.meta import Meta, read_meta
 from fedjax_rec.training.checkpoints.seal import find_damage, seal, write_durably

@@ -86,7 +86,7 @@ def test_what_is_not_as_it_was_sealed_is_refused(tmp_path):
     write({"num_items": 7}, sealed=False)
     refused("meta.json: was changed after it was sealed")
     write({"version": 99})
-    refused("meta.json: version 99, and this release reads 1")
+    refused("meta.json: version 99, and this release reads 2")
     write({"format": "mine"})
     refused("meta.json: is not of a store")
     (path / META).write_text("{")

@@ -2,7 +2,8 @@
 
 Every process calls the same functions in the same order. Their devices make one mesh, over which cohorts are split
 (`devices.client_mesh`); what is whole on every device is an array of all processes, made of each one's own equal
-copy. What only one of them can know, such as the time, the others are told (`exchange`).
+copy. What only one of them can know, such as the time, the others are told (`exchange`). All of this runs on the
+devices, in the order of the program: another thread must not do it (`mailbox`).
 """
 
 import contextlib
@@ -25,7 +26,8 @@ LIMIT = 60.0  # seconds within which all processes have come
 SILENCE = 30  # seconds without a sign of life after which a process counts as dead
 _ADDRESS = re.compile(r"(\[[^\]]+\]|[^:\s]+):(\d{1,5})")
 _LOST = re.compile(
-    r"gloo|nccl|connection|socket|peer|heartbeat|coordination|unavailable|deadline|aborted", re.IGNORECASE
+    r"gloo|nccl|connection|socket|peer|heartbeat|coordination|unavailable|deadline|aborted|cancelled",
+    re.IGNORECASE,
 )
 _SHOWN = 60  # characters of a value that an error shows
 
