@@ -52,6 +52,7 @@ SHARE = 0.13  # of the bandwidth, that rows are read, added and written with
 PASS_SHARE = 0.6  # of it, in whole passes over a table: taken, not measured
 PASSES = 6  # over the item table in a round: sums cleared, added and stepped
 TOUCHES = 3  # of a row in a batch
+CACHED = 2**20  # numbers of a table that caches hold, of several cores that add theirs up: 4 MiB
 FETCH_SECONDS = (
     1.5e-7  # of an event from a store, in a thread beside the rounds: 15 ms for 1,000 clients of 100
 )
@@ -122,7 +123,7 @@ def counts_of(work: Work) -> dict[str, float]:
     Returns:
         count by name of its coefficient: rounds, clients, and numbers of rows by schedule; a row costs more where
         the item table is larger than a core's cache of 1 MiB. Clients' work is shared by the devices, the server's
-        pass is not.
+        pass is not; and devices add up their tables, which costs more where these leave the caches.
 
     Example:
         >>> counts_of(Work(100, 50, 20, 4.7, 300, 32, 1000, 1, 2, 6))["clients"]
@@ -132,15 +133,19 @@ def counts_of(work: Work) -> dict[str, float]:
     rows = share * work.slots * work.epochs
     far = math.log2(1 + work.items * work.dim * 4 / 2**20)
     several = work.epochs > 1
+    table = float(work.items * work.dim)
+    together = work.devices > 1
     return {
         "round": 1.0,
+        "round together": float(together),
         "clients": share,
         "rows": 0.0 if several else rows,
         "numbers": 0.0 if several else rows * work.dim,
         "far rows": share * work.slots * far,
         "rows in waves": rows if several else 0.0,
         "numbers in waves": rows * work.dim if several else 0.0,
-        "table": float(work.items * work.dim),
+        "table": table,
+        "table together": max(0.0, table - CACHED) if together else 0.0,
     }
 
 

@@ -208,8 +208,8 @@ def invert_spd(matrix: np.ndarray, block: int = 512) -> np.ndarray:
 
     The sweep operator, block by block: with pivots k and all others i, j, A_ij <- A_ij - A_ik A_kk^-1 A_kj,
     A_ik <- A_ik A_kk^-1 and A_kk <- -A_kk^-1; once every block was swept, A is -A^-1. That is as much work as a
-    Cholesky factorisation and its inverse (`dpotrf`, `dpotri`), whose threads write beyond their buffers for
-    30,000 users and more (OpenBLAS 0.3.30, in scipy 1.17), which ends the process.
+    Cholesky factorisation and its inverse (`dpotrf`, `dpotri`), which have ended the process for 30,000 users
+    (OpenBLAS 0.3.30, in scipy 1.17, on one machine).
 
     Args:
         matrix: float64[N, N], symmetric; it is overwritten.
