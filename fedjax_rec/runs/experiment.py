@@ -145,6 +145,7 @@ def run_experiment(
     if settings.refit and history.stopped != "interrupted":
         on_stage(f"refitting on train + validation for {history.selected_round} rounds")
         setup = merge_validation_of(settings, setup)
+        del state  # the refit needs its memory
         state = _refit(settings, setup, history.selected_round, on_block, stage_checkpoints("refit"))
         if on_trained is not None:
             on_trained(_trained(setup, state, history, asked))
