@@ -13,7 +13,7 @@ number of further rounds. A client's scores are the sum of its own rows of B, wh
 
 Departures from the paper, which has no clients:
 
-* float32 on the server, which inverts in the memory of G (`common.inversion`);
+* float32 on the server, which inverts in the memory of G (`common.ease_weights`);
 * partial participation: see `memory`.
 
 What it costs: a client sends n_u I numbers, and downloads I^2. The server holds two tables of I^2 numbers, the
@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_rec.algorithms.common.ease_weights import step_to_weights
 from fedjax_rec.algorithms.common.histories import num_words, pack_history, pairs_by_item, sum_own_rows
-from fedjax_rec.algorithms.common.inversion import change_rows, negative_inverse
 from fedjax_rec.algorithms.common.solve import check_ridge, check_settings
 from fedjax_rec.algorithms.registry import register
 from fedjax_rec.client.batches import with_negatives
@@ -269,35 +269,3 @@ def _closed_form(
 
 def _remembers(memory: float | jax.Array) -> bool:
     return not isinstance(memory, (int, float)) or memory > 0
-
-
-def step_to_weights(pairs: jax.Array, own: jax.Array, ridge: jax.Array | float, old: jax.Array) -> jax.Array:
-    """The way to EASE's weights: B_ij = -P_ij / P_jj, B_jj = 0, with P = (G + ridge 1)^-1, less the old ones.
-
-    Args:
-        pairs: G, float32[I, I], symmetric, the number of clients that have both items; the step takes its memory.
-        own: its diagonal, float32[I]: to read that once more here would take a copy of G.
-        ridge: float32[], above 0 unless G is 0.
-        old: float32[I, I].
-
-    Returns:
-        B - old, float32[I, I]; 0 where G is.
-
-    Example:
-        >>> pairs, own = jnp.array([[3.0, 1.0], [1.0, 3.0]]), jnp.array([3.0, 3.0])
-        >>> step_to_weights(pairs, own, 1.0, jnp.zeros((2, 2))).tolist()
-        [[0.0, 0.25], [0.25, 0.0]]
-
-    Source: Steck 2019, equation 8.
-    """
-    item = jnp.arange(len(pairs))
-    is_any = own.sum() > 0
-    ridge = jnp.where(is_any, ridge, 1.0)  # a round of nobody is thrown away, and still computed
-    swept = negative_inverse(pairs.at[item, item].set(own + ridge))  # -P
-    scale = -jnp.diagonal(swept)
-
-    def to_step(number: jax.Array, rows: jax.Array, old: jax.Array) -> jax.Array:
-        weights = jnp.where(number[:, None] == item[None, :], 0.0, rows / scale[None, :])
-        return jnp.where(is_any, weights - old, 0.0)
-
-    return change_rows(to_step, swept, old)

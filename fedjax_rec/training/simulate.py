@@ -21,9 +21,9 @@ from fedjax_rec.client.stored import StoredPopulation
 from fedjax_rec.compatibility import Feature, check_together
 from fedjax_rec.data.frames import Frame
 from fedjax_rec.data.splits import Split
-from fedjax_rec.engine.chunks import choose_run
+from fedjax_rec.engine.chunks import choose_run, with_best
 from fedjax_rec.engine.devices import check_surroundings, replicate
-from fedjax_rec.engine.plan import check_fits, with_copy
+from fedjax_rec.engine.plan import check_fits
 from fedjax_rec.engine.table_shards import join_rows, rows_to_host
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.evaluation.evaluator import EvaluationPoint
@@ -154,7 +154,7 @@ def simulate(
         check_together({Feature.DISTRIBUTED: team.several, Feature.LEDGER: True})
         ledger.admit(algorithm, population.num_clients)
     chunked, plan = choose_run(algorithm, population)
-    plan = with_copy(plan) if keeps_best and not algorithm.repeats else plan
+    plan = with_best(algorithm, plan) if keeps_best else plan
     folder, plan = place_clients(client_store, chunked, plan, checkpoint, team)
     check_fits(plan)  # before there is a state
     # Clients and state where the rounds want them: on every device of the mesh.

@@ -10,8 +10,9 @@ import pytest
 
 import fedjax_rec as fr
 from fedjax_rec.algorithms.common import histories as histories_of_clients
+from fedjax_rec.algorithms.common.ease_weights import step_to_weights
 from fedjax_rec.algorithms.common.histories import pack_history, sum_own_rows
-from fedjax_rec.algorithms.fedease import _closed_form, step_to_weights
+from fedjax_rec.algorithms.fedease import _closed_form
 from fedjax_rec.client.keys import stream
 from fedjax_rec.engine import cohort as engine_cohort
 from fedjax_rec.evaluation.central.ease import fit_ease

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_rec.algorithms.common import inversion
+from fedjax_rec.algorithms.common import ease_weights, inversion
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_needs_no_second_matrix():
 
     def invert(matrix, other):
         swept = inversion.negative_inverse(matrix)
-        return inversion.change_rows(lambda _, rows, other: rows - other, swept, other)
+        return ease_weights.change_rows(lambda _, rows, other: rows - other, swept, other)
 
     shape = jax.ShapeDtypeStruct((size, size), jnp.float32)
     memory = jax.jit(invert, donate_argnums=0).lower(shape, shape).compile().memory_analysis()
@@ -50,9 +50,9 @@ def test_needs_no_second_matrix():
 @pytest.mark.parametrize("size", [1, 4, 10])
 def test_rows_are_changed_once(size, monkeypatch):
     """The last panel overlaps with the one before."""
-    monkeypatch.setattr(inversion, "PANEL", 4)
+    monkeypatch.setattr(ease_weights, "PANEL", 4)
     table = jnp.arange(size * 3.0).reshape(size, 3)
-    changed = inversion.change_rows(
+    changed = ease_weights.change_rows(
         lambda number, rows, other: 2 * rows + other + number[:, None], table, table
     )
     assert (changed == 3 * table + jnp.arange(size)[:, None]).all()

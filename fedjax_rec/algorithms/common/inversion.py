@@ -18,13 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_rec.engine.plan import INVERSION_BLOCK
-from fedjax_rec.rows.tables import expand
 
 BLOCK = (
     INVERSION_BLOCK  # pivots swept together: with 512, jax 0.10.2 took five times as long for the products
 )
 TILE = 2048  # rows and columns of A that are changed at once
-PANEL = 512  # rows of it, where whole rows are
 
 
 def negative_inverse(matrix: jax.Array) -> jax.Array:
@@ -40,8 +38,8 @@ def negative_inverse(matrix: jax.Array) -> jax.Array:
         -A^-1, float32[I, I].
 
     Example:
-        >>> negative_inverse(jnp.array([[4.0, 0.0], [0.0, 2.0]])).tolist()
-        [[-0.25, 0.0], [0.0, -0.5]]
+        >>> negative_inverse(jnp.array([[4.0, 0.0], [0.0, 16.0]])).tolist()
+        [[-0.25, 0.0], [0.0, -0.0625]]
 
     Source: Goodnight 1979, section 3, with blocks for pivots.
     """
@@ -91,39 +89,6 @@ def _sweep(matrix: jax.Array, first: jax.Array | int, width: int) -> jax.Array:
     new = jnp.where((number < first)[None, :], weighed.T, old)
     new = jax.lax.dynamic_update_slice(new, -inverse, (0, first))
     return jax.lax.dynamic_update_slice(matrix, new, (first, 0))
-
-
-def change_rows(
-    change: Callable[[jax.Array, jax.Array, jax.Array], jax.Array], table: jax.Array, other: jax.Array
-) -> jax.Array:
-    """Change a table row by row in its own memory, a panel of rows at a time.
-
-    XLA gives what is computed element by element from the result of a loop a table of its own; not so a loop.
-
-    Args:
-        change: (numbers int32[R] of rows, the rows [R, ...], those of `other`) -> new rows.
-        table: [I, ...].
-        other: of the same length, which is read only.
-
-    Returns:
-        the table.
-
-    Example:
-        >>> change_rows(lambda number, rows, other: rows - other, jnp.ones((3, 1)), jnp.ones((3, 1))).tolist()
-        [[0.0], [0.0], [0.0]]
-    """
-    size = len(table)
-    height = min(PANEL, size)
-
-    def change_panel(number: jax.Array, changed: jax.Array) -> jax.Array:
-        start = jnp.minimum(number * height, size - height)
-        rows = start + jnp.arange(height)
-        old = jax.lax.dynamic_slice_in_dim(changed, start, height)
-        new = change(rows, old, jax.lax.dynamic_slice_in_dim(other, start, height))
-        done = rows < number * height  # the last panel overlaps with the one before
-        return jax.lax.dynamic_update_slice_in_dim(changed, jnp.where(expand(done, old), old, new), start, 0)
-
-    return jax.lax.fori_loop(0, -(-size // height), change_panel, table)
 
 
 def _over_tiles(
