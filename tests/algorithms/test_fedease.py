@@ -19,6 +19,8 @@ from fedjax_rec.evaluation.central.ease import fit_ease
 from fedjax_rec.evaluation.ranking import make_ranker
 from fedjax_rec.evaluation.summary import result_metrics
 from fedjax_rec.federation.blocks import run_block
+from fedjax_rec.runs.experiment import run_experiment
+from fedjax_rec.runs.settings import Settings
 from fedjax_rec.samplers.data_independent import uniform
 from fedjax_rec.server.aggregators import fixed_point, total
 from fedjax_rec.testing import assert_close, fixed, run, tiny_population
@@ -246,3 +248,12 @@ def test_no_copy_is_kept_of_rounds_that_repeat():
     assert "best" not in history.plan.num_bytes
     _, history = fr.simulate(fr.fedease(cohort=5), split, rounds=2, eval_every=1)
     assert "best" in history.plan.num_bytes
+
+
+def test_no_clock_saves_the_one_round_of_a_run(tmp_path):
+    """A checkpoint would be as large as the model, and nothing would go on from it; rounds asked for are saved."""
+    settings = Settings(dataset="synthetic", algorithm="fedease", rounds=3)
+    run_experiment(settings, checkpoint=Checkpoints(tmp_path / "clock", minutes=0))
+    assert not list(tmp_path.glob("clock/**/round-*"))
+    run_experiment(settings, checkpoint=Checkpoints(tmp_path / "rounds", every=1))
+    assert list(tmp_path.glob("rounds/**/round-*"))
