@@ -125,6 +125,9 @@ class RowUpload(NamedTuple):
     # (population, ids int32[C], weights float32[C], new private leaves [C, ...], share) -> leaves [I, ...]: a way
     # to weighted sums of what `send` gives for whole histories; who changes `send`, `step` or batches drops it
     sum_by_item: Callable[[Any, jax.Array, jax.Array, PyTree, DeviceShare], PyTree] | None = None
+    always_shorter: bool = (
+        False  # whether that is so for any cohort, and not only where an item has many clients
+    )
 
     def without_shortcut(self) -> "RowUpload":
         """The same, summed client by client."""
@@ -157,6 +160,7 @@ class ClientWork(NamedTuple):
     upload: RowUpload | None = None  # None: trained rows minus global rows
     descent: Descent | None = None  # None: the work is not the descent of one loss
     reads_ids: bool = True  # whether it asks which items its rows are of, or how many items there are
+    keeps_rows: bool = True  # whether later epochs need the rows of the first: else they are given zeros
 
 
 Score = Callable[[PyTree, Server], jax.Array]

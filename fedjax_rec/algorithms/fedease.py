@@ -13,11 +13,12 @@ number of further rounds. A client's scores are the sum of its own rows of B, wh
 
 Departures from the paper, which has no clients:
 
-* float32 and a Cholesky factorisation on the server;
+* float32 on the server, which inverts in the memory of G (`common.ease_weights`);
 * partial participation: see `memory`.
 
-What it costs: a client sends n_u I numbers, and downloads I^2. What it reveals without secure aggregation: all of
-its history, for x_u *is* the history.
+What it costs: a client sends n_u I numbers, and downloads I^2. The server holds two tables of I^2 numbers, the
+weights and the sum that becomes the next ones; clients keep a bit an item. What it reveals without secure
+aggregation: all of a client's history, for x_u *is* the history.
 """
 
 from typing import NamedTuple, Unpack
@@ -26,7 +27,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_rec.algorithms.common.solve import check_ridge, check_settings, solve_spd
+from fedjax_rec.algorithms.common.ease_weights import step_to_weights
+from fedjax_rec.algorithms.common.histories import num_words, pack_history, pairs_by_item, sum_own_rows
+from fedjax_rec.algorithms.common.solve import check_ridge, check_settings
 from fedjax_rec.algorithms.registry import register
 from fedjax_rec.client.batches import with_negatives
 from fedjax_rec.client.local_training import stateless_rows
@@ -37,7 +40,7 @@ from fedjax_rec.engine.plan import with_inversion
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.federation.federate import RoundSettings, federate, set_default_sampler
 from fedjax_rec.samplers.data_independent import Everyone, everyone
-from fedjax_rec.server.aggregators import named
+from fedjax_rec.server.aggregators import named, total
 from fedjax_rec.server.soundness import features_of
 from fedjax_rec.types import (
     Aggregator,
@@ -59,7 +62,7 @@ class Local(NamedTuple):
     """What a client knows while it works."""
 
     history: jax.Array  # float32[I], x_u as far as it was read
-    scores: jax.Array  # float32[I], sum of the own rows of B
+    scores: jax.Array  # float32[I], sum of the own rows of B that were read
     passes: jax.Array  # int32[], passes begun
 
 
@@ -97,7 +100,7 @@ def fedease(
         federation: who takes part and what travels: as in `federate`. The server's rule is its own.
 
     Returns:
-        the algorithm. It holds two tables of I^2 numbers, and I numbers of each client.
+        the algorithm. It holds two tables of I^2 numbers, with memory four, and a bit an item of each client.
 
     Raises:
         ValueError: if a setting is out of range, or the aggregator normalises single rows.
@@ -120,35 +123,35 @@ def fedease(
     rule = named(aggregator) if isinstance(aggregator, str) else aggregator
     check_together({Feature.FEDEASE: True, **features_of(rule)})
     set_default_sampler(federation, everyone())
+    plain = not _remembers(memory) and _sends_plainly(rule, federation)
+    # sums of floats on one device are in one table, whose memory the weights then take
+    in_sums = plain and rule == total() and federation.get("mesh") is None
     algorithm = federate(
         item_weights(batch_size),
         _count_pairs(batch_size),
         aggregator=rule,
         server_optimizer=_closed_form(regularisation, memory),
+        server_memory=lambda plan, population: with_inversion(plan, population.num_items, in_sums=in_sums),
         **federation,
     )
-    return algorithm._replace(
-        plan=lambda population: with_inversion(algorithm.plan(population), population.num_items),
-        repeats=not _remembers(memory) and _is_the_same_sum(rule, federation),
-    )
+    return algorithm._replace(repeats=plain and isinstance(federation.get("sampler"), Everyone))
 
 
-def _is_the_same_sum(aggregator: Aggregator, federation: RoundSettings) -> bool:
-    """Whether every round adds up the same: everybody's history, as it is."""
+def _sends_plainly(aggregator: Aggregator, federation: RoundSettings) -> bool:
+    """Whether the histories of a cohort are summed as they are."""
     changes = ("transform", "adversary", "faults", "asynchronous")
-    plain = aggregator.noise is None and all(federation.get(name) is None for name in changes)
-    return plain and isinstance(federation.get("sampler"), Everyone)
+    return aggregator.noise is None and all(federation.get(name) is None for name in changes)
 
 
 def item_weights(batch_size: int) -> Model:
-    """The model s_ui = sum over own j of B_ji, of which the private part is nothing but the scores.
+    """The model s_ui = sum over own j of B_ji, of which the private part is the history alone.
 
     Args:
         batch_size: own items in a local batch.
 
     Returns:
-        private {"scores" [I]}, shared {"clients" []}, how many are in G, tables {"weight" [I, I]} with a row for
-        an item of the history and a column for one to score.
+        private {"history" [I / 32]}, a bit an item, shared {"clients" []}, how many are in G, tables
+        {"weight" [I, I]} with a row for an item of the history and a column for one to score.
 
     Example:
         >>> from fedjax_rec.testing import tiny_population
@@ -161,55 +164,75 @@ def item_weights(batch_size: int) -> Model:
         weight = jnp.zeros((population.num_items, population.num_items))
         return Server({"clients": jnp.float32(0)}, {"weight": weight})
 
+    def init_common(key: Key, server: Server) -> dict[str, PyTree]:
+        del key
+        return {"history": jnp.zeros(num_words(len(server.tables["weight"])), jnp.uint32)}
+
     return Model(
         lambda key: {},  # noqa: ARG005 - nothing private is random
         init_server,
-        lambda private, server: private["scores"],  # noqa: ARG005 - the client has read its rows
-        represent=_count_pairs(batch_size),
-        init_common=lambda key, server: {"scores": jnp.zeros_like(server.tables["weight"][0])},  # noqa: ARG005
+        lambda private, server: sum_own_rows(private["history"], server.tables["weight"]),
+        represent=_read_history(batch_size),
+        init_common=init_common,
+    )
+
+
+def _read_history(batch_size: int) -> ClientWork:
+    """Keep the history, and send nothing."""
+
+    def start(key: Key, private: PyTree, shared: PyTree, context: Context) -> Local:
+        del key, private, shared
+        zeros = jnp.zeros(context.num_items)
+        return Local(zeros, zeros, jnp.int32(1))
+
+    def step(local: Local, rows: Rows, batch: Batch, context: Context) -> tuple[Local, Rows, StepInfo]:
+        del context
+        history = local.history.at[batch.ids].set(1.0, mode="drop")
+        return local._replace(history=history), rows, StepInfo(jnp.float32(0), jnp.float32(0))
+
+    def finish(local: Local, shared: PyTree) -> tuple[PyTree, PyTree]:
+        clients = jnp.ones_like(shared["clients"])  # what G is a sum over
+        return {"history": pack_history(local.history)}, {"clients": clients}
+
+    return ClientWork(
+        batches=with_negatives(batch_size, 0),
+        epochs=1,
+        start=start,
+        init_rows=stateless_rows,
+        step=step,
+        finish=finish,
+        upload=RowUpload(lambda *_: {}),
     )
 
 
 def _count_pairs(batch_size: int) -> ClientWork:
     """Read the history and score in the first pass, send x_u for every own row in the second."""
-
-    def start(key: Key, private: PyTree, shared: PyTree, context: Context) -> Local:
-        del key, shared, context
-        zeros = jnp.zeros_like(private["scores"])
-        return Local(zeros, zeros, jnp.int32(1))
+    reading = _read_history(batch_size)
 
     def step(local: Local, rows: Rows, batch: Batch, context: Context) -> tuple[Local, Rows, StepInfo]:
-        del context
-        # the first pass reads the history, x_u [I], and sums its rows of B to scores [I]
-        reading = local.passes == 1
-        scores = local.scores + jnp.where(reading, rows.values["weight"].sum(0), 0.0)
-        history = local.history.at[batch.ids].set(1.0, mode="drop")
+        # the first pass reads the history, x_u [I], and sums its rows of B to scores [I]; later ones have none
+        local, rows, _ = reading.step(local, rows, batch, context)
+        scores = local.scores + rows.values["weight"].sum(0)
         # the second, which sends x_u, knows all scores; the misses of its own items are the loss
         misses = (1 - scores.at[batch.ids].get(mode="fill", fill_value=1.0)) ** 2
-        counted = jnp.where(reading, 0.0, batch.data["mask"])
+        counted = jnp.where(local.passes == 1, 0.0, batch.data["mask"])
         info = StepInfo((counted * misses).sum(), counted.sum())
-        return Local(history, scores, local.passes), rows, info
+        return local._replace(scores=scores), rows, info
 
     def end_epoch(local: Local, context: Context) -> Local:
         del context
         return local._replace(passes=local.passes + 1)
 
-    def finish(local: Local, shared: PyTree) -> tuple[PyTree, PyTree]:
-        return {"scores": local.scores}, {"clients": jnp.ones_like(shared["clients"])}  # what G is a sum over
-
     def send(local: Local, rows: Rows, batch: Batch, old: PyTree) -> PyTree:
         del rows, old
         return {"pairs": jnp.broadcast_to(local.history, (len(batch.ids), *local.history.shape))}
 
-    return ClientWork(
-        batches=with_negatives(batch_size, 0),
+    return reading._replace(
         epochs=2,
-        start=start,
-        init_rows=stateless_rows,
         step=step,
-        finish=finish,
         end_epoch=end_epoch,
-        upload=RowUpload(send),
+        upload=RowUpload(send, pairs_by_item, always_shorter=True),
+        keeps_rows=False,
     )
 
 
@@ -229,42 +252,20 @@ def _closed_form(
         pairs, clients = -updates.tables["pairs"], -updates.shared["clients"]
         if _remembers(memory):
             state = pairs, clients = memory * state[0] + pairs, memory * state[1] + clients
-        # B [I, I]; a round of nobody leaves it as it is
-        old = params.tables["weight"]
-        events = jnp.trace(pairs)
         # a client has I events at most; clipped or with noise the count may be anything
+        own = jnp.diagonal(pairs)
+        events = own.sum()
         least = events / len(pairs)
         clients = jnp.where(clients > least, clients, least)
         size = Size(num_users=clients, num_items=len(pairs), num_events=events)
         ridge = jnp.asarray(ease_penalty(size) if strength is None else strength, jnp.float32)
-        new = jnp.where(events > 0, weigh(pairs, ridge), old)
+        # B [I, I]; a round of nobody leaves it as it is
+        step = step_to_weights(pairs, own, ridge, params.tables["weight"])
         count = jnp.where(events > 0, clients, params.shared["clients"])
-        return Server({"clients": count - params.shared["clients"]}, {"weight": new - old}), state
+        return Server({"clients": count - params.shared["clients"]}, {"weight": step}), state
 
     return optax.GradientTransformation(init, update)
 
 
 def _remembers(memory: float | jax.Array) -> bool:
     return not isinstance(memory, (int, float)) or memory > 0
-
-
-def weigh(pairs: jax.Array, ridge: jax.Array) -> jax.Array:
-    """EASE's weights: B_ij = -P_ij / P_jj, B_jj = 0, with P = (G + ridge 1)^-1.
-
-    Args:
-        pairs: G, float32[I, I], symmetric, the number of clients that have both items.
-        ridge: float32[].
-
-    Returns:
-        B, float32[I, I].
-
-    Example:
-        >>> weigh(jnp.array([[3.0, 1.0], [1.0, 3.0]]), 1.0).tolist()
-        [[0.0, 0.25], [0.25, 0.0]]
-
-    Source: Steck 2019, equation 8.
-    """
-    identity = jnp.eye(len(pairs))
-    ridge = jnp.where(ridge > 0, ridge, 1.0)  # a round of nobody is thrown away, and still computed
-    inverse = solve_spd(pairs + ridge * identity, identity)
-    return jnp.where(identity > 0, 0.0, -inverse / jnp.diagonal(inverse)[None, :])

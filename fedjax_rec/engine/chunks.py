@@ -104,6 +104,25 @@ def plan_run(algorithm: Algorithm, population: Population) -> Plan:
     return choose_run(algorithm, population)[1]
 
 
+def with_best(algorithm: Algorithm, plan: Plan) -> Plan:
+    """The plan of a run that holds on to its best state: where all rounds are the same, that is its last one.
+
+    Args:
+        algorithm: that is to run.
+        plan: of its rounds alone.
+
+    Returns:
+        the same with the copy, if there is one.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> plan = Plan(1, 1, 1, "waves", "scatter", {"model": 2})
+        >>> [with_best(algorithm, plan).num_bytes for algorithm in (fr.fedease(), fr.fedease(memory=0.5))]
+        [{'model': 2}, {'model': 2, 'best': 2}]
+    """
+    return plan if algorithm.repeats else with_copy(plan)
+
+
 def on_devices_that_fit(make: Callable[[int], Algorithm], devices: int, population: Population) -> Algorithm:
     """An algorithm on so many devices, or on one of each process where a copy for each does not fit.
 
@@ -122,5 +141,5 @@ def on_devices_that_fit(make: Callable[[int], Algorithm], devices: int, populati
         True
     """
     algorithm = make(devices)
-    plan = with_copy(plan_run(algorithm, population))
+    plan = with_best(algorithm, plan_run(algorithm, population))
     return algorithm if fits(plan) or fits(without_host(plan)) else make(num_processes())

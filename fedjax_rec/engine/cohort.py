@@ -7,7 +7,7 @@ little padding, the compiled shape does not depend on the cohort, and memory for
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ from fedjax_rec.types import (
     DeviceShare,
     Params,
     PyTree,
+    RowUpload,
     Server,
     Stack,
     Totals,
@@ -359,8 +360,8 @@ def sums_item_by_item(work: ClientWork, uplink: Uplink, cohort: int, population:
         population: N clients.
 
     Returns:
-        True where the work knows how, only sums are asked for, and an item has clients enough in a cohort. Only on
-        CPUs: an accelerator, not measured, would wait for one item after the other.
+        True where the work knows how, only sums are asked for, and an item has clients enough in a cohort, if it
+        needs any number. Only on CPUs: an accelerator, not measured, would wait for one item after the other.
 
     Example:
         >>> from fedjax_rec.server.aggregators import total
@@ -374,6 +375,8 @@ def sums_item_by_item(work: ClientWork, uplink: Uplink, cohort: int, population:
     knows_how = work.upload is not None and work.upload.sum_by_item is not None
     if not knows_how or not only_sums or jax.default_backend() != "cpu":
         return False
+    if cast("RowUpload", work.upload).always_shorter:
+        return True
     events = len(population.examples["items"])
     items = population.num_items
     return cohort * events >= population.num_clients * EVENTS * (items + events // CHUNK)
@@ -387,7 +390,9 @@ def _sum_by_item(
     sum_by_item: Callable[..., PyTree], devices: int, population: Population, queue: Queue, private: PyTree
 ) -> PyTree:
     """A device's share of the cohort's sums of rows, leaves [I, ...]."""
-    cohort = (queue.clients.id[:-1], queue.weight[:-1], private)
+    clients = queue.clients
+    place = clients.id if clients.place is None else clients.place
+    cohort = (place[:-1], queue.weight[:-1], private)
     share = DeviceShare(0, 1)
     if devices > 1:
         cohort = jax.lax.all_gather(cohort, AXIS, tiled=True)

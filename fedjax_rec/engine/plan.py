@@ -75,9 +75,9 @@ _HOLDERS = {  # of a plan's memory: what takes it, and the way out with paramete
 }
 _FEWER_ITEMS = "drop rare items ({core}), or lower {devices}"
 _PAIR_HOLDERS = {  # the same, where the model is a table of items by items, whose size no setting of it changes
-    "private": ("the scores that all clients keep take", "stream clients ({stream_clients})"),
+    "private": ("the histories that all clients keep take", "stream clients ({stream_clients})"),
     "host": (
-        "the scores that all clients keep in host memory take",
+        "the histories that all clients keep in host memory take",
         "drop rare items ({core}), or let them wait in files ({client_store})",
     ),
     "cohort": (_HOLDERS["cohort"][0], "lower the cohort (or {stream_clients}) or {devices}"),
@@ -92,7 +92,8 @@ _PAIR_HOLDERS = {  # the same, where the model is a table of items by items, who
     "touched": (_HOLDERS["touched"][0], "lower the cohort or {devices}"),
     "inversion": ("inverting a table of items by items takes", _FEWER_ITEMS),
 }
-INVERSION = 6  # tables of items by items that an inversion holds at once, besides what it is given and gives
+INVERSION_BLOCK = 1024  # columns of a table of items by items that an inversion changes at once
+INVERSION = 6  # such blocks that it holds, besides the table
 
 
 def choose_lanes(
@@ -205,7 +206,9 @@ def make_plan(
         together, devices=devices, schedule=schedule, platform=jax.default_backend(), batch_bytes=batch
     )
     updates_in_buffer = 3 if uplink.sends_after_training else 1
-    buffer = width * most_batches(work, population) * batch * updates_in_buffer
+    keeps_rows = work.keeps_rows or uplink.sends_after_training
+    kept = batch if keeps_rows else _batch_bytes(work, population, state.server, rows=False)
+    buffer = width * most_batches(work, population) * kept * updates_in_buffer
     # the updates and what sorts or compares them, who touched what, distances between clients
     stack = devices * cohort * (4 * upload + items + 12 * cohort)
     num_bytes = {
@@ -247,10 +250,10 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _batch_bytes(work: ClientWork, population: Population, server: Server) -> int:
+def _batch_bytes(work: ClientWork, population: Population, server: Server, *, rows: bool = True) -> int:
     """Bytes of one local batch: its ids, data, rows and their optimizer state."""
     batch, values = batch_shapes(work, population, server)
-    return _bytes((batch, jax.eval_shape(work.init_rows, values)))
+    return _bytes((batch, jax.eval_shape(work.init_rows, values))) if rows else _bytes(batch)
 
 
 def _slot_bytes(work: ClientWork, population: Population, server: Server) -> int:
@@ -381,22 +384,26 @@ def without_host(plan: Plan) -> Plan:
     return plan._replace(num_bytes=kept, disk_bytes=plan.disk_bytes + moved)
 
 
-def with_inversion(plan: Plan, num_items: int) -> Plan:
+def with_inversion(plan: Plan, num_items: int, *, in_sums: bool) -> Plan:
     """The plan of rounds that invert a table of items by items, on every device.
 
     Args:
         plan: of the rounds without it.
         num_items: I.
+        in_sums: whether the sums are one table, which the inverse and the step take over.
 
     Returns:
         the same with what that takes, as `num_bytes["inversion"]`.
 
     Example:
-        >>> with_inversion(Plan(1, 2, 1, "waves", "scatter", {}), 10).num_bytes["inversion"]
-        4800
+        >>> parts = {"sums": 1200}
+        >>> with_inversion(Plan(1, 1, 1, "waves", "scatter", parts), 10, in_sums=True).num_bytes
+        {'sums': 400, 'inversion': 2400}
     """
-    size = plan.devices * INVERSION * num_items**2 * np.dtype(np.float32).itemsize
-    return plan._replace(num_bytes=plan.num_bytes | {"inversion": size})
+    column = plan.devices * num_items * np.dtype(np.float32).itemsize
+    blocks = INVERSION * min(num_items, INVERSION_BLOCK) * column
+    sums = num_items * column if in_sums and plan.stream_clients is None else plan.num_bytes["sums"]
+    return plan._replace(num_bytes=plan.num_bytes | {"sums": sums, "inversion": blocks})
 
 
 def with_split_tables(plan: Plan, rows: list[jax.ShapeDtypeStruct], shards: int) -> Plan:

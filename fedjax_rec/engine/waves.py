@@ -136,7 +136,7 @@ def _first_epoch(task: CohortTask, wave: Wave, state: WaveState) -> WaveState:
         left = jnp.zeros_like(wave.num_batches)
         local, rows, info = step_lanes(task, wave.slot, state.local, rows, batch, active, missed, left)
         result = add_to_report(task, state.result, wave.slot, info, active, new_ids=batch.ids)
-        buffer = _keep(state.buffer, t, batch=batch, rows=rows)
+        buffer = _keep(state.buffer, t, batch=batch, rows=rows if task.work.keeps_rows else None)
         return state._replace(local=local, result=result, buffer=buffer)
 
     return _end_epoch(task, wave, jax.lax.fori_loop(0, wave.steps, step, state))
@@ -148,12 +148,12 @@ def _middle_epoch(task: CohortTask, wave: Wave, state: WaveState) -> WaveState:
 
     def step(t: jax.Array, state: WaveState) -> WaveState:
         active = t < wave.num_batches
-        batch, rows = _kept(state.buffer, t)
+        batch, rows = _read_buffer(task, wave, state.buffer, t)
         missed = wave.num_batches - 1
         left = jnp.zeros_like(wave.num_batches)
         local, rows, info = step_lanes(task, wave.slot, state.local, rows, batch, active, missed, left)
         result = add_to_report(task, state.result, wave.slot, info, active, has_loss=has_loss)
-        buffer = _keep(state.buffer, t, rows=rows)
+        buffer = _keep(state.buffer, t, rows=rows if task.work.keeps_rows else None)
         return state._replace(local=local, result=result, buffer=buffer)
 
     return _end_epoch(task, wave, jax.lax.fori_loop(0, wave.steps, step, state))
@@ -165,7 +165,7 @@ def _last_epoch(task: CohortTask, wave: Wave, state: WaveState) -> WaveState:
 
     def step(t: jax.Array, state: WaveState) -> WaveState:
         active = t < wave.num_batches
-        batch, rows = _kept(state.buffer, t)
+        batch, rows = _read_buffer(task, wave, state.buffer, t)
         missed = wave.num_batches - 1
         left = wave.num_batches - 1 - t
         local, rows, info = step_lanes(task, wave.slot, state.local, rows, batch, active, missed, left)
@@ -183,6 +183,26 @@ def _name_and_read(
     each_t = jnp.broadcast_to(t, wave.slot.shape)
     batch = name_batches(task, wave.slot, each_t, active)
     return batch, read_batch_rows(task, wave.slot, batch), each_t
+
+
+def _read_buffer(task: CohortTask, wave: Wave, buffer: WaveBuffer, t: jax.Array) -> tuple[Batch, Rows]:
+    """Batch `t` of each lane and its rows, as the last epoch left them; zeros where rows are not kept.
+
+    In a branch of its own, which is always taken: XLA would read them again wherever they are needed, and copy the
+    whole buffer for those who do so after new ones were written.
+    """
+
+    def read(buffer: WaveBuffer) -> tuple[Batch, Any]:
+        return jax.tree.map(lambda x: x[:, t], (buffer.batch, buffer.rows))
+
+    def never(buffer: WaveBuffer) -> tuple[Batch, Any]:
+        return jax.tree.map(lambda x: jnp.zeros_like(x[:, 0]), (buffer.batch, buffer.rows))
+
+    batch, rows = jax.lax.cond(t >= 0, read, never, buffer)
+    if task.work.keeps_rows:
+        return batch, rows
+    shapes = jax.eval_shape(partial(read_batch_rows, task, wave.slot), batch)
+    return batch, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
 def _end_epoch(task: CohortTask, wave: Wave, state: WaveState) -> WaveState:
@@ -218,22 +238,6 @@ def _send_rows(
     return state._replace(buffer=buffer, squared_norms=squared_norms)
 
 
-def _kept(buffer: WaveBuffer, t: jax.Array) -> tuple[Batch, Rows]:
-    """Batch `t` of each lane and its rows, as they were kept.
-
-    In a branch of its own, which is always taken: XLA would read them again wherever they are needed, and copy the
-    whole buffer for those who do so after new ones were written.
-    """
-
-    def read(buffer: WaveBuffer) -> tuple[Batch, Rows]:
-        return jax.tree.map(lambda x: x[:, t], (buffer.batch, buffer.rows))
-
-    def never(buffer: WaveBuffer) -> tuple[Batch, Rows]:
-        return jax.tree.map(lambda x: jnp.zeros_like(x[:, 0]), (buffer.batch, buffer.rows))
-
-    return jax.lax.cond(t >= 0, read, never, buffer)
-
-
 def _keep(
     buffer: WaveBuffer, t: jax.Array, *, batch: PyTree = None, rows: PyTree = None, sent: PyTree = None
 ) -> WaveBuffer:
@@ -253,10 +257,11 @@ def _make_buffer(task: CohortTask) -> WaveBuffer:
     def example(slot: jax.Array) -> WaveBuffer:
         batch = name_batches(task, slot, slot, slot >= 0)
         rows = read_batch_rows(task, slot, batch)
+        kept = rows if task.work.keeps_rows else ()
         if task.work.upload is None or not task.uplink.sends_after_training:
-            return WaveBuffer(batch, rows, ())
+            return WaveBuffer(batch, kept, ())
         sent = sent_rows(task, slot, start_clients(task, slot), rows, batch)
-        return WaveBuffer(batch, rows if task.work.epochs > 1 else (), sent)
+        return WaveBuffer(batch, kept if task.work.epochs > 1 else (), sent)
 
     shapes = jax.eval_shape(example, jnp.zeros(task.lanes, jnp.int32))
     most = most_batches(task.work, task.population)

@@ -40,7 +40,7 @@ from fedjax_rec.errors import check_arguments
 from fedjax_rec.federation.asynchronous import FedBuff, check_fedbuff
 from fedjax_rec.federation.checks import check_clients, check_items
 from fedjax_rec.federation.faults import Faults, check_faults
-from fedjax_rec.federation.rounds import Exchange, Rules, init_state, plan_rounds, run_round
+from fedjax_rec.federation.rounds import Exchange, Rules, ServerMemory, init_state, plan_rounds, run_round
 from fedjax_rec.federation.streaming import split_round
 from fedjax_rec.federation.touched import SERVER_ROWS
 from fedjax_rec.hosts.processes import spans_processes
@@ -128,6 +128,7 @@ def federate(
     faults: Faults | None = None,
     asynchronous: FedBuff | None = None,
     exchange: Exchange | None = None,
+    server_memory: ServerMemory | None = None,
     lanes: int | None = None,
     mesh: Mesh | None = None,
     row_update: str | None = None,
@@ -152,6 +153,8 @@ def federate(
         asynchronous: rounds that wait for no cohort (`fedjax_rec.federation.asynchronous`), instead of a sampler;
             None for rounds in step.
         exchange: what the server sends back to each client of the cohort, besides the global model.
+        server_memory: what a server's rule takes that holds more, or less, than a sum, its sum over devices and a
+            step as large: (plan, population) -> the plan with it; None for any other rule.
         lanes: L; by default as `engine.plan.choose_lanes` says.
         mesh: devices to split each cohort over, of `fedjax_rec.engine.devices.client_mesh`; None for one.
         row_update: how rows are added to a table, a name in `rows.scatter.STRATEGIES`; by default by back end.
@@ -245,6 +248,7 @@ def federate(
         mesh=mesh,
         server_rows=server_rows,
         table_mesh=tables_on,
+        server_memory=server_memory,
     )
 
     def init(key: Key, population: Population) -> State:

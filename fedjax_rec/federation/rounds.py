@@ -43,6 +43,7 @@ from fedjax_rec.types import (
 
 # (totals or stack in cohort order, the model before the round, private leaves [C, ...]) -> private leaves [C, ...]
 Exchange = Callable[[Any, Server, PyTree], PyTree]
+ServerMemory = Callable[[Plan, Population], Plan]  # the plan with what the server's rule takes
 
 
 class Rules(NamedTuple):
@@ -60,6 +61,7 @@ class Rules(NamedTuple):
     mesh: Mesh | None
     server_rows: str | None = "all"  # "touched" ones or "all"; None for either
     table_mesh: Mesh | None = None  # over which item tables are split; None for whole tables on every device
+    server_memory: ServerMemory | None = None
 
 
 def init_state(rules: Rules, key: Key, population: Population) -> State:
@@ -107,7 +109,7 @@ def plan_rounds(
     Returns:
         the plan.
     """
-    return make_plan(
+    plan = make_plan(
         rules.work,
         rules.uplink,
         cohort_size(rules.sampler, population),
@@ -118,6 +120,7 @@ def plan_rounds(
         stream_clients,
         touched_rows,
     )
+    return plan if rules.server_memory is None else rules.server_memory(plan, population)
 
 
 def run_round(

@@ -127,7 +127,7 @@ def run_experiment(
         kept = None if resume is False else kept_search(checkpoint, settings)
         settings, tuning = kept or tune(settings, setup, protocol, on_stage)
         setup = with_settings(settings, setup)
-    stage_checkpoints = _checkpoint_stages(checkpoint, settings, asked_values, protocol, key, tuning)
+    stage_checkpoints = _checkpoint_stages(checkpoint, setup, settings, asked_values, key, tuning)
     centrals = _run_centrals(settings, protocol, split, on_stage)
 
     # Train, select the round on validation, and perhaps train again on train + validation for so many rounds.
@@ -145,6 +145,7 @@ def run_experiment(
     if settings.refit and history.stopped != "interrupted":
         on_stage(f"refitting on train + validation for {history.selected_round} rounds")
         setup = merge_validation_of(settings, setup)
+        del state  # the refit needs its memory
         state = _refit(settings, setup, history.selected_round, on_block, stage_checkpoints("refit"))
         if on_trained is not None:
             on_trained(_trained(setup, state, history, asked))
@@ -230,22 +231,23 @@ def _train(
 
 def _checkpoint_stages(
     checkpoint: Checkpoints | None,
+    setup: Setup,
     settings: Settings,
     values: dict[str, Any],
-    protocol: Protocol,
     key: Key | int,
     tuning: Halving | None,
 ) -> StageCheckpoints:
     """Where each stage of the run is saved, and what may not differ when it goes on: values before a search."""
-    if checkpoint is None:
+    # nothing would go on from the only round of some, where no one asks for that
+    if checkpoint is None or (setup.algorithm.repeats and checkpoint.every is None):
         return lambda _: None
     check_checkpoints(checkpoint, cast("int", settings.eval_every))
     # where a privacy budget is given, the rounds choose the noise
     may_differ = MAY_DIFFER if settings.target_epsilon is None else MAY_DIFFER - {"rounds"}
     must_match = {
-        "data_hash": protocol.data_hash,
+        "data_hash": setup.protocol.data_hash,
         **{name: value for name, value in values.items() if name not in may_differ},
-        "protocol_id": protocol_id(protocol),
+        "protocol_id": protocol_id(setup.protocol),
     }
     found = {} if tuning is None else {TABLE: to_json_values(tuning_table(tuning))}
     secret = {} if isinstance(key, int) else {"key": jax.random.key_data(key).tolist()}

@@ -14,7 +14,8 @@ from fedjax_rec.client.membership import BITMAP_BYTES, WIDTH, Membership
 from fedjax_rec.client.population import Population, check_sizes
 from fedjax_rec.compatibility import Feature, check_together
 from fedjax_rec.data.defaults import Size
-from fedjax_rec.engine.plan import check_room, choose_lanes, with_copy, with_split_tables, without_host
+from fedjax_rec.engine.chunks import with_best
+from fedjax_rec.engine.plan import check_room, choose_lanes, with_split_tables, without_host
 from fedjax_rec.errors import ParameterError
 from fedjax_rec.runs.build import clip_batch_size, make_algorithm, with_sized_defaults
 from fedjax_rec.runs.machines import FETCH_SECONDS, Work, machine_of, room_of, seconds_of
@@ -101,7 +102,7 @@ def forecast(settings: Settings, shape: Shape, device: str, count: int) -> Forec
     plan = _on_devices(plan, count, settings.lanes or lanes)
     if shards > 1:
         plan = with_split_tables(plan, _rows_on_paper(algorithm, shape), shards)
-    plan = with_copy(plan)
+    plan = with_best(algorithm, plan)
     plan = plan if settings.client_store is None else without_host(plan)
     room = room_of(machine, count)
     _check_memory(plan, room, machine.is_cpu)

@@ -21,9 +21,9 @@ from fedjax_rec.client.stored import StoredPopulation
 from fedjax_rec.compatibility import Feature, check_together
 from fedjax_rec.data.frames import Frame
 from fedjax_rec.data.splits import Split
-from fedjax_rec.engine.chunks import choose_run
+from fedjax_rec.engine.chunks import choose_run, with_best
 from fedjax_rec.engine.devices import check_surroundings, replicate
-from fedjax_rec.engine.plan import check_fits, with_copy
+from fedjax_rec.engine.plan import check_fits
 from fedjax_rec.engine.table_shards import join_rows, rows_to_host
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.evaluation.evaluator import EvaluationPoint
@@ -154,7 +154,7 @@ def simulate(
         check_together({Feature.DISTRIBUTED: team.several, Feature.LEDGER: True})
         ledger.admit(algorithm, population.num_clients)
     chunked, plan = choose_run(algorithm, population)
-    plan = with_copy(plan) if keeps_best else plan
+    plan = with_best(algorithm, plan) if keeps_best else plan
     folder, plan = place_clients(client_store, chunked, plan, checkpoint, team)
     check_fits(plan)  # before there is a state
     # Clients and state where the rounds want them: on every device of the mesh.
@@ -310,7 +310,7 @@ class _Run:
             if self._has_diverged():
                 stopped = "diverged"
             else:
-                validation = self._validate(rounds_done, state)
+                validation = self._validate(rounds_done, state, is_last=rounds_done >= rounds)
                 stopped = self.team.of_first(partial(self._stop_reason, rounds_done, rounds, validation))
             if self.manager is not None:
                 self.manager.save(rounds_done, stopped, partial(self._snapshot, state, stopped))
@@ -364,7 +364,7 @@ class _Run:
         first = next(filter(math.isfinite, map(first_loss, self.infos)), math.inf)
         return diverged(_concatenate(self.infos[-LOST:]), first)
 
-    def _validate(self, rounds_done: int, state: State) -> Metrics | None:
+    def _validate(self, rounds_done: int, state: State, *, is_last: bool) -> Metrics | None:
         if self.evaluate is None:
             return None
         metrics = self.team.of_first(partial(self.evaluate, self.team.local(rows_to_host(state))))
@@ -373,8 +373,8 @@ class _Run:
         if value > self.best.value:
             spare = self.best.state if self.plan.stream_clients else None
             self.best = Best(value, rounds_done)  # the one before goes first, or is written over
-            if self.keeps_best:  # the next block consumes `state`
-                self.best = Best(value, rounds_done, copy_state(state, spare))
+            if self.keeps_best:  # the next block, if there is one, consumes `state`
+                self.best = Best(value, rounds_done, state if is_last else copy_state(state, spare))
         return metrics
 
     def _stop_reason(self, rounds_done: int, rounds: int, validation: Metrics | None) -> str:

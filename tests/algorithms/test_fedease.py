@@ -1,21 +1,31 @@
 """Federated EASE against plain numpy and against the central module: after one round, no price of federation."""
 
+from functools import partial
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fedjax_rec as fr
-from fedjax_rec.algorithms.fedease import _closed_form, weigh
+from fedjax_rec.algorithms.common import histories as histories_of_clients
+from fedjax_rec.algorithms.common.ease_weights import step_to_weights
+from fedjax_rec.algorithms.common.histories import pack_history, sum_own_rows
+from fedjax_rec.algorithms.fedease import _closed_form
 from fedjax_rec.client.keys import stream
+from fedjax_rec.engine import cohort as engine_cohort
 from fedjax_rec.evaluation.central.ease import fit_ease
 from fedjax_rec.evaluation.ranking import make_ranker
 from fedjax_rec.evaluation.summary import result_metrics
+from fedjax_rec.federation.blocks import run_block
+from fedjax_rec.runs.experiment import run_experiment
+from fedjax_rec.runs.settings import Settings
 from fedjax_rec.samplers.data_independent import uniform
 from fedjax_rec.server.aggregators import fixed_point, total
 from fedjax_rec.testing import assert_close, fixed, run, tiny_population
 from fedjax_rec.training.checkpoints.manager import Checkpoints
-from fedjax_rec.types import Server
+from fedjax_rec.types import Score, Server
 from tests.references.fedease import default_ridge, histories, weights_of
 
 EQUAL = 1e-5  # of the largest number of an array
@@ -46,7 +56,8 @@ def test_a_client_scores_with_its_own_rows_alone():
         state, info = step(jax.random.key(0), state, population)
     table = histories(population)
     scores = table @ weights_of(table.T @ table, default_ridge(table.sum(), table.any(axis=1).sum()))
-    assert apart(state.private["scores"], scores) < EQUAL
+    score = jax.vmap(cast("Score", algorithm.score), (0, None))
+    assert apart(score(state.private, state.server), scores) < EQUAL
     errors = (1 - scores)[table > 0] ** 2
     assert float(info.loss) == pytest.approx(errors.mean(), rel=1e-4)
     assert float(info.examples) == len(errors)
@@ -135,7 +146,7 @@ def test_bad_settings_are_refused(settings, message):
 def test_an_item_that_nobody_has_gets_no_weight():
     """Its row and column are 0 whatever the others are."""
     pairs = jnp.array([[2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
-    weights = np.asarray(weigh(pairs, jnp.float32(1.0)))
+    weights = np.asarray(step_to_weights(pairs, jnp.diagonal(pairs), 1.0, jnp.zeros((3, 3))))
     assert not weights[2].any()
     assert not weights[:, 2].any()
 
@@ -171,3 +182,78 @@ def test_a_count_that_noise_has_spoilt_is_held_to_what_is_possible(count):
     new, _ = _closed_form(None, 0.0).update(updates, (), server)
     assert apart(new.tables["weight"], weights_of(np.asarray(pairs), default_ridge(8.0, 8.0 / 3))) < EQUAL
     assert float(new.shared["clients"]) == pytest.approx(8.0 / 3)
+
+
+def test_a_client_keeps_its_history_as_bits_and_nothing_else():
+    """Between rounds a client holds a bit an item, and no number for an item."""
+    population = tiny_population(num_items=70)
+    state = run(fr.fedease(), population, rounds=2)
+    assert list(state.private) == ["history"]
+    table = histories(population)
+    words = np.asarray(state.private["history"])
+    assert words.shape == (population.num_clients, 3)
+    bits = np.unpackbits(words.astype("<u4").view(np.uint8), axis=1, bitorder="little")
+    assert (bits[:, :70] == table).all()
+    assert not bits[:, 70:].any()
+
+
+def test_rows_of_a_history_are_summed_for_one_and_for_many():
+    """All bits of a word are found, and an empty history sums to 0."""
+    rng = np.random.default_rng(0)
+    own = rng.random((9, 100)) < np.linspace(0, 1, 9)[:, None]
+    table = rng.integers(-9, 9, (100, 7)).astype(np.float32)
+    words = jax.vmap(pack_history)(jnp.asarray(own))
+    many = jax.jit(jax.vmap(sum_own_rows, (0, None)))(words, table)
+    assert (np.asarray(many) == own @ table).all()
+    assert (sum_own_rows(words[4], jnp.asarray(table)) == many[4]).all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"cohort": 9, "memory": 0.5}, {"aggregator": "mean"}])
+def test_pairs_by_item_are_the_sent_rows_to_the_bit(settings, monkeypatch):
+    """The sums of whole numbers do not tell which way they came about, whatever a tile holds."""
+    population = tiny_population()
+    monkeypatch.setattr(histories_of_clients, "TILE", 5)
+    short = run(fr.fedease(**settings), population, rounds=2)
+    monkeypatch.setattr(engine_cohort, "sums_item_by_item", lambda *_: False)
+    sent = run(fr.fedease(**settings), population, rounds=2)
+    assert_close(short, sent, "sums item by item", 0)
+
+
+def test_the_plan_of_forty_thousand_items_fits_a_machine_of_23_gib():
+    """On paper: two tables of 6.4 GiB and little else; nothing of that size is made."""
+    population = tiny_population(num_clients=4, num_items=41_488)
+    plan = fr.fedease().plan(population)
+    assert 2 * 4 * 41_488**2 < sum(plan.num_bytes.values()) < 20 * 2**30
+
+
+@pytest.mark.parametrize("settings", [{}, {"regularisation": 20.0}])
+def test_a_round_holds_two_tables(settings):
+    """The old weights and the sum that becomes the new ones, as XLA lays it out; nothing is run."""
+    population = tiny_population(num_clients=4, num_items=12_000)
+    algorithm = fr.fedease(**settings)
+    state = jax.eval_shape(algorithm.init, jax.random.key(0), population)
+    program = jax.jit(partial(run_block, algorithm, 1), donate_argnums=1)
+    memory = program.lower(jax.random.key(0), state, population, 1).compile().memory_analysis()
+    assert memory is not None
+    table = 4 * 12_000**2
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    needed = held - memory.alias_size_in_bytes
+    assert needed < sum(algorithm.plan(population).num_bytes.values()) < 2.6 * table
+
+
+def test_no_copy_is_kept_of_rounds_that_repeat():
+    """The only round is the last one, whose state is the best: the plan counts one."""
+    split = fr.leave_one_out(fr.data.synthetic(30, 60), num_candidates=5)
+    _, history = fr.simulate(fr.fedease(), split, rounds=9, eval_every=1)
+    assert "best" not in history.plan.num_bytes
+    _, history = fr.simulate(fr.fedease(cohort=5), split, rounds=2, eval_every=1)
+    assert "best" in history.plan.num_bytes
+
+
+def test_no_clock_saves_the_one_round_of_a_run(tmp_path):
+    """A checkpoint would be as large as the model, and nothing would go on from it; rounds asked for are saved."""
+    settings = Settings(dataset="synthetic", algorithm="fedease", rounds=3)
+    run_experiment(settings, checkpoint=Checkpoints(tmp_path / "clock", minutes=0))
+    assert not list(tmp_path.glob("clock/**/round-*"))
+    run_experiment(settings, checkpoint=Checkpoints(tmp_path / "rounds", every=1))
+    assert list(tmp_path.glob("rounds/**/round-*"))

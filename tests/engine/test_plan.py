@@ -226,14 +226,14 @@ def test_memory_is_what_is_free(monkeypatch):
 
 
 def test_fedease_plans_its_inversion_and_advises_what_it_has(population, monkeypatch):
-    """Two tables on each device would fit, the inversion does not; and no word of a width."""
+    """The weights and the sum that becomes the next ones, and blocks of columns; and no word of a width."""
     algorithm = fr.fedease()
     parts = algorithm.plan(population).num_bytes
     table = 4 * population.num_items**2
-    assert (parts["model"], parts["inversion"]) == (
-        table + 4,
-        plan.INVERSION * table,
-    )  # and a count of clients
+    assert parts["model"] == table + 4  # and a count of clients
+    assert parts["sums"] == table
+    assert parts["inversion"] == plan.INVERSION * table  # of so few items, a block is all of them
+    assert fr.fedease(memory=0.5).plan(population).num_bytes["sums"] > 2 * table
     monkeypatch.setattr(plan, "device_bytes", lambda _: sum(parts.values()) - 1)
     with pytest.raises(ValueError, match=r"inverting a table .* drop rare items") as found:
         fr.simulate(algorithm, population, rounds=1)
