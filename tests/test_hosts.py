@@ -200,12 +200,12 @@ def test_processes_of_different_commands(start, tmp_path):
     settings = ["--dataset", str(data), "--dim", "2", "--rounds", "2", "--eval-every", "1", "--quiet"]
     flags = ["--coordinator", _free_address(), "--processes", "2", "--process-id"]
     commands = [
-        ["resume", str(folder), *flags, "0"],
-        ["run", *settings, "--out", str(tmp_path / "new"), *flags, "1"],
+        ["run", *settings, "--out", str(tmp_path / "new"), *flags, "0"],
+        ["resume", str(folder), *flags, "1"],
     ]
     for status, said, errors in [one.end() for one in [start(["fedjax_rec", *each]) for each in commands]]:
         assert (status, said, errors.count("\n")) == (2, "", 1), errors
-        assert "command is 'run' there, not 'resume'; give all processes the same command" in errors
+        assert "command is 'resume' there, not 'run'; give all processes the same command" in errors
 
 
 def test_a_coordinator_that_does_not_answer(start):

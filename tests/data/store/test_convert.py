@@ -177,7 +177,7 @@ def test_what_cannot_be_converted(tmp_path):
     refused('{"user": 1, "item": 2}\n', "make a csv of it")
     refused("user,item,timestamp\na,1,soon\n", r"log\.csv:2: ")
     for source, told in (
-        (tmp_path / "nowhere", "no such file or folder"),
+        (tmp_path / "nowhere", "no such file or directory"),
         ([], "not nothing"),
         ([3], "not int"),
     ):
