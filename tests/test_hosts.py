@@ -23,6 +23,7 @@ from fedjax_rec.errors import ParameterError
 from fedjax_rec.hosts.processes import initialize_distributed
 from fedjax_rec.runs.settings import Settings
 from fedjax_rec.training.checkpoints.store import find_latest
+from tests.cli.refusals import refusal
 from tests.hosts import ODD, algorithm_on, copy_share, make_store, train, train_from_store
 from tests.processes import user_environment
 
@@ -235,6 +236,21 @@ def test_a_damaged_share_ends_all_processes(start, tmp_path, late):
         assert "Traceback" not in errors
 
 
+def test_processes_of_different_commands(start, tmp_path):
+    """One line and status 2 in both: what they would exchange next differs."""
+    data, folder = tmp_path / "data.csv", tmp_path / "run"
+    data.write_text("user,item\n" + LINES, encoding="utf-8")
+    settings = ["--dataset", str(data), "--dim", "2", "--rounds", "2", "--eval-every", "1", "--quiet"]
+    flags = ["--coordinator", _free_address(), "--processes", "2", "--process-id"]
+    commands = [
+        ["run", *settings, "--out", str(tmp_path / "new"), *flags, "0"],
+        ["resume", str(folder), *flags, "1"],
+    ]
+    for status, said, errors in [one.end() for one in [start(["fedjax_rec", *each]) for each in commands]]:
+        assert (status, said, errors.count("\n")) == (2, "", 1), errors
+        assert "command is 'resume' there, not 'run'; give all processes the same command" in errors
+
+
 def test_a_coordinator_that_does_not_answer(start):
     """One line and status 2, once the limit is over; nothing was written."""
     flags = [
@@ -269,6 +285,24 @@ def test_places_that_cannot_be(given, message):
     """Refused before anybody is waited for."""
     with pytest.raises(ValueError, match=message):
         initialize_distributed(*given)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--distributed"], "TPU); give --coordinator, --processes and --process-id"),
+        (["--processes", "2"], "TPU); give --coordinator and --process-id, too"),
+        (["--process-id", "0"], "TPU); give --coordinator and --processes, too"),
+        (["--coordinator", "127.0.0.1:99", "--processes", "2"], "TPU); give --process-id, too"),
+        (["--processes", "0"], "--processes must be at least 1, not 0"),
+        (["--coordinator", "here"], "--coordinator='here' is no HOST:PORT"),
+        (["--processes", "1", "--join-timeout", "0"], "--join-timeout must be above 0 seconds, not 0.0"),
+    ],
+)
+def test_what_is_missing_is_named_by_its_flag(flags, told, capsys):
+    """Of `resume` and `run`, where no cluster is found."""
+    for command in (["resume", "no/such/run"], ["run", "--out", "no/such/run"]):
+        assert told in refusal([*command, *flags], capsys)
 
 
 def test_too_late_to_join():

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import itertools
+import math
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
@@ -11,6 +12,7 @@ from fedjax_rec.errors import printable
 from fedjax_rec.startup import PROGRAM
 
 _OF_ONE_VALUE = (argparse._StoreAction, argparse.BooleanOptionalAction)  # noqa: SLF001 - it has no other name
+_MISSING = "the following arguments are required"  # how argparse begins
 CUTOFF = 0.65  # of `difflib`: what resembles no known word more than that is not taken for one
 
 
@@ -31,6 +33,34 @@ def suggest(word: str, known: Collection[str]) -> str:
     plain = {each.lstrip("-"): each for each in known}  # dashes that all flags have make none of them alike
     close = difflib.get_close_matches(word.lstrip("-"), list(plain), n=1, cutoff=CUTOFF)
     return f"did you mean {plain[close[0]]}? " if close else ""
+
+
+def whole_number(text: str) -> int:
+    """A whole number, also as 10e6; a `type` of arguments.
+
+    Args:
+        text: of the argument.
+
+    Returns:
+        the number.
+
+    Raises:
+        ArgumentTypeError: if it is none.
+
+    Example:
+        >>> whole_number("10e6"), whole_number("12345678901234567891")
+        (10000000, 12345678901234567891)
+        >>> whole_number("50M")
+        Traceback (most recent call last):
+        argparse.ArgumentTypeError: '50M' is no whole number, such as 50000000 or 50e6
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not number.is_integer():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number, such as 50000000 or 50e6")
+    return int(text) if text.lstrip("+-").isdigit() else int(number)
 
 
 class HelpAll(argparse.Action):
@@ -55,6 +85,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     before_parse: Callable[[Sequence[str]], None] | None = None
+    _given: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
         """End with a one-line error and status 2.
@@ -70,6 +101,12 @@ class Parser(argparse.ArgumentParser):
             Traceback (most recent call last):
             SystemExit: 2
         """
+        known = {name for action in self._actions for name in action.option_strings}
+        unknown = [
+            each for each in self._given if each[:2] == "--" < each and each.partition("=")[0] not in known
+        ]
+        if unknown and message.startswith(_MISSING):  # a flag that is misspelt is missing, too
+            message = f"unknown setting {unknown[0]!r}; {self.did_you_mean(unknown[0])}"
         first = (message.strip().splitlines() or ["unknown error"])[0]
         print(f"{PROGRAM}: error: {printable(first)}", file=sys.stderr)
         raise SystemExit(2)
@@ -82,7 +119,7 @@ class Parser(argparse.ArgumentParser):
             Traceback (most recent call last):
             SystemExit: 2
         """
-        given = sys.argv[1:] if args is None else list(args)
+        self._given = given = sys.argv[1:] if args is None else list(args)
         for argument in given:
             name, equals, value = argument.partition("=")
             if name.startswith("-") and equals and value == "--":

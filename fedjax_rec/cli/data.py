@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from fedjax_rec.cli.argument_parser import Parser
+from fedjax_rec.cli.argument_parser import Parser, whole_number
 from fedjax_rec.cli.parser import add_settings
 from fedjax_rec.columns import aligned
 from fedjax_rec.errors import printable
@@ -67,20 +67,12 @@ def _add_synthesise(actions: Any) -> None:
         allow_abbrev=False,
     )
     synthesise.add_argument("store", help="the folder to make")
-    synthesise.add_argument("--clients", type=_count, required=True, help="how many, such as 10e6")
-    synthesise.add_argument("--items", type=_count, required=True, help="in the catalogue, such as 1e6")
+    synthesise.add_argument("--clients", type=whole_number, required=True, help="how many, such as 10e6")
+    synthesise.add_argument("--items", type=whole_number, required=True, help="in the catalogue, such as 1e6")
     synthesise.add_argument(
         "--events-per-client", type=float, default=100.0, help="their mean number (default: 100)"
     )
-    synthesise.add_argument("--seed", type=_count, default=0, help="what is drawn (default: 0)")
-
-
-def _count(text: str) -> int:
-    """A whole number, also as 10e6."""
-    number = float(text)
-    if not number.is_integer():
-        raise argparse.ArgumentTypeError(f"{text} is no whole number")
-    return int(text) if text.lstrip("+-").isdigit() else int(number)
+    synthesise.add_argument("--seed", type=whole_number, default=0, help="what is drawn (default: 0)")
 
 
 def call(given: argparse.Namespace) -> int:

@@ -29,6 +29,8 @@ FLAGS = {  # parameter, as errors name it: the flag that sets it
     **{name: _flag_of(name) for name in ("set", "seeds", "budget", "halving")},  # of `sweep`
     **{name: _flag_of(name) for name in ("clients", "items", "events_per_client", "longest")},  # of `plan`
     **{name: _flag_of(name) for name in ("stored", "device", "count")},
+    **{name: _flag_of(name) for name in ("coordinator", "processes", "process_id")},  # of `run` and `resume`
+    "timeout": "--join-timeout",  # of them, too
     "seconds": "--seconds",  # of `bench`
 }
 

@@ -4,11 +4,13 @@ import argparse
 import json
 from typing import Any
 
-from fedjax_rec.cli.parser import add_settings
+from fedjax_rec.cli.argument_parser import whole_number
+from fedjax_rec.cli.parser import FLAGS, add_settings
 from fedjax_rec.errors import printable
 from fedjax_rec.runs.settings import Settings
 
 SETTING_GROUPS = ("model", "client", "server")
+SHOWN = ("dim", "num_negatives", "batch_size", "local_epochs", "learning_rate")
 SETTING_FIELDS = ("clip", "rounds", "lanes", "stream_clients", "client_store", "server_rows", "table_shards")
 
 
@@ -23,16 +25,18 @@ def add_parser(commands: Any) -> None:
         allow_abbrev=False,
     )
     sizes = parser.add_argument_group("sizes")
-    sizes.add_argument("--clients", type=_count, required=True, metavar="N", help="how many, such as 100e6")
     sizes.add_argument(
-        "--items", type=_count, required=True, metavar="N", help="in the catalogue, such as 10e6"
+        "--clients", type=whole_number, required=True, metavar="N", help="how many, such as 100e6"
+    )
+    sizes.add_argument(
+        "--items", type=whole_number, required=True, metavar="N", help="in the catalogue, such as 10e6"
     )
     sizes.add_argument(
         "--events-per-client", type=float, default=100.0, metavar="N", help="their mean number (default: 100)"
     )
     sizes.add_argument(
         "--longest",
-        type=_count,
+        type=whole_number,
         metavar="N",
         help="events of the longest client (default: 10 times the mean)",
     )
@@ -48,17 +52,11 @@ def add_parser(commands: Any) -> None:
         metavar="NAME",
         help="cpu (a core of here), h200, h100, a100, v5e or v6e (default: cpu)",
     )
-    machine.add_argument("--count", type=_count, default=1, metavar="N", help="so many of them (default: 1)")
+    machine.add_argument(
+        "--count", type=whole_number, default=1, metavar="N", help="so many of them (default: 1)"
+    )
     machine.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     add_settings(parser, SETTING_GROUPS, SETTING_FIELDS, given_only=True)
-
-
-def _count(text: str) -> int:
-    """A whole number, also as 10e6."""
-    number = float(text)
-    if not number.is_integer():
-        raise argparse.ArgumentTypeError(f"{text} is no whole number")
-    return int(number)
 
 
 def call(given: argparse.Namespace) -> int:
@@ -91,14 +89,20 @@ def as_dict(found: Any, rounds: int | None) -> dict[str, Any]:
         by name.
     """
     from fedjax_rec.runs import fitted
+    from fedjax_rec.runs.resolved import rules_of
 
     plan = found.plan
+    rules = rules_of(found.settings, None)
     on_host = {name: size for name, size in plan.num_bytes.items() if name.startswith("host")}
     on_device = {name: size for name, size in plan.num_bytes.items() if name not in on_host}
     shown: dict[str, Any] = {
         "algorithm": found.settings.algorithm,
+        "settings": {name: value for name in SHOWN if (value := getattr(found.settings, name)) is not None},
+        "settings_by_size": list(found.by_size),
+        **{name: rules[name] for name in ("aggregator", "server_optimizer")},
         "devices": plan.devices,
         "cohort": plan.cohort,
+        "events_per_client": found.work.events,
         "lanes": plan.lanes,
         "schedule": plan.schedule,
         "server_rows": "all" if plan.touched_rows is None else "touched",
@@ -106,9 +110,12 @@ def as_dict(found: Any, rounds: int | None) -> dict[str, Any]:
         "memory_of_a_device": {name: size // plan.devices for name, size in on_device.items()},
         "memory": sum(on_device.values()),
         "room": found.room,
+        "usable_share": found.usable,
         "host_memory": sum(on_host.values()),
         "disk": plan.disk_bytes,
-        "stored": found.stored,
+        "stored": bool(found.store_bytes),
+        "store_bytes": found.store_bytes,
+        "store_seconds": found.store_seconds,
         "basis": found.basis,
         "seconds": found.seconds,
     }
@@ -147,18 +154,26 @@ def printable_table(found: dict[str, Any]) -> str:
             f"{found['algorithm']}: cohorts of {found['cohort']:,} on {found['devices']} device{plural}, "
             f"{found['lanes']:,} lanes, {found['schedule']}, {found['server_rows']} rows{shards}"
         ),
+        _settings_line(found),
         "memory of a device, by the engine's plan:",
     ]
     lines += [
         f"{name:>12}  {size / gib:12,.3f} GiB" for name, size in found["memory_of_a_device"].items() if size
     ]
+    usable = found["usable_share"]
+    of_memory = "that are free here" if usable is None else f"on all devices, {usable:.0%} of their memory"
     lines.append(
-        f"{'in all':>12}  {found['memory'] / gib:12,.3f} GiB of {found['room'] / gib:,.1f} on all devices"
+        f"{'in all':>12}  {found['memory'] / gib:12,.3f} GiB of {found['room'] / gib:,.1f} {of_memory}"
     )
     if found["host_memory"]:
         lines.append(f"{'host':>12}  {found['host_memory'] / gib:12,.3f} GiB in host memory")
     if found["disk"]:
         lines.append(f"{'disk':>12}  {found['disk'] / gib:12,.3f} GiB in files, at most")
+    if found["stored"]:
+        size = found["store_bytes"] / gib
+        lines.append(
+            f"{'store':>12}  {size:12,.3f} GiB on disk, without ratings (4 bytes an event) and times (8)"
+        )
     if found["seconds"] is None:
         lines.append("time: not predicted, only rounds of fedmf were measured")
         return printable_lines(lines)
@@ -168,9 +183,9 @@ def printable_table(found: dict[str, Any]) -> str:
     )
     if "seconds_of_all_rounds" in found:
         lines.append(f"time of all rounds: {_duration(found['seconds_of_all_rounds'])}, without validation")
-    lines.append(f"the time is {found['basis']}")
     if found["stored"]:
-        lines.append("a thread fetches histories from the store meanwhile, which decides where it is slower")
+        lines.append(_store_line(found))
+    lines.append(f"the time is {found['basis']}")
     if "median_error" in found:
         lines.append(
             f"its error on {found['held_out_points']} points held out of the fit: "
@@ -178,6 +193,25 @@ def printable_table(found: dict[str, Any]) -> str:
             "machine comes on top"
         )
     return printable_lines(lines)
+
+
+def _settings_line(found: dict[str, Any]) -> str:
+    """As flags, and which of them nobody gave."""
+    flags = " ".join(f"{FLAGS[name]} {value}" for name, value in found["settings"].items())
+    by_size = [FLAGS[name] for name in found["settings_by_size"] if name in found["settings"]]
+    server = f"updates by {found['aggregator']}, server by {found['server_optimizer']}"
+    sized = f"; by the size of the data: {', '.join(by_size)}" if by_size else ""
+    return f"settings: {flags}; {server}{sized}"
+
+
+def _store_line(found: dict[str, Any]) -> str:
+    """Whether reading the store takes longer than training."""
+    if found["store_seconds"] < found["seconds"]:
+        return (
+            f"a thread reads the store meanwhile, {_duration(found['store_seconds'])} a round, which hides it"
+        )
+    rate = found["cohort"] * found["events_per_client"] / found["store_seconds"]
+    return f"a thread that reads the store decides: {rate:,.0f} events/s; more or faster devices do not help"
 
 
 def printable_lines(lines: list[str]) -> str:

@@ -63,8 +63,8 @@ def is_one_of_several(given: argparse.Namespace) -> bool:
         >>> is_one_of_several(argparse.Namespace(distributed=True, coordinator=None))
         True
     """
-    names = ("distributed", "coordinator", "processes", "process_id")
-    return any(getattr(given, name, None) not in (None, False) for name in names)
+    values = [getattr(given, name, None) for name in ("coordinator", "processes", "process_id")]
+    return bool(getattr(given, "distributed", False)) or any(value is not None for value in values)
 
 
 def check_alone(settings: Settings, *, several_runs: bool = False) -> None:
@@ -117,12 +117,15 @@ def joined(given: argparse.Namespace, *, cache: bool = True) -> Iterator[None]:
     import jax
 
     from fedjax_rec.engine.devices import use_cores
-    from fedjax_rec.hosts.processes import exchange, initialize_distributed
+    from fedjax_rec.hosts.processes import check_same, exchange, initialize_distributed
 
+    if given.process_id == 0 and not getattr(given, "quiet", False):  # elsewhere nobody knows which one it is
+        tell(f"waiting until all {given.processes} processes have come, {given.join_timeout:g} s at most")
     initialize_distributed(given.coordinator, given.processes, given.process_id, timeout=given.join_timeout)
     try:
         with contextlib.suppress(RuntimeError):  # jax was told how many devices there are
             use_cores(cache=cache)
+        check_same(lambda: {"command": given.command})  # what they exchange next depends on it
         yield
         exchange("done")  # nobody leaves while process 0 writes
         jax.distributed.shutdown()  # all at once: who is gone without it ends the others

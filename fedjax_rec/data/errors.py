@@ -1,7 +1,9 @@
 """The one exception of the data layer, and the hints that its messages carry."""
 
+import contextlib
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 
 from fedjax_rec.errors import printable
 
@@ -49,6 +51,26 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     folded = {option.casefold(): option for option in known}
     close = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.5)
     return f"did you mean {folded[close[0]]!r}? " if close else ""
+
+
+def no_such_path(path: Path) -> DataError:
+    """The error for a file or folder that is not there, with what lies beside it and has nearly its name.
+
+    Args:
+        path: that does not exist.
+
+    Returns:
+        The exception, to be raised by the caller.
+
+    Example:
+        >>> no_such_path(Path("no/such.csv")).args[0]
+        'no/such.csv: no such file or directory'
+    """
+    beside: list[str] = []
+    with contextlib.suppress(OSError):
+        beside = [each.name for each in path.parent.iterdir()]
+    hint = did_you_mean(path.name, beside).strip()
+    return DataError(f"{path}: no such file or directory" + (f"; {hint}" if hint else ""))
 
 
 def unknown_column(where: str, name: str, known: Sequence[str]) -> DataError:

@@ -7,6 +7,7 @@ from fedjax_rec.data.formats import flags_of, read_file
 from fedjax_rec.data.given_splits import read_given, read_table_of_parts
 from fedjax_rec.data.interactions import Dataset
 from fedjax_rec.data.loo import read_loo_directory
+from fedjax_rec.data.readers import PARQUET
 from fedjax_rec.data.store.format import is_store
 
 
@@ -46,6 +47,11 @@ def load_path(path: Path, named: dict[str, str | None], duplicates: str, part: s
         return dataset
     ratings = sorted(file for file in path.iterdir() if file.name in {"u.data", "ratings.dat", "ratings.csv"})
     files = ratings or sorted(path.glob("*.inter"))
+    if not files and any(file.suffix.lower() in PARQUET for file in path.rglob("*")):
+        raise DataError(
+            f"{path}: a folder of parquet files is read as a store; make one with: fedjax-rec data convert {path} "
+            "STORE, or give the path of one file"
+        )
     if len(files) != 1:
         known = (
             "train.tsv(.gz), train.txt and test.txt, *.train.inter and *.test.inter, *.train.rating, u.data, "

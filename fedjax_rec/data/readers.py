@@ -47,7 +47,7 @@ from fedjax_rec.errors import check_arguments, wrong_type
 
 _MOVIELENS = Columns("user", "item", "rating", "timestamp")
 _NUMBER = re.compile(r"[+-]?[0-9.]+")
-_PARQUET = (".parquet", ".pq")
+PARQUET = (".parquet", ".pq")
 # that names of files of events end in, before any .gz; others are read as well
 SUFFIXES = (
     *(
@@ -64,7 +64,7 @@ SUFFIXES = (
         ".jsonl",
         ".arff",
     ),
-    *_PARQUET,
+    *PARQUET,
 )
 
 
@@ -217,7 +217,7 @@ def read_table(
     """
     path = Path(path)
     columns = Columns(user, item, rating, timestamp)
-    if path.suffix.lower() in _PARQUET:
+    if path.suffix.lower() in PARQUET:
         return _from_frame(open_parquet(path), columns, str(path), duplicates)
     return _read_named(path, lambda where, names: resolve(where, names, columns), duplicates)
 

@@ -19,6 +19,7 @@ What nobody may download without a registration or a licence says where to get i
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,7 +28,7 @@ import numpy as np
 
 from fedjax_rec.data.archives import extract
 from fedjax_rec.data.download import install, install_members, verify
-from fedjax_rec.data.errors import DataError, did_you_mean
+from fedjax_rec.data.errors import DataError, did_you_mean, no_such_path
 from fedjax_rec.data.files import sha256_of
 from fedjax_rec.data.interactions import SPLIT_PARTS, Dataset, Interactions
 from fedjax_rec.data.loo import read_loo_directory
@@ -37,6 +38,7 @@ from fedjax_rec.data.readers import SUFFIXES
 from fedjax_rec.data.sets import DATASETS, Counts, DatasetInfo
 from fedjax_rec.data.synthetic import synthetic
 
+_SHOWN = 10  # names of data sets in an error
 _log = logging.getLogger(__name__)
 
 
@@ -162,6 +164,11 @@ def fetch(name: str, *, progress: bool = False) -> Path:
         digest = _download(info, folder, progress)
     except DataError as error:
         advice = "get the archive by other means and pass its folder with --data-dir (data_dir=...)"
+        if isinstance(error.__cause__, OSError):  # of the cache; what the network does is no cause
+            advice = (
+                f"the cache is {cache_dir()}: name another in the environment variable FEDJAX_REC_CACHE, or pass "
+                "the folder that has the files with --data-dir (data_dir=...)"
+            )
         raise DataError(f"{name}: download failed ({error}); {advice}") from error
     if info.sha256 is None and info.md5 is None:
         _log.warning("%s: no published checksum; trusted the download with sha256 %s", name, digest)
@@ -341,11 +348,13 @@ def _dates(times: np.ndarray) -> tuple[str, str] | None:
     return first, last
 
 
-def _unknown(name: str) -> DataError:
+def _unknown(name: str, beside: Sequence[str] = ()) -> DataError:
+    """The error for a name that is neither registered nor that of a file; `beside` is what lies there."""
     known = list(DATASETS)
     return DataError(
-        f"unknown data set {name!r}; {did_you_mean(name, known)}"
-        f"(known: {', '.join(known)}; or the path of a file)"
+        f"unknown data set {name!r}; {did_you_mean(name, [*beside, *known])}"
+        f"(known: {', '.join(known[:_SHOWN])}, ...: fedjax-rec data ls has all {len(known)}; or the path of a "
+        "file)"
     )
 
 
@@ -354,8 +363,8 @@ def _existing_path(name: str) -> Path:
     if path.exists():
         return path
     if len(path.parts) > 1 or Path(inner_name(path)).suffix in SUFFIXES:
-        raise DataError(f"{name}: no such file or directory")
-    raise _unknown(name)
+        raise no_such_path(path)
+    raise _unknown(name, [each.name for each in path.parent.iterdir()])
 
 
 def _load_from_folder(info: DatasetInfo, folder: Path, duplicates: str) -> Dataset:

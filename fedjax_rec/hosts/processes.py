@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fedjax_rec.errors import check_arguments
+from fedjax_rec.errors import ParameterError, check_arguments
 from fedjax_rec.types import PyTree
 
 LIMIT = 60.0  # seconds within which all processes have come
@@ -57,7 +57,7 @@ def initialize_distributed(
     Example:
         >>> initialize_distributed("10.0.0.1", 2, 0)
         Traceback (most recent call last):
-        ValueError: coordinator='10.0.0.1' is no HOST:PORT, such as 10.0.0.1:9876
+        fedjax_rec.errors.ParameterError: coordinator='10.0.0.1' is no HOST:PORT, such as 10.0.0.1:9876
     """
     check_arguments(initialize_distributed, locals())
     _check_place(coordinator, processes, process_id, timeout)
@@ -98,7 +98,8 @@ def initialize_distributed(
             "each the address of process 0"
         )
     if failed:
-        raise _why_not_joined(failed[0])
+        given = {"coordinator": coordinator, "processes": processes, "process_id": process_id}
+        raise _why_not_joined(failed[0], [name for name, value in given.items() if value is None])
 
 
 def _check_place(
@@ -107,22 +108,28 @@ def _check_place(
     if coordinator is not None:
         found = _ADDRESS.fullmatch(coordinator)
         if found is None or not 0 < int(found[2]) < 2**16:
-            raise ValueError(f"coordinator={coordinator!r} is no HOST:PORT, such as 10.0.0.1:9876")
+            raise ParameterError(
+                "{coordinator}={value!r} is no HOST:PORT, such as 10.0.0.1:9876", value=coordinator
+            )
     if processes is not None and processes < 1:
-        raise ValueError(f"processes must be at least 1, not {processes}")
+        raise ParameterError("{processes} must be at least 1, not {value}", value=processes)
     if process_id is not None and not 0 <= process_id < (processes or 2**31):
         most = "" if processes is None else f" to {processes - 1}"
-        raise ValueError(f"process_id={process_id} is out of range; the processes are 0{most}")
+        raise ParameterError(
+            "{process_id}={value} is out of range; the processes are 0{most}", value=process_id, most=most
+        )
     if not timeout > 0:
-        raise ValueError(f"timeout must be above 0 seconds, not {timeout}")
+        raise ParameterError("{timeout} must be above 0 seconds, not {value}", value=timeout)
 
 
-def _why_not_joined(problem: Exception) -> Exception:
+def _why_not_joined(problem: Exception, missing: Sequence[str]) -> Exception:
     text = str(problem).partition("\n")[0]
     if "should be defined" in text or "must be defined" in text:
-        return ValueError(
-            "jax finds no cluster here (SLURM, Kubernetes, Open MPI, TPU); give coordinator, processes and "
-            "process_id"
+        *first, last = ["{" + name + "}" for name in missing]
+        names = f"{', '.join(first)} and {last}" if first else last
+        also = ", too" if len(missing) < 3 else ""
+        return ParameterError(
+            "jax finds no cluster here (SLURM, Kubernetes, Open MPI, TPU); give " + f"{names}{also}"
         )
     if "must be called before" in text:
         return ValueError(
@@ -264,7 +271,7 @@ def check_same(facts: Callable[[], Mapping[str, Any]]) -> None:
                 raise ValueError(
                     f"process {number} ({other['host']}) differs from process 0 ({found[0]['host']}): {name} is "
                     f"{_shown(theirs.get(name))} there, not {_shown(first.get(name))}; give all processes the "
-                    "same data, versions and settings"
+                    "same command, data, versions and settings"
                 )
 
 

@@ -44,7 +44,7 @@ def choose_folder(out: str | None, name: str) -> Path:
             raise ParameterError("{out} {value!r} is no path: it holds a null character", value=out)
         folder = Path(out).expanduser().absolute()
     if folder.exists() and not is_free(folder):
-        hint = f", or go on with: {RESUME_COMMAND} {folder}" if (folder / CHECKPOINTS).is_dir() else ""
+        hint = f", or go on with: {RESUME_COMMAND} {folder}" if has_checkpoints(folder) else ""
         raise ParameterError(
             "{out} {folder} exists and is not empty; name a new folder{hint}", folder=folder, hint=hint
         )

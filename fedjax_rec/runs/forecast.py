@@ -17,8 +17,8 @@ from fedjax_rec.data.defaults import Size
 from fedjax_rec.engine.chunks import with_best
 from fedjax_rec.engine.plan import check_room, choose_lanes, with_split_tables, without_host
 from fedjax_rec.errors import ParameterError
-from fedjax_rec.runs.build import clip_batch_size, make_algorithm, with_sized_defaults
-from fedjax_rec.runs.machines import FETCH_SECONDS, Work, machine_of, room_of, seconds_of
+from fedjax_rec.runs.build import clip_batch_size, make_algorithm, settings_by_events, with_sized_defaults
+from fedjax_rec.runs.machines import FETCH_SECONDS, USABLE, Work, machine_of, room_of, seconds_of
 from fedjax_rec.runs.settings import Settings, complete
 from fedjax_rec.types import KEY_IMPL, Algorithm, Plan
 
@@ -43,12 +43,15 @@ class Forecast(NamedTuple):
     """What a run would need."""
 
     settings: Settings  # completed
+    by_size: tuple[str, ...]  # names of those that follow from the size of the data
     plan: Plan  # of all devices; `num_bytes` by what they hold, keys that begin with "host" in host memory
-    room: int  # bytes that all devices have
+    room: int  # bytes that a run may take on all devices
+    usable: float | None  # share of their memory that this is; None for a CPU's, of which it is what is free
     work: Work
     seconds: float | None  # of a round; None for an algorithm whose rounds were not measured
     basis: str  # where the seconds come from
-    stored: bool  # whether histories are fetched from a store meanwhile
+    store_seconds: float  # of a round's, in which a thread reads its histories meanwhile; 0 without a store
+    store_bytes: int  # on disk, of items and offsets; 0 without a store
 
 
 def forecast(settings: Settings, shape: Shape, device: str, count: int) -> Forecast:
@@ -76,7 +79,10 @@ def forecast(settings: Settings, shape: Shape, device: str, count: int) -> Forec
         raise ParameterError("{count} must be at least 1, not {value}", value=count)
     _check(shape, settings)
     shards = _shards_of(settings, count)
-    settings = _completed(settings, shape)
+    given, settings = settings, _completed(settings, shape)
+    by_size = [
+        name for name in settings_by_events(settings, _size(shape)) if getattr(given, name, None) is None
+    ]
     touched = _plan_on_touched_rows(settings, shape)
     if touched is not None:
         settings = dataclasses.replace(settings, stream_clients=touched.stream_clients)
@@ -107,10 +113,29 @@ def forecast(settings: Settings, shape: Shape, device: str, count: int) -> Forec
     room = room_of(machine, count)
     _check_memory(plan, room, machine.is_cpu)
     work = _work(settings, algorithm, shape, plan)
-    seconds = seconds_of(machine, work) if settings.algorithm in TIMED else None
-    if seconds is not None and shape.stored:
-        seconds = max(seconds, FETCH_SECONDS * work.cohort * work.events)
-    return Forecast(settings, plan, room, work, seconds, machine.basis, shape.stored)
+    store_seconds = FETCH_SECONDS * work.cohort * work.events if shape.stored else 0.0
+    seconds = max(seconds_of(machine, work), store_seconds) if settings.algorithm in TIMED else None
+    return Forecast(
+        settings=settings,
+        by_size=tuple(by_size),
+        plan=plan,
+        room=room,
+        usable=None if machine.is_cpu else USABLE,
+        work=work,
+        seconds=seconds,
+        basis=machine.basis,
+        store_seconds=store_seconds,
+        store_bytes=_store_bytes(shape) if shape.stored else 0,
+    )
+
+
+def _size(shape: Shape) -> Size:
+    return Size(shape.clients, shape.items, int(shape.clients * shape.events))
+
+
+def _store_bytes(shape: Shape) -> int:
+    """Of `items.bin` and `offsets.bin`, see `data.store.format`."""
+    return 4 * int(shape.clients * shape.events) + 8 * (shape.clients + 1)
 
 
 def _shards_of(settings: Settings, count: int) -> int:
@@ -254,8 +279,7 @@ def _completed(settings: Settings, shape: Shape) -> Settings:
     if streamed is None:
         streamed = (settings.cohort or min(1000, shape.clients)) if in_chunks else 0
     settings = dataclasses.replace(settings, devices=1, stream_clients=streamed, table_shards=None)
-    size = Size(shape.clients, shape.items, int(shape.clients * shape.events))
-    return clip_batch_size(with_sized_defaults(complete(settings), size), shape.longest)
+    return clip_batch_size(with_sized_defaults(complete(settings), _size(shape)), shape.longest)
 
 
 def _on_devices(plan: Plan, count: int, lanes: int) -> Plan:

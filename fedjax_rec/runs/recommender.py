@@ -29,7 +29,7 @@ from fedjax_rec.evaluation.recommend import top_k as best_items
 from fedjax_rec.federation.initial import init_private
 from fedjax_rec.runs.build import clip_batch_size, make_algorithm, point_of
 from fedjax_rec.runs.configuration import NO_SETTINGS
-from fedjax_rec.runs.folders import CHECKPOINTS, RESUME_COMMAND, read_json
+from fedjax_rec.runs.folders import RESUME_COMMAND, has_checkpoints, read_json
 from fedjax_rec.runs.settings import Settings
 from fedjax_rec.types import Algorithm, Model, PyTree, Server, State
 
@@ -139,7 +139,7 @@ def load(folder: str | Path, algorithm: Algorithm | Callable[..., Algorithm] | N
     folder = Path(folder)
     for name in ("config.json", "model.npz"):
         if not (folder / name).is_file():
-            hint = f"; go on with: {RESUME_COMMAND} {folder}" * (folder / CHECKPOINTS).is_dir()
+            hint = f"; go on with: {RESUME_COMMAND} {folder}" * has_checkpoints(folder)
             raise ValueError(f"{folder} is not a run folder: {name} is missing{hint}")
     try:
         values = read_json(folder / "config.json")

@@ -84,9 +84,50 @@ def test_more_events_than_32_bits_count_wait_in_a_store(capsys):
         forecast(Settings(dim=64), Shape(10**8, 10**7, 100, 1000, False), "h200", 8)
 
 
+def test_where_the_store_decides_more_devices_do_not_help(capsys):
+    """And that is said, with its rate; where it does not, how long it takes."""
+    sizes = ["--clients", "50e6", "--items", "5e6", "--device", "h100", "--cohort", "20000", "--stored"]
+    seconds = []
+    for count in ("1", "8"):
+        assert main(["plan", *sizes, "--count", count, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["seconds"] == found["store_seconds"]
+        seconds.append(found["seconds"])
+    assert seconds[0] == seconds[1]
+    assert main(["plan", *sizes]) == 0
+    text = capsys.readouterr().out
+    assert (
+        "a thread that reads the store decides: 6,666,667 events/s; more or faster devices do not help"
+        in text
+    )
+    assert main(["plan", "--clients", "1e6", "--items", "2e5", "--stored"]) == 0
+    assert "a thread reads the store meanwhile, 15.0 ms a round" in capsys.readouterr().out
+
+
+def test_what_follows_from_the_size_is_said(capsys):
+    """The settings, the store on disk, and which share of the memory a plan may take."""
+    sizes = ["--clients", "50e6", "--items", "5e6", "--device", "h100", "--stored"]
+    assert main(["plan", *sizes, "--learning-rate", "0.1"]) == 0
+    text = capsys.readouterr().out
+    assert (
+        "settings: --dim 128 --num-negatives 8 --batch-size 64 --local-epochs 1 --learning-rate 0.1; " in text
+    )
+    assert "server by fedavg(1.0); by the size of the data: --dim, --num-negatives\n" in text
+    assert "GiB of 67.1 on all devices, 90% of their memory" in text
+    assert main(["plan", *sizes, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["store_bytes"] == 4 * 5_000_000_000 + 8 * 50_000_001
+    assert found["settings"]["dim"] == 128
+    assert found["settings_by_size"] == ["dim", "num_negatives", "learning_rate"]
+    assert main(["plan", "--clients", "1e4", "--items", "1e4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["store_bytes"] == 0
+
+
 @pytest.mark.parametrize(
     ("given", "text"),
     [
+        (["--clients", "50M", "--items", "1e5"], "--clients: '50M' is no whole number, such as 50000000 or 50e6"),
+        (["--client", "50e6", "--items", "1e5"], "unknown setting '--client'; did you mean --clients?"),
         (["--clients", "15e6", "--items", "1e5", "--device", "v5e"], "leave histories in a store"),
         (["--clients", "1e6", "--items", "1e6", "--dim", "512", "--device", "v5e"], "lower --dim"),
         (["--clients", "1e3", "--items", "1e3", "--device", "h300"], "unknown --device 'h300'; did you mean"),

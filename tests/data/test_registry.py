@@ -314,6 +314,37 @@ def test_unknown_names():
     assert "(user='u' not allowed)" in failed("ml-100k", user="u")
 
 
+@pytest.mark.usefixtures("no_network")
+def test_what_lies_beside_a_path_is_offered(tmp_path, monkeypatch):
+    """A store whose name is cut short is no data set of another name; of those that are known some are told."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "STORE").mkdir()
+    (tmp_path / "log.csv").write_text("user,item\na,b\n")
+    message = failed("STOR")
+    assert "unknown data set 'STOR'; did you mean 'STORE'? (known: synthetic, " in message
+    assert f"fedjax-rec data ls has all {len(DATASETS)}" in message
+    assert len(message) < 300
+    assert "lgo.csv: no such file or directory; did you mean 'log.csv'?" in failed("lgo.csv")
+    assert failed(tmp_path / "nowhere/log.csv").endswith("nowhere/log.csv: no such file or directory")
+
+
+def test_a_folder_of_parquet_files_names_its_command(tmp_path):
+    """However deep its partitions are."""
+    (tmp_path / "day=1").mkdir()
+    (tmp_path / "day=1/a.parquet").write_bytes(b"PAR1")
+    assert f"fedjax-rec data convert {tmp_path} STORE" in failed(tmp_path)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    """With the variable that names another."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FEDJAX_REC_CACHE", str(tmp_path / "file/cache"))
+    message = failed("ml-100k")
+    assert f"the cache is {tmp_path / 'file/cache'}: name another in the environment variable" in message
+    assert "FEDJAX_REC_CACHE, or pass the folder that has the files with --data-dir" in message
+
+
 def test_registry_is_complete():
     """Each data set says where it comes from and what it may be used for."""
     assert [info.name for info in list_datasets()] == list(DATASETS)

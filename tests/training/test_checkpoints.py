@@ -35,7 +35,7 @@ from fedjax_rec.training.checkpoints.leaves import describe_leaves, digest, from
 from fedjax_rec.training.checkpoints.manager import Checkpoints, Paused
 from fedjax_rec.training.checkpoints.meta import check_run, read_meta
 from fedjax_rec.training.checkpoints.seal import SEAL, find_damage, list_files, seal
-from fedjax_rec.training.checkpoints.signals import catch_stop_signals
+from fedjax_rec.training.checkpoints.signals import ONE_REQUEST, catch_stop_signals
 from fedjax_rec.training.checkpoints.store import SCHEMA, find_latest, list_checkpoints, write_checkpoint
 
 
@@ -148,10 +148,31 @@ def test_a_second_signal_ends_the_process(work):
     process.start()
     assert receiver.recv()
     for _ in range(2):
-        time.sleep(0.1)
+        time.sleep(ONE_REQUEST + 0.1)
         os.kill(process.pid, signal.SIGTERM)
     process.join(30)
     assert process.exitcode == 128 + signal.SIGTERM
+
+
+def _stop_in_order(pipe):
+    with catch_stop_signals() as request:
+        pipe.send(True)
+        while not request.signal:
+            time.sleep(0.01)
+        time.sleep(0.3)  # the second one arrives
+
+
+def test_a_signal_that_comes_twice_at_once_is_one():
+    """As SLURM sends it to all processes of a step, of which one passes its own on to the other."""
+    receiver, sender = context().Pipe(duplex=False)
+    process = context().Process(target=_stop_in_order, args=(sender,), daemon=True)
+    process.start()
+    assert receiver.recv()
+    for _ in range(2):
+        time.sleep(0.05)
+        os.kill(process.pid, signal.SIGTERM)
+    process.join(30)
+    assert process.exitcode == 0
 
 
 DAMAGE = {

@@ -92,7 +92,7 @@ def convert(
             progress_of(opened.num_rows, "row", "reading", shown=progress) as advance,
         ):
             for frame in opened.frames:
-                groups.put(frame)
+                groups.put(frame, duplicates)
                 advance(len(frame))
             groups.flush()
             with progress_of(groups.num_rows, "event", "sorting", shown=progress) as sorting:
@@ -124,7 +124,7 @@ class _Groups:
         self.paths: list[Path] = []
         self.dtype: np.dtype = np.dtype([])
 
-    def put(self, frame: pd.DataFrame) -> None:
+    def put(self, frame: pd.DataFrame, duplicates: str) -> None:
         """Code and check some rows, and append them to the files of their clients."""
         if not len(frame):
             return
@@ -142,6 +142,11 @@ class _Groups:
         found = np.bincount(rows["user"], minlength=len(self.counts))
         found[: len(self.counts)] += self.counts
         self.counts = found
+        self.num_items = len(self.items.known)
+        if duplicates == "error" and not self.num_rows:
+            self._drop(
+                rows, duplicates
+            )  # a log of events repeats in its first piece: refused before all are read
         self.num_rows += len(rows)
         # Rows of a group together, each group's as they came.
         group = rows["user"] // _GROUP

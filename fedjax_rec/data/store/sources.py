@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from fedjax_rec.data.columns import Columns
-from fedjax_rec.data.errors import DataError
+from fedjax_rec.data.errors import DataError, no_such_path
 from fedjax_rec.data.formats import peek_columns
 from fedjax_rec.data.naming import guess
 from fedjax_rec.data.sniffing import ROLES
@@ -57,7 +57,7 @@ def open_source(
         return _from_frames(source, named)
     path = Path(source).expanduser()
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
+        raise no_such_path(path)
     if path.is_dir() and not any(file.suffix.lower() in _PARQUET for file in path.rglob("*")):
         files = [file for file in sorted(path.iterdir()) if file.suffix in _TABLES]
         if len(files) != 1:

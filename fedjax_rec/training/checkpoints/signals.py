@@ -8,9 +8,13 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ONE_REQUEST = (
+    1.0  # seconds in which SIGTERMs are one: SLURM sends it to a process and its parent, which passes it on
+)
 
 
 class StopSignal(KeyboardInterrupt):
@@ -177,8 +181,11 @@ def _die_of_a_second(caught: list[signal.Signals]) -> Iterator[None]:
 
 def _watch(read_end: int, caught: set[int]) -> None:
     """Read the numbers of the signals as they arrive, until the pipe is closed."""
-    count = 0
+    first = 0.0
     while data := os.read(read_end, 1):
-        count += data[0] in caught
-        if count > 1:
+        if data[0] not in caught:
+            continue
+        now = time.monotonic()
+        if first and not (data[0] == signal.SIGTERM and now - first < ONE_REQUEST):
             os._exit(128 + data[0])
+        first = first or now

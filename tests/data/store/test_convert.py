@@ -177,7 +177,7 @@ def test_what_cannot_be_converted(tmp_path):
     refused('{"user": 1, "item": 2}\n', "make a csv of it")
     refused("user,item,timestamp\na,1,soon\n", r"log\.csv:2: ")
     for source, told in (
-        (tmp_path / "nowhere", "no such file or folder"),
+        (tmp_path / "nowhere", "no such file or directory"),
         ([], "not nothing"),
         ([3], "not int"),
     ):
@@ -186,3 +186,15 @@ def test_what_cannot_be_converted(tmp_path):
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(DataError, match=r"bad\.parquet: not readable as parquet"):
         convert(tmp_path / "bad.parquet", tmp_path / "store")
+
+
+def test_a_log_of_events_is_refused_by_its_first_piece(tmp_path):
+    """The others are not read."""
+
+    def pieces():
+        yield pd.DataFrame({"user": ["a", "b", "a"], "item": [1, 1, 1]})
+        raise AssertionError("read on")
+
+    with pytest.raises(DataError, match="user a has item 1 more than"):
+        convert(pieces(), tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
