@@ -120,6 +120,7 @@ def test_a_private_fit_says_what_it_spent():
     data = fr.data.synthetic(60, 90)
     private = fr.fit(data, "fedmf", rounds=2, dim=2, target_epsilon=4.0, clip=0.1)
     spent = private.outcome.spending
+    assert spent is not None
     words = f"epsilon {spent.epsilon:.3f} at delta {spent.delta:.2e}"
     assert spent.epsilon <= 4.0
     assert words in repr(private)
