@@ -10,6 +10,7 @@ are adjusted together (Holm), so that a table of many runs does not find winners
 
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,14 +83,10 @@ class Comparison(NamedTuple):
     warnings: tuple[str, ...] = ()  # what a reader must know before he believes the table
 
     def __repr__(self) -> str:
-        from fedjax_rec.runs.comparison_formats import to_line  # which reads this module
-
-        return to_line(self)
+        return import_module("fedjax_rec.runs.comparison_formats").to_line(self)  # which reads this module
 
     def _repr_html_(self) -> str:
-        from fedjax_rec.runs.comparison_formats import to_html
-
-        return to_html(self)
+        return import_module("fedjax_rec.runs.comparison_formats").to_html(self)
 
 
 def read_run(folder: str | Path) -> StoredRun:
@@ -288,9 +285,8 @@ def compare_runs(
         check_metric(metric)
     runs = [run for folder in folders for run in read_runs(folder)]
     if len(runs) < 2:
-        raise ValueError(
-            f"compare needs 2 runs or more; {f'only {folders[0]}' if folders else 'none'} was given"
-        )
+        given = f"only {folders[0]}" if folders else "none"
+        raise ValueError(f"compare needs 2 runs or more; {given} was given")
     _check_alike(runs)
     suffix = _array_suffix(ranking, runs[0].protocol)
     one_by_one = [[run] for run in runs]
