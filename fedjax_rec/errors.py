@@ -1,7 +1,8 @@
 """The error whose text names parameters, which its reader may know by other names: the command line says flags.
 
 `check_arguments` raises one of them where an argument is not of the type that its annotation says, or has a name
-that nothing takes: at the call, and not rounds later within jax.
+that nothing takes: at the call, and not rounds later within jax. `check_not_used_up` is for arguments whose arrays
+are gone.
 """
 
 import collections.abc
@@ -11,8 +12,8 @@ import numbers
 import string
 import types
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from functools import lru_cache, wraps
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 LONGEST_VALUE = 60  # characters of a value that an error shows
 
@@ -107,17 +108,55 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
     record = f"{caller}." if isinstance(function, type) else ""
     for name, value in given.items():
         if name not in named:
-            close = difflib.get_close_matches(name, named, n=1, cutoff=0.5)
-            known = f"; did you mean {close[0]}?" if close else f"; it takes {', '.join(named)}"
-            raise ArgumentError(
-                "{function} takes no {name} (given: {value}){known}",
-                function=caller,
-                name=name,
-                value=_shorten(value),
-                known=known,
-            )
+            raise _unknown_name(caller, name, value, list(named))
         if not _is_of(value, named[name]):
-            raise wrong_type(caller, record + name, value, _describe(named[name]))
+            raise wrong_type(
+                caller, record + name, value, _describe(named[name]) + _way_out(name, value, named[name])
+            )
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def suggest_names(function: Function) -> Function:
+    """A function that says which parameter was meant, where it is given a name that it does not take.
+
+    Args:
+        function: without `**settings`.
+
+    Returns:
+        the same, with its signature.
+
+    Example:
+        >>> @suggest_names
+        ... def fit(*, rounds: int = 1) -> int:
+        ...     return rounds
+        >>> fit(round=3)
+        Traceback (most recent call last):
+        fedjax_rec.errors.ArgumentError: fit takes no round (given: 3); did you mean rounds?
+    """
+    names = list(inspect.signature(function).parameters)
+
+    @wraps(function)
+    def call(*args: Any, **named: Any) -> Any:
+        for name, value in named.items():
+            if name not in names:
+                raise _unknown_name(function.__name__, name, value, names)
+        return function(*args, **named)
+
+    return cast("Function", call)
+
+
+def _unknown_name(function: str, name: str, value: Any, known: Sequence[str]) -> ArgumentError:
+    """The error of an argument whose name a function does not take."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return ArgumentError(
+        "{function} takes no {name} (given: {value}){known}",
+        function=function,
+        name=name,
+        value=_shorten(value),
+        known=f"; did you mean {close[0]}?" if close else f"; it takes {', '.join(known)}",
+    )
 
 
 def check_unused(
@@ -180,6 +219,48 @@ def wrong_type(function: str, name: str, value: Any, expected: str) -> ArgumentE
         _function=function,
         _expected=expected,
     )
+
+
+def is_used_up(tree: Any) -> bool:
+    """Whether arrays are gone, because a program went on in their memory.
+
+    Args:
+        tree: of arrays, which may be traced: these are never gone.
+
+    Returns:
+        True if one of them is.
+    """
+    import jax
+
+    arrays = (leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
+    return any(array.is_deleted() for array in arrays if not isinstance(array, jax.core.Tracer))
+
+
+def check_not_used_up(state: Any) -> None:
+    """Refuse a state whose memory a run has gone on in.
+
+    Args:
+        state: of a run.
+
+    Raises:
+        ValueError: saying what used it up, and what to hand over instead.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> from fedjax_rec.testing import tiny_population
+        >>> algorithm, population = fr.fedmf(dim=2), tiny_population()
+        >>> state, _ = fr.simulate(algorithm, population, rounds=1)
+        >>> last, _ = fr.simulate(algorithm, population, rounds=2, state=state)
+        >>> check_not_used_up(last)
+        >>> check_not_used_up(state)
+        Traceback (most recent call last):
+        ValueError: this state was handed to simulate, which uses it up; go on with the one that it returned, ...
+    """
+    if is_used_up(state):
+        raise ValueError(
+            "this state was handed to simulate, which uses it up; go on with the one that it returned, or hand it "
+            "a copy (jax.tree.map(jnp.copy, state))"
+        )
 
 
 @lru_cache(maxsize=512)
@@ -283,13 +364,26 @@ def _describe(hint: Any) -> str:
     return words.get(hint, _with_article(name))
 
 
+def _way_out(name: str, value: Any, hint: Any) -> str:
+    """Where what was given leads to what is asked for: how to get there."""
+    wanted = {getattr(each, "__name__", "") for each in (hint, *get_args(hint))}
+    if inspect.isfunction(value) and "Algorithm" in wanted:
+        short = "fr." * value.__module__.startswith("fedjax_rec.algorithms.")
+        return f"; call it: {short}{value.__name__}()"
+    if name == "server_optimizer" and isinstance(value, str):
+        rule = value if value.startswith("fed") and value.isidentifier() else "fedadam"
+        return f", or a rule of fr.server, such as fr.server.{rule}()"
+    return ""
+
+
 def _with_article(noun: str) -> str:
     return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
 
 
 def _shorten(value: Any) -> str:
     """A value on one line, and not a long one."""
-    text = " ".join(repr(value).split())
+    named = inspect.isfunction(value) and not value.__name__.startswith("<")
+    text = " ".join((value.__name__ if named else repr(value)).split())
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_rec.errors import is_used_up
+
 PyTree = Any
 Key = jax.Array
 KEY_IMPL = "threefry2x32"  # the kind of key that clients draw from, whatever jax's default is
@@ -353,7 +355,8 @@ class State(NamedTuple):
     adversary: PyTree = ()  # what colluding clients know
 
     def __repr__(self) -> str:
-        return f"<State: {jax.tree.map(jnp.shape, self.server)}, private {jax.tree.map(jnp.shape, self.private)}>"
+        shapes = [jax.tree.map(jnp.shape, each) for each in (self.server, self.private)]
+        return f"<State: {shapes[0]}, private {shapes[1]}{', used up' * is_used_up(self)}>"
 
     @property
     def store(self) -> ClientStore:

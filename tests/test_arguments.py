@@ -3,6 +3,7 @@
 import inspect
 from typing import Any, get_args, get_type_hints
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -69,7 +70,24 @@ def split():
             lambda split: fr.simulate(fr.fedmf(), split, seed=1.5),
             "seed is 1.5, a float",
         ),
-        (lambda split: fr.simulate(fr.fedmf, split), "algorithm is <function fedmf"),
+        (
+            lambda split: fr.simulate(fr.fedmf, split),
+            "algorithm is fedmf, a function; simulate takes an Algorithm; call it: fr.fedmf()",
+        ),
+        (lambda split: fr.evaluate(fr.fedmf, None, split), "takes an Algorithm; call it: fr.fedmf()"),
+        (
+            lambda split: fr.simulate(fr.fedmf(), split, round=20),
+            "no round (given: 20); did you mean rounds?",
+        ),
+        (lambda split: fr.sweep(fr.fedmf, split, {}, round=20), "no round (given: 20); did you mean rounds?"),
+        (lambda _: fr.recommend("no/such/run", k="3"), "k is '3', a str; recommend takes a whole number"),
+        (
+            lambda split: fr.recommend(fr.fedmf(dim=2).init(jax.random.key(0), fr.population_of(split))),
+            "a State; recommend takes what fr.fit or fr.load returned, or a run folder",
+        ),
+        (lambda _: fr.top_k("no/such/run", "ann"), "top_k takes what fr.load returned"),
+        (lambda _: fr.fedmf(server_optimizer="fedadam"), "such as fr.server.fedadam()"),
+        (lambda _: fr.federate(*fr.fedmf()[3:5], server_optimizer="adam"), "such as fr.server.fedadam()"),
         (lambda split: fr.simulate(fr.fedmf(), split, client_store=3), "client_store is 3, an int"),
         (
             lambda split: fr.simulate(fr.fedmf(), split, stop=fr.Stop(patience="3")),

@@ -5,6 +5,7 @@ import contextlib
 import csv
 import math
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +66,11 @@ def call(given: argparse.Namespace) -> int:
     model = load(given.run)
     if given.new_user is not None:
         items, ratings = _read_items(given.new_user)
-        unknown = sorted(set(items) - set(model.item_ids.astype(str).tolist()))
-        model = with_new_user(model, items, ratings)
-        if unknown:
-            told = f"{len(unknown)} of {len(items)} items are unknown to the model and passed over"
-            tell(f"{told}, such as {unknown[0]}")
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always", UserWarning)
+            model = with_new_user(model, items, ratings)
+        for warning in found:
+            tell(str(warning.message))
     users = model.user_ids if given.all_users or given.new_user else given.user or _read_users(given.users)
     lists = best_lists(model, rows_of(model, users), given.k)
     write_table(table_of(model, lists, titles_of(given)), given.format, given.out)

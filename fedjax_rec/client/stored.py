@@ -23,7 +23,7 @@ from fedjax_rec.data.splits import Split
 from fedjax_rec.data.store.format import Store, open_store
 from fedjax_rec.data.store.sampling import HELD_OUT, sample_split
 from fedjax_rec.data.store.shares import open_share
-from fedjax_rec.errors import check_arguments
+from fedjax_rec.errors import check_arguments, check_not_used_up
 from fedjax_rec.hosts.mailbox import Mailbox
 from fedjax_rec.hosts.processes import check_same, num_processes
 from fedjax_rec.types import ClientStore, State
@@ -163,12 +163,13 @@ class StoredPopulation:
             the same model, with what the sampled clients keep.
 
         Raises:
-            ValueError: if no clients were sampled.
+            ValueError: if no clients were sampled, or the state is used up.
         """
         if self.sample_ids is None:
             raise ValueError(
                 "no clients were sampled to be ranked; open the population with evaluate_clients="
             )
+        check_not_used_up(state)
         private = jax.tree.map(lambda leaf: leaf[self.sample_ids], state.private)
         return state.with_store(ClientStore(private))
 

@@ -17,7 +17,7 @@ from fedjax_rec.engine.cohort import Cohort, run_cohort
 from fedjax_rec.engine.devices import replicate
 from fedjax_rec.engine.lane_steps import Uplink, client_shapes
 from fedjax_rec.engine.table_shards import join_rows, split_rows
-from fedjax_rec.errors import check_arguments
+from fedjax_rec.errors import check_arguments, check_not_used_up, suggest_names
 from fedjax_rec.evaluation.pair_ranking import make_pair_blocks
 from fedjax_rec.evaluation.ranking import Ranks, make_ranker
 from fedjax_rec.evaluation.recommend import TopK, make_recommender
@@ -117,6 +117,7 @@ def score_stored_leaves(algorithm: Algorithm) -> EvaluationPoint:
     table_mesh = algorithm.table_mesh
 
     def prepare(state: State) -> PyTree:
+        check_not_used_up(state)
         on_host = [leaf for leaf in _read_leaves(algorithm, state) if isinstance(leaf, np.ndarray)]
         num_clients = len(on_host[0]) if on_host else 0
         num_items = num_rows(state.server.tables)
@@ -221,6 +222,7 @@ def point_of_split(
     return chosen._replace(prepare=prepare)
 
 
+@suggest_names
 def make_evaluator(
     algorithm: Algorithm, split: Split, *, which: str = "test", point: EvaluationPoint | None = None
 ) -> Callable[[State], Ranks]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_rec.client.population import Population
+from fedjax_rec.errors import check_not_used_up
 from fedjax_rec.types import Algorithm, Key, RoundInfo, State
 
 COMPILED = "/jax/core/compile/backend_compile_duration"  # what jax.monitoring calls a compilation
@@ -92,7 +93,7 @@ def check_state(algorithm: Algorithm, key: Key, state: State, population: Popula
         population: the clients.
 
     Raises:
-        ValueError: naming the field whose leaves or shapes differ.
+        ValueError: naming the field whose leaves or shapes differ; or if the state is used up.
 
     Example:
         >>> import fedjax_rec as fr
@@ -103,6 +104,7 @@ def check_state(algorithm: Algorithm, key: Key, state: State, population: Popula
         Traceback (most recent call last):
         ValueError: state.server is not that of this algorithm, with these settings and clients; ...
     """
+    check_not_used_up(state)
     wanted = jax.eval_shape(algorithm.init, key, population)
     for name in State._fields:
         leaves: list[Any] = [jax.tree.flatten(getattr(each, name)) for each in (state, wanted)]

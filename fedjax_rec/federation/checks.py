@@ -2,6 +2,7 @@
 
 import jax
 
+from fedjax_rec.errors import check_not_used_up
 from fedjax_rec.types import PyTree, State
 
 
@@ -14,7 +15,7 @@ def check_clients(state: State, num_clients: int, whose: str) -> None:
         whose: named in the error.
 
     Raises:
-        ValueError: naming both numbers.
+        ValueError: naming both numbers; or if the state is used up.
 
     Example:
         >>> import fedjax_rec as fr
@@ -23,6 +24,7 @@ def check_clients(state: State, num_clients: int, whose: str) -> None:
         Traceback (most recent call last):
         ValueError: the state holds leaves of 24 clients, but the split has 7; ...
     """
+    check_not_used_up(state)
     _check_axis(state.private, num_clients, whose, "leaves of {} clients", "these clients")
 
 
@@ -35,7 +37,7 @@ def check_items(state: State, num_items: int, whose: str) -> None:
         whose: named in the error.
 
     Raises:
-        ValueError: naming both numbers.
+        ValueError: naming both numbers; or if the state is used up.
 
     Example:
         >>> import fedjax_rec as fr
@@ -44,6 +46,7 @@ def check_items(state: State, num_items: int, whose: str) -> None:
         Traceback (most recent call last):
         ValueError: the state holds rows of 40 items, but the split has 7; ...
     """
+    check_not_used_up(state)
     _check_axis(state.server.tables, num_items, whose, "rows of {} items", "this catalogue")
 
 

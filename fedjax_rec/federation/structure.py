@@ -98,8 +98,15 @@ def _check_loss(loss: Callable[..., Any], params: Params, batch: Batch) -> None:
     key = jax.ShapeDtypeStruct((2,), jax.numpy.uint32)
     try:
         found = jax.eval_shape(partial(call_loss, loss), params, batch, key)
-    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
-        raise  # what is traced stands in the way, such as a setting of a sweep
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as problem:
+        if f"function {call_loss.__name__} " not in str(problem):
+            raise  # something else is traced that stands in the way, such as a setting of a sweep
+        raise ParameterError(
+            "the loss {_where} asks for the value of what is traced ({_kind}); compute with jax.numpy, without "
+            "float(), int(), .item() or `if` on params and batch",
+            _where=place_of(loss),
+            _kind=type(problem).__name__,
+        ) from problem
     except (TypeError, ValueError, LookupError, AttributeError) as problem:
         raise ParameterError(
             "the loss {_where} fails with {_problem}; it was given private {_private}, tables {_tables}, data "
@@ -117,6 +124,12 @@ def _check_loss(loss: Callable[..., Any], params: Params, batch: Batch) -> None:
             "examples, and how many these are, such as (mask * loss).sum(), mask.sum()",
             _where=place_of(loss),
             _found=shapes_of(found),
+        )
+    if not jax.numpy.issubdtype(found[0].dtype, jax.numpy.floating):
+        raise ParameterError(
+            "the loss {_where} gives a sum of {_dtype}, which has no gradient; it must be a sum of floats",
+            _where=place_of(loss),
+            _dtype=str(found[0].dtype),
         )
 
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_rec.compatibility import Feature, check_together
-from fedjax_rec.errors import check_arguments
+from fedjax_rec.errors import check_arguments, check_not_used_up
 from fedjax_rec.federation.federate import federate
 from fedjax_rec.privacy.accounting import RoundEvent, epsilon_of, round_event
 from fedjax_rec.privacy.calibration import check_delta, choose_noise, noise_for, poisson_sampler, rounds_for
@@ -66,6 +66,7 @@ def clipping_norm(state: State) -> float:
         >>> clipping_norm(State(jnp.int32(0), Server(shared, ()), (), ()))
         0.5
     """
+    check_not_used_up(state)
     return float(jnp.exp(state.server.shared["clip"]))
 
 

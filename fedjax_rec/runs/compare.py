@@ -10,6 +10,7 @@ are adjusted together (Holm), so that a table of many runs does not find winners
 
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from fedjax_rec.data.errors import nearest
 from fedjax_rec.data.files import read_arrays
+from fedjax_rec.errors import check_arguments, suggest_names
 from fedjax_rec.evaluation.metrics import METRIC_NAME, user_metric
 from fedjax_rec.evaluation.pair_metrics import PAIR_METRICS
 from fedjax_rec.evaluation.pair_ranking import PairRanks
@@ -80,10 +82,11 @@ class Comparison(NamedTuple):
     rows: tuple[ComparisonRow, ...]
     warnings: tuple[str, ...] = ()  # what a reader must know before he believes the table
 
-    def _repr_html_(self) -> str:
-        from fedjax_rec.runs.comparison_formats import to_html  # which reads this module
+    def __repr__(self) -> str:
+        return import_module("fedjax_rec.runs.comparison_formats").to_line(self)  # which reads this module
 
-        return to_html(self)
+    def _repr_html_(self) -> str:
+        return import_module("fedjax_rec.runs.comparison_formats").to_html(self)
 
 
 def read_run(folder: str | Path) -> StoredRun:
@@ -248,6 +251,7 @@ def _baseline(run: StoredRun, method: str) -> StoredRun:
     return run._replace(users=run.users | ranks, config=config, method=method)
 
 
+@suggest_names
 def compare_runs(
     folders: Sequence[str | Path],
     *,
@@ -276,12 +280,13 @@ def compare_runs(
         Traceback (most recent call last):
         ValueError: compare needs 2 runs or more; none was given
     """
+    check_arguments(compare_runs, locals())
     for metric in metrics:
         check_metric(metric)
     runs = [run for folder in folders for run in read_runs(folder)]
     if len(runs) < 2:
-        number = f"only {folders[0]} was given" if folders else "none was given"
-        raise ValueError(f"compare needs 2 runs or more; {number}")
+        given = f"only {folders[0]}" if folders else "none"
+        raise ValueError(f"compare needs 2 runs or more; {given} was given")
     _check_alike(runs)
     suffix = _array_suffix(ranking, runs[0].protocol)
     one_by_one = [[run] for run in runs]

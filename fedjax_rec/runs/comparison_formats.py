@@ -18,6 +18,8 @@ NOTE = (
     "Holm over the table. * p < .05, ** p < .01, *** p < .001"
 )
 
+SHOWN_SCORES = 6  # in a line
+
 
 def render(comparison: Comparison, form: str = "table") -> str:
     """Write a comparison.
@@ -47,6 +49,26 @@ def render(comparison: Comparison, form: str = "table") -> str:
     return FORMATS[form](
         comparison._replace(rows=tuple(shown), protocol_id=printable(comparison.protocol_id))
     )
+
+
+def to_line(comparison: Comparison) -> str:
+    """A comparison in a line, the first scores of which are shown.
+
+    Args:
+        comparison: of `compare_runs`.
+
+    Returns:
+        the text.
+
+    Example:
+        >>> row = ComparisonRow("hr@10", "runs/a", "fedmf", (0,), 0.5, 0.4, 0.6, *[None] * 7)
+        >>> Comparison("full", "0" * 12, 9, (row,))
+        <Comparison of 9 users, full ranking: a hr@10 0.5000>
+    """
+    shown = [f"{row.run.rpartition('/')[2]} {row.metric} {row.mean:.4f}" for row in comparison.rows]
+    more = ["..."] * (len(shown) > SHOWN_SCORES)
+    scores = printable(", ".join(shown[:SHOWN_SCORES] + more))
+    return f"<Comparison of {comparison.num_users:,} users, {comparison.ranking} ranking: {scores}>"
 
 
 def significance_stars(p: float | None) -> str:

@@ -17,7 +17,7 @@ from fedjax_rec.data.inputs import as_dataset
 from fedjax_rec.data.interactions import Dataset, Interactions
 from fedjax_rec.data.readers import from_frame
 from fedjax_rec.data.splits import Split
-from fedjax_rec.errors import ParameterError, check_arguments
+from fedjax_rec.errors import ParameterError, check_arguments, suggest_names, wrong_type
 from fedjax_rec.evaluation.evaluator import make_evaluator, score_stored_leaves
 from fedjax_rec.evaluation.summary import result_metrics
 from fedjax_rec.runs.build import point_of
@@ -33,6 +33,9 @@ from fedjax_rec.types import Algorithm, State
 
 _OF_FRAMES = ("user", "item", "rating", "timestamp", "duplicates")  # settings that say how a frame is read
 _OF_COMMANDS = ("out", "cache", "checkpoint_every", "checkpoint_minutes", "pause_exit_code")
+MODEL = (
+    "what fr.fit or fr.load returned, or a run folder; fr.save(folder, algorithm, state, split) writes one"
+)
 _SHOWN = ("recall@10", "hr@10", "ndcg@10")  # of full ranking, in a line
 
 
@@ -78,11 +81,13 @@ class Fitted(NamedTuple):
         """In a line."""
         outcome = self.outcome
         name = label_of(outcome.settings.algorithm)
+        spending = outcome.spending
+        spent = "" if spending is None else f"; epsilon {spending.epsilon:.3f} at delta {spending.delta:.2e}"
         return (
             f"<{name} on {outcome.split.name}: round {outcome.history.selected_round} of "
             f"{len(outcome.history.rounds.loss)}; test {_line(outcome.metrics['test'])}; popularity "
             f"{_line(outcome.baselines['popularity'])}; {self.model.split.num_users:,} users, "
-            f"{self.model.split.num_items:,} items>"
+            f"{self.model.split.num_items:,} items{spent}>"
         )
 
     def _repr_html_(self) -> str:
@@ -203,6 +208,7 @@ def _model_of(outcome: Outcome) -> Recommender:
     return Recommender(outcome.algorithm, state, users, outcome.known, point)
 
 
+@suggest_names
 def evaluate(algorithm: Algorithm, state: State, split: Split, *, which: str = "test") -> pd.DataFrame:
     """Measure a trained state by the full and the sampled ranking.
 
@@ -230,6 +236,7 @@ def evaluate(algorithm: Algorithm, state: State, split: Split, *, which: str = "
     return pd.DataFrame.from_dict(result_metrics(ranks, split, which=which), orient="index")
 
 
+@suggest_names
 def recommend(
     model: Fitted | Recommender | str | Path, users: Any | Sequence[Any] = None, k: int = 10
 ) -> pd.DataFrame:
@@ -244,8 +251,12 @@ def recommend(
         columns user, rank, item, score.
 
     Raises:
+        ArgumentError: if it is no model, such as a state, or k no whole number.
         ValueError: if a user is unknown, or k is below 1.
     """
+    if not isinstance(model, Fitted | Recommender | str | Path):
+        raise wrong_type("recommend", "model", model, MODEL)
+    check_arguments(recommend, {"k": k})
     if isinstance(model, str | Path):
         model = load(model)
     read = model.model if isinstance(model, Fitted) else model

@@ -1,5 +1,6 @@
 """Lists of a stored model: of many users at once, and of somebody who is new to it."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from fedjax_rec.client.keys import key_of
 from fedjax_rec.client.population import Population, population_of
 from fedjax_rec.data.heldout import heldout_events
 from fedjax_rec.engine.lane_steps import batch_shapes
+from fedjax_rec.errors import check_not_used_up, wrong_type
 from fedjax_rec.evaluation.evaluation_points import after_fold_in
 from fedjax_rec.evaluation.recommend import top_k as best_items
 from fedjax_rec.runs.recommender import Recommender, as_id, hidden_items, split_of_arrays
@@ -40,15 +42,24 @@ def rows_of(model: Recommender, users: Sequence[Any] | np.ndarray) -> np.ndarray
         int[U].
 
     Raises:
+        ArgumentError: if the users are one text.
         ValueError: naming the first user that the model does not know.
     """
-    rows = pd.Index(model.user_ids.astype(str)).get_indexer(pd.Index([as_id(user) for user in users]))
+    given = _ids_of("rows_of", "users", users)
+    rows = pd.Index(model.user_ids.astype(str)).get_indexer(pd.Index(given))
     if (rows < 0).any():
-        unknown = str(users[int((rows < 0).argmax())])
+        unknown = given[int((rows < 0).argmax())]
         raise ValueError(
             f"unknown user {unknown!r}; known are {len(model.user_ids):,}, such as {str(model.user_ids[0])!r}"
         )
     return rows
+
+
+def _ids_of(function: str, name: str, given: Sequence[Any] | np.ndarray) -> list[str]:
+    """External ids as text; one text is no sequence of its letters."""
+    if isinstance(given, str | bytes):
+        raise wrong_type(function, name, given, f"a sequence of ids, such as [{given!r}]")
+    return [as_id(each) for each in given]
 
 
 def best_lists(model: Recommender, rows: np.ndarray, k: int = 10, *, which: str | None = None) -> Lists:
@@ -81,6 +92,7 @@ def best_lists(model: Recommender, rows: np.ndarray, k: int = 10, *, which: str 
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     k = min(k, model.split.num_items)
+    check_not_used_up(model.state)
     prepared = model.point.prepare(jax.tree.map(jnp.asarray, model.state))
     best_unseen = _best_unseen(model.point.score, k)
     items, scores = [], []
@@ -118,21 +130,42 @@ def with_new_user(
 
     Args:
         model: as `load` returns it.
-        items: external ids that the user has; those that the model does not know are passed over.
+        items: external ids that the user has; those that the model does not know are passed over, with a warning.
         ratings: of these items, for models of ratings.
 
     Returns:
         the model, whose only user is "new".
 
     Raises:
-        ValueError: if the model knows none of the items, needs ratings and gets none, or cannot take new users.
+        ArgumentError: if the items are one text.
+        ValueError: if the model knows none of the items, cannot take new users, or needs ratings and gets none, or
+            not one for each item.
+
+    Warns:
+        UserWarning: naming an item that the model does not know.
+
+    Example:
+        >>> import fedjax_rec as fr
+        >>> fitted = fr.fit(fr.data.synthetic(30, 90), "fedmf", dim=2, rounds=2)
+        >>> visitor = with_new_user(fitted.model, ["item-00003", "item-00009"])
+        >>> visitor.user_ids.tolist()
+        ['new']
     """
-    codes = pd.Index(model.item_ids.astype(str)).get_indexer(pd.Index([as_id(item) for item in items]))
+    given = _ids_of("with_new_user", "items", items)
+    if ratings is not None and len(ratings) != len(given):
+        raise ValueError(f"{len(ratings)} ratings for {len(given)} items; give one for each")
+    codes = pd.Index(model.item_ids.astype(str)).get_indexer(pd.Index(given))
     known, first = np.unique(codes[codes >= 0], return_index=True)
+    unknown = [item for item, code in zip(given, codes, strict=True) if code < 0]
     if not len(known):
+        example = f", such as {unknown[0]!r}" if unknown else ""
         raise ValueError(
-            f"the model knows none of the {len(items)} items, such as {str(model.item_ids[0])!r}"
+            f"the model knows none of the {len(given)} items{example}; those that it knows are like "
+            f"{str(model.item_ids[0])!r}"
         )
+    if unknown:
+        told = f"{len(unknown)} of {len(given)} items are unknown to the model and passed over"
+        warnings.warn(f"{told}, such as {unknown[0]}", stacklevel=2)
     arrays: dict[str, np.ndarray] = {
         "user_ids": np.array([NEW]),
         "item_ids": model.item_ids,

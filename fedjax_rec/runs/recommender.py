@@ -22,7 +22,7 @@ from fedjax_rec.client.population import Population, population_of
 from fedjax_rec.data.files import read_arrays
 from fedjax_rec.data.heldout import PARTS, Events, heldout_events, hold_out_all
 from fedjax_rec.data.splits import Split
-from fedjax_rec.errors import check_arguments
+from fedjax_rec.errors import check_arguments, check_not_used_up, suggest_names, wrong_type
 from fedjax_rec.evaluation.evaluator import EvaluationPoint, score_stored_leaves
 from fedjax_rec.evaluation.recommend import TopK
 from fedjax_rec.evaluation.recommend import top_k as best_items
@@ -109,6 +109,7 @@ def model_arrays(
     for which in PARTS if split.heldout is not None else ():
         held = heldout_events(split, which)
         arrays |= {f"{which}_offsets": held.offsets, f"{which}_items": held.items}
+    check_not_used_up(state)
     params = {"server": state.server, "private": scored_leaves}
     leaves = {_name(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(params)}
     return arrays | {"round": np.asarray(state.round)} | leaves
@@ -324,6 +325,7 @@ def _shapes_of(model: Model, split: Split) -> dict[str, Any]:
     return jax.eval_shape(init, key_of(0), population)
 
 
+@suggest_names
 def top_k(model: Recommender, user: Any, k: int = 10, *, which: str | None = None) -> list[tuple[Any, float]]:
     """Recommend items that one user does not have yet, by external id.
 
@@ -340,6 +342,8 @@ def top_k(model: Recommender, user: Any, k: int = 10, *, which: str | None = Non
     Raises:
         ValueError: if the user or `which` is unknown, or k is below 1.
     """
+    if not isinstance(model, Recommender):
+        raise wrong_type("top_k", "model", model, "what fr.load returned, or `model` of what fr.fit did")
     check_arguments(top_k, locals())
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
@@ -384,6 +388,7 @@ def score_user(model: Recommender, row: int) -> jax.Array:
         float32[I].
     """
     state = model.state
+    check_not_used_up(state)
     if model.point.population is None:  # the user's own leaves are all that it needs
         state = state._replace(private=jax.tree.map(lambda leaf: jnp.asarray(leaf[row, None]), state.private))
         row = 0

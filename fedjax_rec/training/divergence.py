@@ -1,5 +1,7 @@
 """When a run has diverged: what its rounds report, read on the host."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -24,6 +26,41 @@ def lost(infos: RoundInfo) -> jax.Array:
         [True, False, True]
     """
     return ((infos.skipped > 0) & (infos.clients > 0)) | (infos.unsound > infos.clients)
+
+
+def all_unsound(infos: RoundInfo) -> Any:
+    """Which rounds had clients, no numbers of which were finite.
+
+    Args:
+        infos: leaves [T].
+
+    Returns:
+        bool[T].
+
+    Example:
+        >>> info = RoundInfo(*[np.zeros(3)] * 12)._replace(clients=np.array([5, 0, 0]))
+        >>> all_unsound(info._replace(unsound=np.array([4, 5, 0]))).tolist()
+        [False, True, False]
+    """
+    return (np.asarray(infos.clients) == 0) & (np.asarray(infos.unsound) > 0)
+
+
+def report_losses(infos: RoundInfo) -> RoundInfo:
+    """The same, where the loss of rounds without a sound client is NaN: on device it is 0, the mean of nobody.
+
+    Args:
+        infos: leaves [T].
+
+    Returns:
+        leaves [T].
+
+    Example:
+        >>> info = RoundInfo(*[np.zeros(2)] * 12)._replace(unsound=np.array([0, 5]))
+        >>> report_losses(info).loss.tolist()
+        [0.0, nan]
+    """
+    loss: Any = np.where(all_unsound(infos), np.nan, infos.loss).astype(np.float32)
+    return infos._replace(loss=loss)
 
 
 def diverged(infos: RoundInfo, first: float) -> bool:

@@ -12,6 +12,7 @@ import pandas as pd
 from fedjax_rec.evaluation.convergence import patience_ends_at, peak_round
 from fedjax_rec.evaluation.metrics import KS, METRIC_NAME, RankLike, metrics_from_ranks, user_metric
 from fedjax_rec.evaluation.pair_metrics import PAIR_METRICS
+from fedjax_rec.training.divergence import all_unsound
 from fedjax_rec.types import Algorithm, Plan, RoundInfo, State
 
 Metrics = dict[str, float]
@@ -165,9 +166,10 @@ class History(NamedTuple):
     def __repr__(self) -> str:
         """In a line."""
         done = self.first_round + len(self.rounds.loss) - 1
+        which = f"rounds {self.first_round} to {done}" if len(self.rounds.loss) else "no rounds"
         loss = f", loss {self.rounds.loss[-1]:.4f}" if len(self.rounds.loss) else ""
         return (
-            f"<History: rounds {self.first_round} to {done}, selected {self.selected_round}, stopped by "
+            f"<History: {which}, selected {self.selected_round}, stopped by "
             f"{self.stopped!r}{loss}, {len(self.evaluations)} validations, {self.seconds:.1f} s>"
         )
 
@@ -215,23 +217,33 @@ class History(NamedTuple):
 
 
 class DivergedWarning(UserWarning):
-    """A run ended before its rounds, because its numbers were no longer finite or far too large."""
+    """A run's numbers were no longer finite or far too large, mostly before it had run its rounds."""
 
 
 def warn_if_diverged(history: History) -> None:
     """Say so: its losses and metrics look like those of a model that learned nothing.
 
     Args:
-        history: of a run.
+        history: of a run; one in which no client was ever sound warns however it ended.
     """
-    if history.stopped != "diverged":
+    rounds = history.rounds
+    unsound = all_unsound(rounds)
+    learned = bool(np.any(rounds.clients > 0))
+    if history.stopped != "diverged" and (learned or not unsound.any()):
         return
-    done = len(history.rounds.loss) + history.first_round - 1
+    done = len(rounds.loss) + history.first_round - 1
     found = "the best validated one before" if history.evaluations else "of no use"
     text = (
         f"training diverged by round {done}; the state is {found}, and history.stopped says 'diverged'; lower the "
         "learning rate, or regularise more"
     )
+    if unsound[-1]:
+        advice = "lower the learning rate, or look" if learned else "nothing was learned; look"
+        text = (
+            f"all {int(rounds.unsound[-1]):,} clients of the cohort returned numbers that are not finite, in "
+            f"round {done} and in {unsound.sum():,} of {len(unsound):,} rounds; {advice} for what is not "
+            "finite in the loss, the model's start or the data"
+        )
     warnings.warn(text, DivergedWarning, stacklevel=3)
 
 

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from fedjax_rec.client.population import Population, check_order
 from fedjax_rec.engine.devices import AXIS, LEAST_SHARE, choose_devices, client_mesh
-from fedjax_rec.errors import check_arguments
+from fedjax_rec.errors import check_arguments, suggest_names
 from fedjax_rec.federation.blocks import run_block
 from fedjax_rec.types import Algorithm, Key, RoundInfo, State
 
@@ -41,6 +41,7 @@ def train(key: Key, algorithm: Algorithm, population: Population, rounds: int) -
     return run_block(algorithm, rounds, key, algorithm.init(key, population), population, jnp.int32(rounds))
 
 
+@suggest_names
 def train_seeds(
     keys: Key, algorithm: Algorithm, population: Population, rounds: int
 ) -> tuple[State, RoundInfo]:

@@ -1,7 +1,6 @@
 """Simulation: rounds in compiled blocks, validation between blocks, stopping, history.
 
-One compiled program runs a whole block of rounds on device (`blocks.run_block`); `simulate` adds what needs the
-host: validation, stopping, progress, checkpoints.
+One compiled program runs a block of rounds on device (`blocks.run_block`); `simulate` adds what needs the host.
 """
 
 import math
@@ -25,7 +24,7 @@ from fedjax_rec.engine.chunks import choose_run, with_best
 from fedjax_rec.engine.devices import check_surroundings, replicate
 from fedjax_rec.engine.plan import check_fits
 from fedjax_rec.engine.table_shards import join_rows, rows_to_host
-from fedjax_rec.errors import check_arguments
+from fedjax_rec.errors import check_arguments, suggest_names
 from fedjax_rec.evaluation.evaluator import EvaluationPoint
 from fedjax_rec.federation.blocks import Compilations, check_state
 from fedjax_rec.federation.host_memory import (
@@ -51,7 +50,7 @@ from fedjax_rec.training.checkpoints.manager import (
 from fedjax_rec.training.checkpoints.signals import StopRequest, defer_interrupt
 from fedjax_rec.training.checkpoints.versions import versions
 from fedjax_rec.training.client_files import place_clients
-from fedjax_rec.training.divergence import LOST, diverged, first_loss
+from fedjax_rec.training.divergence import LOST, diverged, first_loss, report_losses
 from fedjax_rec.training.history import (
     History,
     Interrupted,
@@ -75,6 +74,7 @@ from fedjax_rec.training.validation import make_validator
 from fedjax_rec.types import Algorithm, Key, Plan, RoundInfo, State
 
 
+@suggest_names
 def simulate(
     algorithm: Algorithm,
     data: Split | Population | StoredPopulation | Frame,
@@ -105,7 +105,7 @@ def simulate(
             secret (`privacy.secret_key`), stands in checkpoints, which then only their owner can read.
         eval_every: rounds in a compiled block, and between validations.
         stop: further stopping rules; none by default.
-        state: where to go on from; consumed.
+        state: where to go on from; it is used up, so go on with what is returned, or hand over a copy of it.
         keep: "best" returns the state of the best validation round, "last" the last one.
         point: with which parameters validation ranks (`evaluation.evaluation_points`); by default the server's.
         on_block: called with a `Progress` after each block, once it is saved if it was time; of several processes
@@ -203,10 +203,10 @@ def simulate(
         program = fingerprint(block.text(key, shapes, population))
         return identify_run(checkpoint, decides(), plan, computes(), program)
 
-    is_number = isinstance(seed, (int, np.integer))
     opened: Any = follow_checkpoints(checkpoint)
     if team.leads:
-        opened = open_checkpoints(checkpoint, identify, resume, confidential=not is_number)
+        is_secret = not isinstance(seed, (int, np.integer))
+        opened = open_checkpoints(checkpoint, identify, resume, confidential=is_secret)
     with opened as manager, team.working():
         state = run.resume(manager, state, rounds, partial(put_state, chunked, algorithm.mesh))
         return run.run(key, state, population, rounds, block_size)
@@ -404,7 +404,7 @@ class _Run:
             round=rounds_done,
             rounds=max(cast("int", end), rounds_done) if by_patience else rounds,
             clients=int(np.sum(last.clients)),
-            loss=float(last.loss[count - 1]),
+            loss=float(report_losses(last).loss[count - 1]),
             validation=validation,
             clients_per_second=clients / max(self.train_seconds, 1e-9),
             stopped=stopped,
@@ -432,7 +432,7 @@ class _Run:
     def _history(self, selected_round: int, stopped: str) -> History:
         nothing: Any = (np.zeros(0) for _ in RoundInfo._fields)
         return History(
-            rounds=_concatenate(self.infos) if self.infos else RoundInfo(*nothing),
+            rounds=report_losses(_concatenate(self.infos) if self.infos else RoundInfo(*nothing)),
             evaluations=tuple(self.evaluations),
             selected_round=selected_round,
             stopped=stopped,

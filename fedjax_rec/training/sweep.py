@@ -32,7 +32,7 @@ from fedjax_rec.data.splitters import as_split
 from fedjax_rec.engine.cohort import rests_between
 from fedjax_rec.engine.devices import LEAST_SHARE, choose_devices
 from fedjax_rec.engine.plan import device_bytes, state_bytes
-from fedjax_rec.errors import check_arguments
+from fedjax_rec.errors import check_arguments, suggest_names
 from fedjax_rec.evaluation.evaluator import score_stored_leaves, server_parameters
 from fedjax_rec.evaluation.metrics import user_metric
 from fedjax_rec.evaluation.pair_ranking import PairRanks
@@ -111,6 +111,7 @@ class _Group(NamedTuple):
     traced: tuple[str, ...]  # names of the settings that are arguments of the program
 
 
+@suggest_names
 def sweep(
     factory: Factory,
     split: Split | Frame,

@@ -180,6 +180,13 @@ def _batch_of(**changes: Any) -> Any:
         ),
         ({"loss": lambda p, _: (p.tables["vector"] ** 2).sum()}, r"gives float32\[\]; .* two numbers"),
         ({"loss": lambda p, _: (p.tables["vector"].sum(1), 1.0)}, "it must give two numbers"),
+        ({"loss": lambda p, _: (p.tables["vector"].sum().astype(int), 1.0)}, "a sum of int32, which has no"),
+        ({"loss": lambda p, _: (float(p.tables["vector"].sum()), 1.0)}, r"without float\(\), int\(\)"),
+        (
+            {"loss": lambda p, _: (p.tables["vector"].sum().item(), 1.0)},
+            "asks for the value of what is traced",
+        ),
+        ({"loss": lambda p, _: (1.0 if p.tables["vector"].sum() > 0 else 0.0, 1.0)}, "`if` on params"),
         ({"loss": lambda p, _: p.tables["vektor"]}, "the loss .* fails with KeyError: 'vektor'; .*vector"),
         (
             {"loss": lambda _, b: (jnp.zeros(64) @ b.data["mask"], b.data["mask"].sum())},

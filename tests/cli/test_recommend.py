@@ -11,7 +11,8 @@ import pytest
 import fedjax_rec as fr
 from fedjax_rec.cli.main import main
 from fedjax_rec.data.titles import find_titles, read_titles
-from fedjax_rec.runs.lists import best_lists, with_new_user
+from fedjax_rec.errors import ArgumentError
+from fedjax_rec.runs.lists import best_lists, rows_of, with_new_user
 from tests.cli.refusals import refuse
 
 USERS = 12
@@ -68,7 +69,11 @@ def test_lists_are_those_of_python(run, call, tmp_path):
 def test_somebody_new(run, tmp_path, capsys):
     """Gets what the history suggests and not what is in it; the server's parameters stay."""
     model = fr.load(run)
-    one, two = (with_new_user(model, items) for items in (["i1", "i2", "nothing"], ["i7", "i9"]))
+    with pytest.warns(
+        UserWarning, match="^1 of 3 items are unknown to the model and passed over, such as nothing$"
+    ):
+        one = with_new_user(model, ["i1", "i2", "nothing"])
+    two = with_new_user(model, ["i7", "i9"])
     np.testing.assert_array_equal(one.server.tables["vector"], model.server.tables["vector"])
     lists = [best_lists(each, np.array([0]), 28) for each in (one, two)]
     names = [set(model.item_ids[each.items[0]]) for each in lists]
@@ -98,8 +103,14 @@ def test_somebody_new(run, tmp_path, capsys):
     ):
         line = refuse(["recommend", "--run", str(run), "--new-user", str(tmp_path / file)], capsys)
         assert words in line
-    with pytest.raises(ValueError, match="knows none of the 1 items"):
+    with pytest.raises(ValueError, match="knows none of the 1 items, such as 'x'; those"):
         with_new_user(model, ["x"])
+    with pytest.raises(ArgumentError, match=r"items is 'i1', a str; with_new_user takes a sequence of ids"):
+        with_new_user(model, "i1")
+    with pytest.raises(ArgumentError, match=r"users is 'u1', a str; rows_of takes a sequence of ids"):
+        rows_of(model, "u1")
+    with pytest.raises(ValueError, match="1 ratings for 2 items"):
+        with_new_user(model, ["i1", "i2"], [5.0])
 
 
 def test_ratings_of_somebody_new_are_for_models_that_learn_from_them(tmp_path):

@@ -113,3 +113,16 @@ def test_what_things_are_fits_a_line(fitted):
     assert "&lt;script&gt;" in html
     assert EVIL not in html
     assert "<table" in html
+
+
+def test_a_private_fit_says_what_it_spent():
+    """In its line and in notebooks; one without noise says nothing of it."""
+    data = fr.data.synthetic(60, 90)
+    private = fr.fit(data, "fedmf", rounds=2, dim=2, target_epsilon=4.0, clip=0.1)
+    spent = private.outcome.spending
+    assert spent is not None
+    words = f"epsilon {spent.epsilon:.3f} at delta {spent.delta:.2e}"
+    assert spent.epsilon <= 4.0
+    assert words in repr(private)
+    assert words in private._repr_html_()
+    assert "epsilon" not in repr(fr.fit(data, "fedmf", rounds=2, dim=2))

@@ -6,7 +6,7 @@ import pytest
 from matplotlib import style
 
 import fedjax_rec as fr
-from fedjax_rec.runs.compare import Comparison, ComparisonRow, StoredRun
+from fedjax_rec.runs.compare import Comparison, ComparisonRow, StoredRun, compare_runs
 from fedjax_rec.runs.plots.canvas import drawable
 from fedjax_rec.runs.plots.sources import bytes_until, merge_seeds
 
@@ -39,7 +39,20 @@ def test_curves_show_the_history_and_what_is_reachable():
     stars = [line.get_ydata() for line in metric.lines if line.get_marker() == "*"]
     assert stars == [[0.5], [0.5]]
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["one", "on test, selected round", " _two", "popularity (test)", "best reachable (test)"]
+    assert names == [
+        "one",
+        "selected round",
+        "on test, selected round",
+        " _two",
+        "popularity (test)",
+        "best reachable (test)",
+    ]
+    rings = [line for line in metric.lines if line.get_fillstyle() == "none"]
+    assert [line.get_clip_on() for line in rings] == [
+        False,
+        False,
+    ]  # whole where the best round is at the top
+    assert metric.get_ylabel() == "validation ndcg@10 (full)"
     assert (figure.get_figwidth(), len(figure.axes)) == (3.3, 2)
     for axes in (loss, metric):
         assert all(float(tick).is_integer() for tick in axes.get_xticks())
@@ -154,9 +167,24 @@ def test_files_of_papers(tmp_path):
         (lambda: fr.plots.learning_curves(record("a"), metrics=["hr@7"]), "no validation of full/hr@7"),
         (lambda: fr.plots.learning_curves(record("a"), metrics=["ndgc@10"]), "did you mean 'ndcg@10'"),
         (lambda: fr.plots.learning_curves(record("a"), labels=["a", "b"]), "2 labels for 1 runs"),
-        (lambda: fr.plots.learning_curves(5), "a run folder"),
+        (lambda: fr.plots.learning_curves(5), "run is 5, an int; learning_curves takes a run folder"),
+        (lambda: fr.plots.groups(5), "run is 5, an int; groups takes a run folder"),
+        (lambda: fr.plots.lane_occupancy([record("a"), 5]), "run is 5, an int; lane_occupancy takes a run"),
+        (lambda: fr.plots.scores("a"), r"scores takes what fr.runs.compare_runs\(\[RUN, RUN\]\) returns"),  # type: ignore[arg-type]
+        (lambda: fr.plots.learning_curves([]), "nothing to draw"),
         (lambda: fr.plots.learning_curves(record("a"), width=0.0), "inches above 0"),
-        (lambda: fr.plots.groups(record("a"), metric="mrr"), "no run has groups of mrr"),
+        (
+            lambda: fr.plots.groups(record("a"), metric="mrr"),
+            "no run has groups of mrr; metrics of their groups: ndcg@10",
+        ),
+        (
+            lambda: fr.plots.groups(record("a")._replace(stored=None, result={})),
+            "a is a History, which says nothing of groups; groups takes run folders",
+        ),
+        (
+            lambda: fr.plots.communication(record("a")._replace(stored=None, result={})),
+            "a is a History, which says nothing of bytes per client; communication takes run folders",
+        ),
         (
             lambda: fr.plots.client_distribution(record("a")._replace(stored=None)),
             "says nothing of single users",
@@ -169,6 +197,27 @@ def test_errors_say_what_to_do(draw, words):
     with pytest.raises((ValueError, TypeError), match=words) as problem:
         draw()
     assert "\n" not in str(problem.value)
+
+
+def test_runs_come_one_by_one_or_as_a_list():
+    """Both draw the same."""
+    runs = [record("a"), record("b")]
+    for draw in (fr.plots.learning_curves, fr.plots.communication, fr.plots.groups, fr.plots.lane_occupancy):
+        one_by_one, listed, in_a_tuple = draw(*runs), draw(runs), draw(tuple(runs))
+        for other in (listed, in_a_tuple):
+            assert len(other.axes[0].lines) == len(one_by_one.axes[0].lines)
+
+
+def test_a_comparison_fits_a_line():
+    """In a console, too; there are as many scores as can be read."""
+    rows = [ComparisonRow("hr@10", f"x/run{n}", "fedmf", (0,), 0.5, 0.4, 0.7, *[None] * 7) for n in range(9)]
+    text = repr(Comparison("full", "p", 1234, tuple(rows)))
+    assert text.startswith("<Comparison of 1,234 users, full ranking: run0 hr@10 0.5000, run1 hr@10 0.5000, ")
+    assert len(text) < 250
+    with pytest.raises(TypeError, match="folders is 'runs/a', a str; compare_runs takes a sequence"):
+        compare_runs("runs/a")
+    with pytest.raises(TypeError, match="names is 'popularity', a str; run_baselines takes a sequence"):
+        fr.baselines(fr.data.synthetic(30, 90), names="popularity")
 
 
 def test_long_names_lose_their_middle():

@@ -3,17 +3,23 @@
 from importlib import import_module
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 
 import fedjax_rec as fr
 from fedjax_rec.data.splitters import ratio
+from fedjax_rec.evaluation.evaluator import score_stored_leaves
+from fedjax_rec.privacy.adaptive_clipping import clipping_norm
 from fedjax_rec.runs.build import make_algorithm
 from fedjax_rec.runs.inputs import load_split
 from fedjax_rec.runs.settings import Settings
 from fedjax_rec.server.optimizers import LOCALS, SERVERS
 from fedjax_rec.testing import assert_close, check_one_trace, tiny_population
+
+KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +188,77 @@ def test_a_state_of_another_algorithm_is_refused():
         state, _ = fr.simulate(first, population, rounds=1, keep="last")
         with pytest.raises(ValueError, match=rf"state\.{part} is not that of this algorithm"):
             fr.simulate(second, population, rounds=1, state=state)
+
+
+USES = {
+    "simulate": lambda algorithm, split, state: fr.simulate(algorithm, split, rounds=9, state=state),
+    "evaluate": lambda algorithm, split, state: fr.evaluate(algorithm, state, split),
+    "make_evaluator": lambda algorithm, split, state: fr.make_evaluator(algorithm, split)(state),
+    "make_top_k": lambda algorithm, split, state: fr.evaluation.make_top_k(algorithm, split)(state),
+    "score_stored_leaves": lambda algorithm, _, state: score_stored_leaves(algorithm).prepare(state),
+    "round": lambda algorithm, split, state: algorithm.round(KEY, state, fr.population_of(split)),
+    "client_update": lambda algorithm, split, state: fr.client_update(
+        algorithm, KEY, state, fr.population_of(split), 0
+    ),
+    "save": lambda algorithm, split, state: fr.save("never", algorithm, state, split),
+    "adaptive clip": lambda _, __, state: clipping_norm(state),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_state_that_was_used_up_is_refused(split, algorithm, use, tmp_path, monkeypatch):
+    """Whatever takes a state says in one line what became of this one; its repr does, too."""
+    monkeypatch.chdir(tmp_path)
+    state, _ = fr.simulate(algorithm, split, rounds=1)
+    kept = jax.tree.map(jnp.copy, state)
+    longer, _ = fr.simulate(algorithm, split, rounds=2, state=state)
+    assert "used up" in repr(state)
+    assert "used up" not in repr(longer) + repr(kept)
+    with pytest.raises(
+        ValueError, match=r"^this state was handed to simulate, which uses it up; .*state\)\)$"
+    ):
+        use(algorithm, split, state)
+    fr.make_evaluator(algorithm, split)(kept)
+
+
+def test_a_model_whose_state_was_used_up_is_refused():
+    """Of a fit, too, whose state somebody trained on."""
+    fitted = fr.fit(fr.data.synthetic(30, 90), "fedmf", dim=2, rounds=2)
+    fr.simulate(fitted.outcome.algorithm, fitted.outcome.split, rounds=3, state=fitted.outcome.state)
+    for use in (
+        lambda: fr.recommend(fitted, "user-00000"),
+        lambda: fr.top_k(fitted.model, "user-00000"),
+        lambda: fr.evaluate(fitted.outcome.algorithm, fitted.outcome.state, fitted.outcome.split),
+    ):
+        with pytest.raises(ValueError, match="uses it up"):
+            use()
+
+
+@pytest.mark.parametrize("rounds", [2, 9])
+def test_a_loss_that_is_never_finite_looks_like_one(rounds):
+    """Rounds without a sound client have no loss, and the warning says that it was all of them."""
+
+    def loss(params, batch):
+        del batch
+        scores = params.tables["vector"] @ params.private["vector"]
+        return jnp.sum(scores) * jnp.nan, jnp.sum(jnp.ones_like(scores))
+
+    work = fr.local_training(loss, optax.sgd(0.1), fr.client.with_negatives(batch_size=4, num_negatives=1))
+    algorithm = fr.federate(fr.fedmf(dim=2).model, work, cohort=8)
+    losses = []
+    with pytest.warns(
+        fr.training.DivergedWarning, match=r"^all [78] clients of the cohort returned .*; nothing was learned"
+    ):
+        _, history = fr.simulate(
+            algorithm, tiny_population(), rounds=rounds, on_block=lambda block: losses.append(block.loss)
+        )
+    assert np.isnan(history.rounds.loss).all()
+    assert np.isnan(fr.frame(history)["loss"]).all()
+    assert np.isnan(losses).all()
+    assert "loss nan" in repr(history)
+
+
+def test_a_history_of_no_rounds():
+    """It does not say that it went backwards."""
+    _, history = fr.simulate(fr.fedmf(dim=2), tiny_population(), rounds=0)
+    assert repr(history).startswith("<History: no rounds, selected 0")

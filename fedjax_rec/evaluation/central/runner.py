@@ -27,6 +27,7 @@ from fedjax_rec.data.defaults import ALS_ROUNDS
 from fedjax_rec.data.frames import Frame
 from fedjax_rec.data.splits import Split, merge_validation
 from fedjax_rec.data.splitters import as_split
+from fedjax_rec.errors import check_arguments, suggest_names
 from fedjax_rec.evaluation.central.registry import (
     METHOD_NAMES,
     METHODS,
@@ -65,6 +66,7 @@ class BaselineResult(NamedTuple):
     seconds: float  # trials, fit and ranking
 
 
+@suggest_names
 def run_baselines(
     split: Split | Frame,
     *,
@@ -102,6 +104,7 @@ def run_baselines(
         >>> list(found["ease"].settings), sorted(found["ease"].metrics)
         (['regularisation'], ['full', 'sampled2'])
     """
+    check_arguments(run_baselines, {"names": names})
     split = as_split(split, "run_baselines")
     fixed_settings = settings or {}
     _check(split, names, fixed_settings)

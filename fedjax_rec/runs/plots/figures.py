@@ -6,9 +6,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedjax_rec.errors import check_arguments
+from fedjax_rec.errors import check_arguments, wrong_type
 from fedjax_rec.runs.compare import Comparison, check_metric
-from fedjax_rec.runs.plots.sources import RunRecord, bytes_until, groups_of, records_of
+from fedjax_rec.runs.plots.sources import (
+    EVALUATED,
+    RunRecord,
+    bytes_until,
+    groups_of,
+    metrics_of_groups,
+    records_of,
+)
 
 WIDTH = 3.3  # inches: a column of a paper of two columns
 ASPECT = 0.7  # height of a panel, in widths of a column
@@ -33,7 +40,7 @@ def learning_curves(
     run's own score on test is a star at its selected round, to be compared with them.
 
     Args:
-        runs: one or several, each as `record_of` takes it.
+        runs: one or several, each as `record_of` takes it, one by one or as a list.
         metrics: that validation measures, such as "hr@10".
         ranking: "full", or "sampled99" by the protocol's number of candidates.
         loss: whether training loss has a panel, too.
@@ -61,7 +68,7 @@ def learning_curves(
 
     for metric in metrics:
         check_metric(metric)
-    records = records_of(runs, labels, group_seeds=group_seeds)
+    records = records_of(runs, labels, group_seeds=group_seeds, taker="learning_curves")
     with sheet():
         figure, panels = _panels(len(metrics) + loss, width)
         if loss:
@@ -110,6 +117,7 @@ def _draw_metric(
     from fedjax_rec.runs.plots.canvas import color_of, drawable, whole_numbers
 
     lines = _references(records, ranking, metric) if references else {}
+    named = False  # whether the legend has the ring
     for index, record in enumerate(records):
         style = color_of(index)
         rounds, values = _validation(record, ranking, metric)
@@ -119,15 +127,26 @@ def _draw_metric(
         selected = record.result.get("selected_round")
         if selected in rounds and not record.seeds:
             at = values[list(rounds).index(selected)]
-            axes.plot([selected], [at], "o", markersize=7, fillstyle="none", color=style["color"])
+            ring = {"markersize": 7, "fillstyle": "none", "clip_on": False}  # whole at the panel's edge, too
+            name = "selected round" if not named else None
+            named = True
+            axes.plot([selected], [at], "o", color=style["color"], label=name, **ring)
         tested = _tested(record, ranking, metric)
         if lines and tested is not None:
             name = "on test, selected round" if index == 0 else ""
-            axes.plot([selected], [tested], "*", color=style["color"], markersize=7, label=name or None)
+            axes.plot(
+                [selected],
+                [tested],
+                "*",
+                color=style["color"],
+                markersize=7,
+                label=name or None,
+                clip_on=False,
+            )
     _draw_references(axes, lines)
     whole_numbers(axes.xaxis)
     axes.set_xlim(left=0)
-    axes.set(xlabel="round", ylabel=f"{metric}, {ranking} ranking")
+    axes.set(xlabel="round", ylabel=f"validation {metric} ({ranking})")
     if any(len(_validation(record, ranking, metric)[0]) for record in records):
         axes.set_ylim(bottom=0)
 
@@ -190,7 +209,7 @@ def client_distribution(
     """Draw which share of the clients has at least so much of a metric: the whole distribution, no bins.
 
     Args:
-        runs: one or several, each as `record_of` takes it; a bare history has no clients.
+        runs: one or several, each as `record_of` takes it, one by one or as a list; a bare history has no clients.
         metric: of the clients' test items.
         ranking: "full", or "sampled99" by the protocol's number of candidates.
         labels: of the runs.
@@ -206,7 +225,7 @@ def client_distribution(
     check_arguments(client_distribution, locals())
     from fedjax_rec.runs.plots.canvas import COLORS, drawable, legend, sheet
 
-    records = records_of(runs, labels, group_seeds=group_seeds)
+    records = records_of(runs, labels, group_seeds=group_seeds, taker="client_distribution")
     with sheet():
         figure, (axes,) = _panels(1, width)
         for index, record in enumerate(records):
@@ -233,7 +252,8 @@ def communication(
     """Draw validation against what all clients together had sent and received by then.
 
     Args:
-        runs: one or several, run folders or what `fr.fit` gave: a bare history knows no bytes.
+        runs: one or several, one by one or as a list: run folders or what `fr.fit` gave; a bare history
+            knows no bytes.
         metric: that validation measures.
         ranking: "full", or "sampled99" by the protocol's number of candidates.
         labels: of the runs.
@@ -250,7 +270,7 @@ def communication(
     from fedjax_rec.runs.plots.canvas import color_of, drawable, legend, sheet
 
     check_metric(metric)
-    records = records_of(runs, labels, group_seeds=group_seeds)
+    records = records_of(runs, labels, group_seeds=group_seeds, taker="communication")
     curves = []
     for record in records:
         rounds, values = _validation(record, ranking, metric)
@@ -281,7 +301,7 @@ def lane_occupancy(
     A slot is one lane in one step of the loop; what is missing to 100 % is lanes that waited for the last clients.
 
     Args:
-        runs: one or several, each as `record_of` takes it.
+        runs: one or several, each as `record_of` takes it, one by one or as a list.
         labels: of the runs.
         group_seeds: whether runs that differ in their seed alone are drawn as one, their mean.
         width: in inches.
@@ -302,7 +322,7 @@ def lane_occupancy(
     check_arguments(lane_occupancy, locals())
     from fedjax_rec.runs.plots.canvas import COLORS, drawable, legend, sheet, whole_numbers
 
-    records = records_of(runs, labels, group_seeds=group_seeds)
+    records = records_of(runs, labels, group_seeds=group_seeds, taker="lane_occupancy")
     with sheet():
         figure, (axes,) = _panels(1, width)
         for index, record in enumerate(records):
@@ -328,7 +348,8 @@ def groups(
     """Draw means of groups of users: by activity, by head and tail items, by attributes of the data.
 
     Args:
-        runs: one or several, run folders or what `fr.fit` gave: a bare history has no groups.
+        runs: one or several, one by one or as a list: run folders or what `fr.fit` gave; a bare history
+            has no groups.
         metric: "ndcg@10", "hr@10", or "recall@10" where users have several test items; of full ranking.
         labels: of the runs.
         group_seeds: whether runs that differ in their seed alone are drawn as one, their mean.
@@ -343,11 +364,17 @@ def groups(
     check_arguments(groups, locals())
     from fedjax_rec.runs.plots.canvas import FAINT, color_of, drawable, picture, sheet
 
-    records = records_of(runs, labels, group_seeds=group_seeds)
+    records = records_of(runs, labels, group_seeds=group_seeds, taker="groups")
     found = [groups_of(record, metric) for record in records]
     names = list(dict.fromkeys(name for each in found for name in each))
     if not names:
-        raise ValueError(f"no run has groups of {metric}; they have those of ndcg@10 and hr@10")
+        bare = [record.label for record in records if record.stored is None]
+        if bare:
+            raise ValueError(
+                f"{bare[0]} is a History, which says nothing of groups; groups takes {EVALUATED}"
+            )
+        known = ", ".join(metrics_of_groups(records)) or "none"
+        raise ValueError(f"no run has groups of {metric}; metrics of their groups: {known}")
     with sheet():
         figure = picture(width, 0.8 + 0.17 * len(names) + 0.15 * len(records) * (len(records) > 1))
         axes = figure.subplots()
@@ -380,6 +407,8 @@ def scores(comparison: Comparison, *, labels: Sequence[str] | None = None, width
     Raises:
         ValueError: if there are not as many labels as rows of a metric.
     """
+    if not isinstance(comparison, Comparison):
+        raise wrong_type("scores", "comparison", comparison, "what fr.runs.compare_runs([RUN, RUN]) returns")
     check_arguments(scores, locals())
     from fedjax_rec.runs.plots.canvas import COLORS, FAINT, drawable, picture, sheet
 

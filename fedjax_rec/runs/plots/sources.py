@@ -17,6 +17,7 @@ from fedjax_rec.runs.folders import read_json
 from fedjax_rec.runs.seeds import group_by_seeds
 from fedjax_rec.training.history import History, frame
 
+EVALUATED = "run folders, or what fr.fit or run_experiment returned"
 TAKEN = "a run folder, what fr.fit or run_experiment returned, or a History"
 
 
@@ -43,18 +44,20 @@ class RunRecord(NamedTuple):
             return np.mean([seed.users(metric, ranking) for seed in self.seeds], axis=0)
         if self.stored is None:
             raise ValueError(
-                f"{self.label} is a history, which says nothing of single users; give the run's folder"
+                f"{self.label} is a History, which says nothing of single users; client_distribution takes "
+                f"{EVALUATED}"
             )
         values = user_values(self.stored, metric, ranking)
         return values[~np.isnan(values)]
 
 
-def record_of(run: Any, label: str | None = None) -> RunRecord:
+def record_of(run: Any, label: str | None = None, *, taker: str = "record_of") -> RunRecord:
     """Read what figures need of a run.
 
     Args:
         run: a run folder, what `fr.fit` or `run_experiment` returned, a `History`, or a record.
         label: what it is called; by default its folder, or its algorithm.
+        taker: the function that was given it, as errors call it.
 
     Returns:
         the record.
@@ -77,19 +80,24 @@ def record_of(run: Any, label: str | None = None) -> RunRecord:
     elif isinstance(run, str | Path):
         record = _of_folder(Path(run))
     else:
-        raise wrong_type("record_of", "run", run, TAKEN)
+        raise wrong_type(taker, "run", run, TAKEN)
     return record if label is None else record._replace(label=label)
 
 
 def records_of(
-    runs: Sequence[Any], labels: Sequence[str] | None, *, group_seeds: bool = False
+    runs: Sequence[Any],
+    labels: Sequence[str] | None,
+    *,
+    group_seeds: bool = False,
+    taker: str = "records_of",
 ) -> list[RunRecord]:
     """Read several runs, under names that tell them apart.
 
     Args:
-        runs: each as of `record_of`.
+        runs: each as of `record_of`; or one list of such.
         labels: one for each, or None.
         group_seeds: whether runs that differ in their seed alone become one record, as of `merge_seeds`.
+        taker: the function that was given them, as errors call it.
 
     Returns:
         the records.
@@ -102,11 +110,14 @@ def records_of(
         Traceback (most recent call last):
         ValueError: nothing to draw; give one run or several
     """
+    if len(runs) == 1 and type(runs[0]) in (list, tuple):  # named tuples are runs
+        runs = runs[0]
     if not runs:
         raise ValueError("nothing to draw; give one run or several")
     if labels is not None and len(labels) != len(runs):
         raise ValueError(f"{len(labels)} labels for {len(runs)} runs; give one for each")
-    records = [record_of(run, None if labels is None else labels[at]) for at, run in enumerate(runs)]
+    names = [None] * len(runs) if labels is None else labels
+    records = [record_of(run, name, taker=taker) for run, name in zip(runs, names, strict=True)]
     if group_seeds:
         records = merge_seeds(records)
     names = [record.label for record in records]
@@ -212,7 +223,9 @@ def bytes_until(record: RunRecord) -> np.ndarray:
     up, down = (record.result.get(f"bytes_{way}_per_client") for way in ("up", "down"))
     if up is None or down is None:
         raise ValueError(
-            f"{record.label} has no bytes per client; give the run's folder, or what fr.fit returned"
+            f"{record.label} is a History, which says nothing of bytes per client; communication takes {EVALUATED}"
+            if record.stored is None
+            else f"{record.label} has no bytes per client in its result.json; train it again with this version"
         )
     return np.cumsum(record.history["clients"].to_numpy(float)) * (up + down)
 
@@ -234,6 +247,20 @@ def groups_of(record: RunRecord, metric: str) -> dict[str, float]:
             if numbers.get(metric) is not None:
                 values[name_of_group(kind, label, numbers)] = numbers[metric]
     return values
+
+
+def metrics_of_groups(records: Sequence[RunRecord]) -> list[str]:
+    """Metrics that groups of runs were measured by.
+
+    Args:
+        records: of the runs.
+
+    Returns:
+        their names, sorted.
+    """
+    found = [record.result.get("metrics", {}).get("test", {}).get("groups", {}) for record in records]
+    members = [numbers for kinds in found for each in kinds.values() for numbers in each.values()]
+    return sorted({name for numbers in members for name in numbers if "@" in name})
 
 
 def name_of_group(kind: str, label: str, numbers: dict[str, Any]) -> str:
