@@ -170,6 +170,8 @@ def test_baselines_of_all_seeds_share_a_row(compared):
     text = report_page(runs, group_seeds=True)
     assert "ease (central), 2 seeds" in text
     assert "a seed that failed" not in text
+    with pytest.raises(ValueError, match=r"it holds runs: name .*/all/\*"):
+        compare_runs([folder])
     alone = compare_runs([*runs, f"{runs[0]}:ease"], group_seeds=True)
     assert [row.seeds for row in alone.rows] == [(0, 1), (0,)]
     assert alone.warnings == ()
