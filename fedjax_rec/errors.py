@@ -22,8 +22,8 @@ class ParameterError(ValueError):
     """A refusal whose text names parameters in braces, so that each reader finds the names that he can change.
 
     Args:
-        template: the text. `{dim}` and `{FedBuff.buffer}` are parameters; `{need:,.1f}`, where `need` is among the
-            values, is that value.
+        template: the text. `{dim}` and `{FedBuff.buffer}` are parameters; `{duplicates=last}` is one with a
+            value, a text or a number; `{need:,.1f}`, where `need` is among the values, is that value.
         values: what the text shows besides.
 
     Example:
@@ -32,6 +32,9 @@ class ParameterError(ValueError):
         'the model takes 3.0 GiB; lower dim'
         >>> error.render({"dim": "--dim"})
         'the model takes 3.0 GiB; lower --dim'
+        >>> error = ParameterError("{duplicates=last} keeps one")
+        >>> str(error), error.render({"duplicates": "--duplicates"})
+        ("duplicates='last' keeps one", '--duplicates last keeps one')
     """
 
     def __init__(self, template: str, **values: Any) -> None:
@@ -413,5 +416,9 @@ class _Filler(string.Formatter):
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, str]:
         del args
-        value = kwargs.get(field_name, self.names.get(field_name, field_name))
-        return value, field_name
+        name, given, value = field_name.partition("=")
+        if given:  # as a flag is given, or an argument
+            flag = self.names.get(name)
+            number = value.lstrip("-").replace(".", "", 1).isdigit()
+            return f"{name}={value if number else repr(value)}" if flag is None else f"{flag} {value}", name
+        return kwargs.get(field_name, self.names.get(field_name, field_name)), field_name

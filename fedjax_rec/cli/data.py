@@ -1,6 +1,8 @@
 """`fedjax-rec data`: list, describe or download data sets, make stores; a file is described as it is read."""
 
 import argparse
+import contextlib
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from fedjax_rec.cli.argument_parser import Parser, whole_number
@@ -91,10 +93,7 @@ def call(given: argparse.Namespace) -> int:
     elif is_store(given.dataset):
         _print_store(open_store(given.dataset, verify=True))
     else:
-        options = {name: getattr(given, name) for name in OF_FILES}
-        if given.duplicates == "error":  # they are counted, not refused
-            options["duplicates"] = "last"
-        dataset = registry.load_dataset(given.dataset, progress=True, **options)
+        dataset, options = _load(given)
         for name, value in registry.describe(dataset).items():
             if name == "presets":
                 value = {preset: _flags(filters) for preset, filters in value.items()}  # noqa: PLW2901
@@ -102,7 +101,42 @@ def call(given: argparse.Namespace) -> int:
                 continue  # of a plain file nobody has said it
             print(printable(f"{name:>16}: {_format_value(value)}"))
         _print_reading(dataset)
+        if dataset.reading is not None or given.part is not None:
+            print(printable(f"{'run with':>16}: {_run_command(given.dataset, dataset, options)}"))
+        _print_events(dataset)
     return 0
+
+
+def _load(given: argparse.Namespace) -> tuple["Dataset", dict[str, Any]]:
+    """The data, whose repeated pairs are counted and not refused, and the options that read them."""
+    from fedjax_rec.data import registry
+    from fedjax_rec.data.errors import DataError
+
+    options = {name: getattr(given, name) for name in OF_FILES}
+    merged = options | {"duplicates": "last"}
+    if given.duplicates != "error":
+        return registry.load_dataset(given.dataset, progress=True, **options), options
+    if given.part is None:
+        return registry.load_dataset(given.dataset, progress=True, **merged), options
+    with contextlib.suppress(DataError):  # a file of parts does not say by itself whether pairs repeat
+        return registry.load_dataset(given.dataset, progress=True, **options), options
+    return registry.load_dataset(given.dataset, progress=True, **merged), merged
+
+
+def _run_command(path: str, dataset: "Dataset", options: dict[str, Any]) -> str:
+    """The command that trains on a file that was described, with what its events need beside their reading."""
+    from fedjax_rec.data.registry import describe
+    from fedjax_rec.data.splits import MIN_EVENTS
+
+    if options["part"] is not None:
+        flags = {name: value for name, value in options.items() if value not in (None, "error")}
+        words = [
+            word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))
+        ]
+        return shlex.join(["fedjax-rec", "run", "--dataset", path, *words, "--splitter", "given"])
+    few = describe(dataset)["per_user"]["min"] < MIN_EVENTS
+    needed = f" --min-user-events {MIN_EVENTS}" * few
+    return f"{shlex.join(['fedjax-rec', 'run', '--dataset', path])} {dataset.reading}{needed}"
 
 
 def _convert(given: argparse.Namespace) -> None:
@@ -134,13 +168,17 @@ def _print_store(store: "Store") -> None:
 
 
 def _print_reading(dataset: "Dataset") -> None:
-    """How a file was understood: the flags that say so, notes, and the first events."""
-    from fedjax_rec.data.times import show_time
-
+    """How a file was understood: the flags that say so, and notes."""
     if dataset.reading is not None:
         print(printable(f"{'read with':>16}: {dataset.reading}"))
     for note in dataset.notes:
         print(printable(f"{'note':>16}: {note}"))
+
+
+def _print_events(dataset: "Dataset") -> None:
+    """The first events."""
+    from fedjax_rec.data.times import show_time
+
     events = dataset.interactions
     header = ["user", "item"]
     columns = [events.user_ids[events.users[:SHOWN]], events.item_ids[events.items[:SHOWN]]]

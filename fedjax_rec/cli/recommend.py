@@ -6,8 +6,9 @@ import csv
 import math
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedjax_rec.cli.output import tell
 from fedjax_rec.columns import aligned
@@ -16,7 +17,17 @@ from fedjax_rec.errors import printable
 if TYPE_CHECKING:
     import pandas as pd
 
+    from fedjax_rec.runs.recommender import Recommender
+
 FORMATS = ("table", "csv", "json", "parquet")
+FILTERS = ("min_rating", "min_user_events", "core")  # settings that drop users
+
+
+class History(NamedTuple):
+    """What somebody new has."""
+
+    items: list[str]
+    ratings: list[float]  # of each of them; empty where the file has none
 
 
 def add_parser(commands: Any) -> None:
@@ -36,7 +47,8 @@ def add_parser(commands: Any) -> None:
     whom.add_argument(
         "--new-user",
         metavar="FILE",
-        help="somebody whom the model has not met: a csv with a column item, and rating for models of ratings",
+        help="somebody whom the model has not met: a csv with a column item (or by its name in the run's data), "
+        "rating for models of ratings, and user where there are several",
     )
     parser.add_argument("-k", type=int, default=10, metavar="K", help="items for each (default: 10)")
     parser.add_argument(
@@ -60,21 +72,63 @@ def add_output(parser: argparse.ArgumentParser, formats: tuple[str, ...]) -> Non
 
 def call(given: argparse.Namespace) -> int:
     """Read the model, make the lists and write them."""
-    from fedjax_rec.runs.lists import best_lists, rows_of, table_of, with_new_user
+    from fedjax_rec.runs.folders import read_json
+    from fedjax_rec.runs.lists import best_lists, rows_of, table_of
     from fedjax_rec.runs.recommender import load
 
     model = load(given.run)
+    config = read_json(Path(given.run) / "config.json")
     if given.new_user is not None:
-        items, ratings = _read_items(given.new_user)
-        with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("always", UserWarning)
-            model = with_new_user(model, items, ratings)
-        for warning in found:
-            tell(str(warning.message))
-    users = model.user_ids if given.all_users or given.new_user else given.user or _read_users(given.users)
-    lists = best_lists(model, rows_of(model, users), given.k)
-    write_table(table_of(model, lists, titles_of(given)), given.format, given.out)
+        write_table(_lists_of_new(model, given, config), given.format, given.out)
+        return 0
+    users = model.user_ids if given.all_users else given.user or _read_users(given.users)
+    try:
+        rows = rows_of(model, users)
+    except ValueError as problem:
+        raise ValueError(f"{problem}{_why_unknown(config)}") from problem
+    write_table(table_of(model, best_lists(model, rows, given.k), titles_of(given)), given.format, given.out)
     return 0
+
+
+def _why_unknown(config: Mapping[str, Any]) -> str:
+    """Why a user of the data may be no user of the model, by the settings of the run."""
+    filters = [f"--{name.replace('_', '-')} {config[name]:g}" for name in FILTERS if config.get(name)]
+    reasons = [f"others may have been dropped by {' '.join(filters)}"] if filters else []
+    if config.get("evaluate_clients"):
+        reasons.append(
+            f"others were not sampled to be ranked: --evaluate-clients {config['evaluate_clients']}"
+        )
+    return "".join(f"; {reason}" for reason in reasons)
+
+
+def _lists_of_new(
+    model: "Recommender", given: argparse.Namespace, config: Mapping[str, Any]
+) -> "pd.DataFrame":
+    """A table of lists of somebody new, or of all whom the file names, each by its own history."""
+    import pandas as pd
+
+    from fedjax_rec.runs.lists import best_lists, rows_of, table_of, with_new_user
+
+    histories = _read_histories(given.new_user, config)
+    every = [item for history in histories.values() for item in history.items]
+    unknown = sorted(set(every) - set(model.item_ids.astype(str).tolist()))
+    titles = titles_of(given)
+    tables = []
+    for user, history in histories.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # of unknown items, which are told once for all below
+                one = with_new_user(model, history.items, history.ratings or None)
+        except ValueError as problem:
+            raise ValueError(f"user {user!r}: {problem}" if user else str(problem)) from problem
+        found = table_of(one, best_lists(one, rows_of(one, one.user_ids), given.k), titles)
+        tables.append(found.assign(user=user) if user else found)
+    if unknown:
+        told = f"{len(unknown)} of {len(every)} items are unknown to the model and passed over"
+        tell(f"{told}, such as {unknown[0]}")
+    return pd.concat(tables, ignore_index=True)
 
 
 def titles_of(given: argparse.Namespace) -> dict[str, str]:
@@ -163,30 +217,42 @@ def _read_lines(path: str) -> list[str]:
         raise ValueError(f"{path} is no text in UTF-8: {problem}") from problem
 
 
-def _read_items(path: str) -> tuple[list[str], list[float] | None]:
-    """Items, and ratings where the file has them, of a csv with a header, or of lines of items."""
-    reader = csv.reader(_read_lines(path))
+def _read_histories(path: str, config: Mapping[str, Any]) -> dict[str, History]:
+    """Histories by user, "" where the file names none; what separates fields is found as the readers find it."""
+    from fedjax_rec.data.sniffing import find_separator
+
+    lines = _read_lines(path)
+    separator = find_separator("\n".join(lines).encode())
+    reader = csv.reader(lines, delimiter=separator if separator in (",", ";", "|", "\t") else ",")
     try:
-        return _parse_items(reader, path)
+        return _parse_histories(reader, path, config)
     except csv.Error as problem:
         raise ValueError(f"{path}, line {reader.line_num}: {problem}") from problem
 
 
-def _parse_items(reader: Any, path: str) -> tuple[list[str], list[float] | None]:
+def _parse_histories(reader: Any, path: str, config: Mapping[str, Any]) -> dict[str, History]:
     header = [name.strip().casefold() for name in next(reader, [])]
-    if "item" not in header:
-        raise ValueError(f"{path}: its first line must name a column item, and perhaps rating")
-    items: list[str] = []
-    ratings: list[float] = []
+    at: dict[str, int] = {}
+    for role in ("user", "item", "rating"):  # by the name that the run was given, or by the role's own
+        names = (str(config.get(role) or role).casefold(), role)
+        known = next((name for name in names if name in header), None)
+        if known is not None:
+            at[role] = header.index(known)
+    if "item" not in at:
+        named = config.get("item") or "item"
+        raise ValueError(f"{path}: its first line must name a column {named}, and perhaps user and rating")
+    found: dict[str, History] = {}
     for row in filter(None, reader):
+        where = f"{path}, line {reader.line_num}"
         if len(row) != len(header):
-            raise ValueError(
-                f"{path}, line {reader.line_num}: {len(row)} fields, and {len(header)} in the first line"
-            )
-        items.append(row[header.index("item")])
-        if "rating" in header:
-            ratings.append(_rating_of(row[header.index("rating")], f"{path}, line {reader.line_num}"))
-    return items, ratings if "rating" in header else None
+            raise ValueError(f"{where}: {len(row)} fields, and {len(header)} in the first line")
+        history = found.setdefault(row[at["user"]].strip() if "user" in at else "", History([], []))
+        history.items.append(row[at["item"]])
+        if "rating" in at:
+            history.ratings.append(_rating_of(row[at["rating"]], where))
+    if not found:
+        raise ValueError(f"{path} has no items behind its first line")
+    return found
 
 
 def _rating_of(text: str, where: str) -> float:

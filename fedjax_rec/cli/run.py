@@ -7,8 +7,9 @@ import itertools
 import json
 import shlex
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedjax_rec.algorithms.registry import REQUIRED
 from fedjax_rec.cli.argument_parser import HelpAll, Parser
@@ -21,12 +22,16 @@ from fedjax_rec.cli.processes import (
     is_one_of_several,
     joined,
 )
-from fedjax_rec.errors import fill, printable
+from fedjax_rec.errors import printable
 from fedjax_rec.runs.configuration import command_of, over, read_configuration
 from fedjax_rec.runs.descriptions import settings_of as texts_of
 from fedjax_rec.runs.settings import Settings, complete
 from fedjax_rec.training.checkpoints.manager import Checkpoints
 from fedjax_rec.training.checkpoints.signals import raise_if_stopped
+
+if TYPE_CHECKING:
+    from fedjax_rec.runs.baselines import FittedBaselines
+    from fedjax_rec.runs.outcome import Outcome
 
 SHOWN = {  # settings that `--help` shows; `--help-all` shows all
     "dataset", "data_dir", "splitter", "refit", "algorithm", "dim", "loss", "num_negatives", "local_epochs",
@@ -133,9 +138,8 @@ def call(given: argparse.Namespace) -> int:
         if given.dry_run:
             return dry_run(each, as_json=given.json)
         alone = Shown(table=False, progress=show.progress)
-        return train_each(
-            each, lambda one, folder: train(one, folder, resume=False, show=alone), as_json=given.json
-        )
+        train_one = partial(train, resume=False, show=alone, fitted={})
+        return train_each(each, train_one, as_json=given.json)
     complete(settings)  # what the algorithm does not have is refused before anything is made
     if given.dry_run:
         return dry_run([settings], as_json=given.json)
@@ -222,7 +226,15 @@ def _plan_of(settings: Settings) -> dict[str, Any]:
     }
 
 
-def train(settings: Settings, folder: Path, *, resume: bool, show: Shown = SAY_ALL) -> int:
+def train(
+    settings: Settings,
+    folder: Path,
+    *,
+    resume: bool,
+    show: Shown = SAY_ALL,
+    on_outcome: Callable[["Outcome"], Any] | None = None,
+    fitted: "FittedBaselines | None" = None,
+) -> int:
     """Train, evaluate, fill the run folder and print the table; progress goes to standard error.
 
     A signal ends it in order, and it can go on later if anything was saved.
@@ -232,6 +244,8 @@ def train(settings: Settings, folder: Path, *, resume: bool, show: Shown = SAY_A
         folder: the run folder, which this process has locked.
         resume: whether to go on from the newest checkpoint in the folder.
         show: what it says.
+        on_outcome: called with what was found out, once it is written.
+        fitted: central baselines of earlier runs of the same command, as of `run_experiment`.
 
     Returns:
         the exit status.
@@ -241,7 +255,7 @@ def train(settings: Settings, folder: Path, *, resume: bool, show: Shown = SAY_A
     from fedjax_rec.training.checkpoints.manager import Paused
 
     try:
-        return _train(settings, folder, resume=resume, show=show)
+        return _train(settings, folder, resume, show, on_outcome, fitted)
     except (Paused, KeyboardInterrupt) as stop:
         if isinstance(stop, Paused) and not is_first():
             return settings.pause_exit_code
@@ -274,11 +288,17 @@ def _tell_notes(problem: BaseException) -> None:
             tell(note)
 
 
-def _train(settings: Settings, folder: Path, *, resume: bool, show: Shown) -> int:
+def _train(
+    settings: Settings,
+    folder: Path,
+    resume: bool,
+    show: Shown,
+    on_outcome: Callable[["Outcome"], Any] | None,
+    fitted: "FittedBaselines | None",
+) -> int:
     from fedjax_rec.engine.devices import use_cores
     from fedjax_rec.hosts.processes import is_first
     from fedjax_rec.runs import report, run_folder
-    from fedjax_rec.runs.build import advice
     from fedjax_rec.runs.experiment import run_experiment
     from fedjax_rec.training.progress import progress_bar
 
@@ -294,9 +314,12 @@ def _train(settings: Settings, folder: Path, *, resume: bool, show: Shown) -> in
         on_trained=(lambda trained: run_folder.save_trained(trained, folder)) if writes else None,
         checkpoint=checkpoint,
         resume=resume,
+        fitted=fitted,
     )
     if writes:
         run_folder.save_results(outcome, folder, on_message=tell)
+    if on_outcome is not None:
+        on_outcome(outcome)
     if show.json:
         print(json.dumps(run_folder.result_of(outcome) | {"run_folder": str(folder)}, indent=2))
     if not show.table:
@@ -304,18 +327,8 @@ def _train(settings: Settings, folder: Path, *, resume: bool, show: Shown) -> in
     for line in outcome.split.log:
         print(line)
     print(report.result_table(outcome))
-    for line in report.lost_updates(outcome.history):
-        print(line)
-    if outcome.history.stopped == "diverged":
-        print(f"training diverged after the best round; {fill(advice(settings), FLAGS)}")
-    if outcome.history.still_improving:
-        ceiling = "max_seconds" if outcome.history.stopped == "seconds" else "rounds"
-        print(f"still improving in the last validation: raise {FLAGS[ceiling]}")
-    if outcome.history.stopped == "repeats":
-        print(
-            f"all rounds of {settings.algorithm} with all clients are the same: it stopped after the first of "
-            f"{outcome.settings.rounds}"
-        )
+    for line in report.remarks(outcome, FLAGS):
+        print(printable(line))
     print(f"run folder: {printable(str(folder))}")
     return 0
 

@@ -1,15 +1,29 @@
 """Several runs of one command: each algorithm with each seed, in one process, and one table of them all."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from fedjax_rec.cli.output import tell
+from fedjax_rec.cli.parser import FLAGS
 from fedjax_rec.errors import printable
 from fedjax_rec.runs.folders import read_json
 from fedjax_rec.runs.ranges import MAX_SEEDS
 from fedjax_rec.runs.settings import Settings, complete
+
+if TYPE_CHECKING:
+    from fedjax_rec.runs.compare import Comparison
+    from fedjax_rec.runs.outcome import Outcome
+
+
+class Notes(NamedTuple):
+    """What a run says beside its scores, as of `runs.report`."""
+
+    data: list[str]  # the same for all runs of one command
+    price: list[str]  # how both sides of the price of federation were tuned
+    training: list[str]  # of this run alone
 
 
 def settings_of_each(settings: Settings, algorithms: Sequence[str], seeds: int) -> list[Settings]:
@@ -43,33 +57,35 @@ def settings_of_each(settings: Settings, algorithms: Sequence[str], seeds: int) 
     return found
 
 
-def train_each(
-    settings: Sequence[Settings], train: Callable[[Settings, Path], int], *, as_json: bool = False
-) -> int:
+def train_each(settings: Sequence[Settings], train: Callable[..., int], *, as_json: bool = False) -> int:
     """Train one after the other, and print how they compare.
 
     Args:
         settings: of each.
-        train: trains one in a folder that is reserved for it, and returns its exit status.
+        train: trains one of them, given its settings and the folder that is reserved for it, calls `on_outcome`
+            with what was found out, and returns its exit status.
         as_json: whether the comparison is one JSON object.
 
     Returns:
         the exit status: that of the first run that did not end well, after which none begins.
     """
-    from fedjax_rec.runs.compare import compare_runs
+    from fedjax_rec.runs.compare import compare_runs, read_run
     from fedjax_rec.runs.comparison_formats import render
     from fedjax_rec.runs.folders import choose_folder
     from fedjax_rec.runs.reserve import reserve_folder
     from fedjax_rec.runs.run_folder import name_of
+    from fedjax_rec.runs.seeds import central_baselines
 
     outs = _folders_of(settings)
     for each, out in zip(settings, outs, strict=True):
         choose_folder(out, name_of(each))  # refused before the first one trains
     folders: list[Path] = []
+    notes: list[Notes] = []
     try:
         for each, out in zip(settings, outs, strict=True):
             with reserve_folder(out, name_of(each)) as folder:
-                status = train(replace(each, out=str(folder)), folder)
+                here = replace(each, out=str(folder))
+                status = train(here, folder, on_outcome=lambda outcome: notes.append(_notes_of(outcome)))
             if not (folder / "result.json").exists():  # it was stopped, and said so
                 _tell_finished(folders, len(settings))
                 return status
@@ -77,19 +93,82 @@ def train_each(
     except BaseException:
         _tell_finished(folders, len(settings))
         raise
-    comparison = compare_runs(
-        [str(folder) for folder in folders],
-        metrics=["ndcg@10", "hr@10"],
-        group_seeds=True,
-    )
-    print(render(comparison, "json" if as_json else "table"))
-    if not as_json:
-        print(
-            "\n".join(
-                [*spent_together(folders), *(f"run folder: {printable(str(folder))}" for folder in folders)]
-            )
-        )
+    asked = settings[0].baselines is not None
+    runs = [read_run(folder) for folder in folders] if asked else []
+    central = [run.name for run in central_baselines(runs, group_seeds=True)]
+    comparison = compare_runs([*map(str, folders), *central], metrics=["ndcg@10", "hr@10"], group_seeds=True)
+    names = [folder.name for folder in folders]
+    told = by_run(names, [note.training for note in notes])
+    comparison = comparison._replace(warnings=(*comparison.warnings, *told))
+    if as_json:
+        print(render(comparison, "json"))
+        return 0
+    lines = [
+        *_once(note.data for note in notes),
+        *render(comparison, "table").splitlines(),
+        *prices(comparison, central),
+        *_once(note.price for note in notes),
+        *spent_together(folders),
+        *(f"run folder: {folder}" for folder in folders),
+    ]
+    print("\n".join(map(printable, lines)))
     return 0
+
+
+def _notes_of(outcome: "Outcome") -> Notes:
+    from fedjax_rec.runs.report import data_notes, remarks, tuning_of_price
+
+    return Notes(data_notes(outcome), tuning_of_price(outcome), remarks(outcome, FLAGS))
+
+
+def _once(notes: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of all runs, each once."""
+    return list(dict.fromkeys(line for lines in notes for line in lines))
+
+
+def by_run(names: Sequence[str], remarks: Sequence[Sequence[str]]) -> list[str]:
+    """What is said of runs, each line once, behind the names of the runs that it is said of.
+
+    Args:
+        names: of the runs.
+        remarks: the lines on each.
+
+    Returns:
+        the lines, in the order in which they are met.
+
+    Example:
+        >>> by_run(["a", "b", "c"], [["slow"], [], ["slow", "odd"]])
+        ['a, c: slow', 'c: odd']
+    """
+    of_line: dict[str, list[str]] = {}
+    for name, lines in zip(names, remarks, strict=True):
+        for line in lines:
+            of_line.setdefault(line, []).append(name)
+    return [f"{', '.join(names)}: {line}" for line, names in of_line.items()]
+
+
+def prices(comparison: "Comparison", central: Sequence[str]) -> list[str]:
+    """The price of federation of each federated row: its mean over that of the best central one.
+
+    Args:
+        comparison: of all runs and baselines.
+        central: the names of the baselines.
+
+    Returns:
+        a line for each federated row; none without a baseline.
+    """
+    from fedjax_rec.algorithms.own import label_of
+
+    lines: dict[str, list[str]] = {}
+    for metric in dict.fromkeys(row.metric for row in comparison.rows):
+        rows = [row for row in comparison.rows if row.metric == metric]
+        baselines = [row for row in rows if row.run.removesuffix(f" ({len(row.seeds)} seeds)") in central]
+        best = max(baselines, key=lambda row: row.mean, default=None)
+        for row in rows:
+            if best is not None and best.mean > 0 and row not in baselines:
+                price = f"{metric} {row.mean / best.mean:.3f} ({best.algorithm})"
+                lines.setdefault(label_of(row.algorithm), []).append(price)
+    return [f"{name} / best central: {', '.join(found)}" for name, found in lines.items()]
 
 
 def spent_together(folders: Sequence[Path]) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from fedjax_rec.data.errors import DataError
+from fedjax_rec.data.errors import DataParameterError
 from fedjax_rec.data.interactions import Interactions
 from fedjax_rec.data.vocabulary import Where
 
@@ -55,10 +55,13 @@ def keep_one(events: Interactions, where: Where, duplicates: str) -> Interaction
     same = (events.users == events.users[row]) & (events.items == events.items[row])
     user = events.user_ids[events.users[row]]
     item = events.item_ids[events.items[row]]
-    raise DataError(
-        f"{where(row)}: user {user} already has item {item} at {where(int(same.argmax()))}; "
-        "pass duplicates='first' or duplicates='last' to keep one of them, duplicates='count' or "
-        "duplicates='sum' to rate them together"
+    raise DataParameterError(
+        "{where}: user {user_id} already has item {item_id} at {before}; {duplicates=first} or {duplicates=last} "
+        "keeps one of them, {duplicates=count} or {duplicates=sum} rates them together",
+        where=where(row),
+        user_id=user,
+        item_id=item,
+        before=where(int(same.argmax())),
     )
 
 
@@ -75,8 +78,8 @@ def _repeated(events: Interactions) -> np.ndarray:
 def _totals(events: Interactions, pairs: np.ndarray, rule: str) -> np.ndarray:
     """float32[M], of each row the number of its pair's events, or the sum of their ratings."""
     if rule == "sum" and events.ratings is None:
-        raise DataError(
-            "duplicates='sum' adds up ratings, and there are none; use 'count', 'first' or 'last'"
+        raise DataParameterError(
+            "{duplicates=sum} adds up ratings, and there are none; use count, first or last"
         )
     values = np.ones(len(events.users)) if rule == "count" else np.asarray(events.ratings, np.float64)
     sums = np.zeros(len(pairs))

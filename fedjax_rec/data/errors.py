@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedjax_rec.errors import printable
+from fedjax_rec.errors import ParameterError, printable
 
 
 class DataError(ValueError):
@@ -14,6 +14,15 @@ class DataError(ValueError):
     def __init__(self, message: str) -> None:
         """The message; what it quotes of the data cannot break the line, nor reach a terminal as a command."""
         super().__init__(printable(" ".join(message.splitlines())))
+
+
+class DataParameterError(ParameterError, DataError):
+    """Bad data with a way out that is a parameter, which the command line calls by its flag.
+
+    Example:
+        >>> str(DataParameterError("{where}: twice; {duplicates=last} keeps one", where="a.csv:3"))
+        "a.csv:3: twice; duplicates='last' keeps one"
+    """
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

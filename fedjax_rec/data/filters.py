@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fedjax_rec.data.interactions import Dataset, Heldout, Interactions
+from fedjax_rec.errors import ParameterError
 
 
 def filter_events(
@@ -43,7 +44,9 @@ def filter_events(
     log = list(dataset.notes)
     if min_rating is not None:
         if table.ratings is None:
-            raise ValueError(f"min_rating={min_rating} needs ratings, and {dataset.name!r} has none")
+            raise ParameterError(
+                f"{{min_rating={min_rating:g}}} needs ratings, and {{_name!r}} has none", _name=dataset.name
+            )
         before = table
         everyone = np.ones(table.num_users, bool)
         table, heldout = restrict(table, heldout, table.ratings >= min_rating, everyone)
@@ -55,7 +58,10 @@ def filter_events(
         log.append(log_line(f"min_user_events={min_user_events}", before, table))
     if core > 0:
         if heldout is not None:
-            raise ValueError(f"core={core} would change the official test of {dataset.name!r}; leave it out")
+            raise ParameterError(
+                f"{{core={core}}} would change the official test of {{_name!r}}; leave it out",
+                _name=dataset.name,
+            )
         before = table
         table = _core(table, core)
         log.append(log_line(f"core={core}", before, table))

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from fedjax_rec.data.columns import Columns, check_rule, to_interactions
-from fedjax_rec.data.errors import DataError
+from fedjax_rec.data.errors import DataError, DataParameterError
 from fedjax_rec.data.formats import read_file
 from fedjax_rec.data.frames import Frame, open_frame
 from fedjax_rec.data.interactions import SPLIT_PARTS, Dataset, Heldout, Interactions
@@ -252,9 +252,12 @@ def join_parts(
     if duplicates == "error":
         row = int(repeated.argmax())
         user, item = joined.user_ids[joined.users[row]], joined.item_ids[joined.items[row]]
-        raise DataError(
-            f"{source}: item {item} of user {user} is in several parts; duplicates='first' leaves it in the "
-            "first of them"
+        raise DataParameterError(
+            "{source}: item {item_id} of user {user_id} is in several parts; {duplicates=first} leaves it in the "
+            "first of them",
+            source=source,
+            item_id=item,
+            user_id=user,
         )
     note = f"{repeated.sum():,} events of pairs that an earlier part has are left out"
     kept = ~repeated

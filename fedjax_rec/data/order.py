@@ -49,13 +49,13 @@ def choose_order(dataset: Dataset, order: str | None) -> str:
         return "time" if timed else "random"
     if order not in ORDERS:
         raise ParameterError(
-            "{order}={value!r} is unknown; choose one of {known}",
+            "{order} {value!r} is unknown; choose one of {known}",
             value=order,
             known=", ".join(map(repr, ORDERS)),
         )
     if order == "time" and not timed:
         raise ParameterError(
-            "{order}='time' needs timestamps, and {name!r} has none; use 'file' or 'random', or name their column "
+            "{order=time} needs timestamps, and {name!r} has none; use file or random, or name their column "
             "with {timestamp}",
             name=dataset.name,
         )

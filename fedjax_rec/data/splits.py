@@ -33,10 +33,10 @@ from fedjax_rec.data.inputs import as_dataset
 from fedjax_rec.data.interactions import Dataset, Heldout, Interactions
 from fedjax_rec.data.order import choose_order, sort_events, tell_drawn
 from fedjax_rec.data.sorting import sort_distinct
-from fedjax_rec.errors import check_arguments
+from fedjax_rec.errors import ParameterError, check_arguments
 
 NEGATIVES = ("train", "paper-leaky")
-_MIN_EVENTS = 3  # one each to train, validate and test
+MIN_EVENTS = 3  # one each to train, validate and test
 _STREAM_VALIDATION = 0  # of one seed's random numbers: streams are independent
 _STREAM_TEST = 1
 _STREAM_ITEM = 2
@@ -385,13 +385,26 @@ def data_hash(
 
 def _require_events(table: Interactions, heldout: Heldout | None) -> None:
     """Refuse users whose events do not suffice for a training, a validation and a test item."""
-    events = num_events(table, heldout)
-    if len(short := np.flatnonzero(events < _MIN_EVENTS)):
-        first = short[0]
-        raise ValueError(
-            f"leave-one-out needs {_MIN_EVENTS} events of each user; {len(short)} of {table.num_users} users "
-            f"have fewer, the first of them {str(table.user_ids[first])!r} with {events[first]}; "
-            f"min_user_events={_MIN_EVENTS} drops them"
+    require_least("leave-one-out", MIN_EVENTS, num_events(table, heldout), table.user_ids)
+
+
+def require_least(splitter: str, least: int, events: np.ndarray, user_ids: np.ndarray) -> None:
+    """Refuse users of fewer events than a splitter needs.
+
+    Args:
+        splitter: its name.
+        least: what it needs.
+        events: int[N], of each user.
+        user_ids: [N], external ids.
+
+    Raises:
+        ValueError: naming the first such user, and the filter that drops them.
+    """
+    if len(short := np.flatnonzero(events < least)):
+        raise ParameterError(
+            f"{splitter} needs {least} events of each user; {len(short)} of {len(user_ids)} users have fewer, the "
+            f"first of them {{first!r}} with {events[short[0]]}; {{min_user_events={least}}} drops them",
+            first=str(user_ids[short[0]]),
         )
 
 

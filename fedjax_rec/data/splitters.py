@@ -29,7 +29,7 @@ from fedjax_rec.data.heldout import POSITIVES, hold_out_all, select_events
 from fedjax_rec.data.inputs import TAKEN, as_dataset
 from fedjax_rec.data.interactions import Dataset, Interactions
 from fedjax_rec.data.order import choose_order, sort_events, tell_drawn
-from fedjax_rec.data.splits import Split, assemble, data_hash, leave_one_out, seen_codes
+from fedjax_rec.data.splits import Split, assemble, data_hash, leave_one_out, require_least, seen_codes
 from fedjax_rec.errors import ParameterError, check_arguments
 
 SPLITTERS = ("leave-one-out", "global-time", "ratio", "given", "strong")
@@ -414,13 +414,7 @@ def _require(dataset: Dataset, name: str, validation_share: float | None, test_s
 
 
 def _require_events(table: Interactions, name: str, min_events: int) -> None:
-    counts = np.bincount(table.users, minlength=table.num_users)
-    if len(short := np.flatnonzero(counts < min_events)):
-        raise ValueError(
-            f"{name} needs {min_events} events of each user; {len(short)} of {table.num_users} users have fewer, "
-            f"the first of them {str(table.user_ids[short[0]])!r} with {counts[short[0]]}; "
-            f"min_user_events={min_events} drops them"
-        )
+    require_least(name, min_events, np.bincount(table.users, minlength=table.num_users), table.user_ids)
 
 
 def _dates(times: np.ndarray, validation_share: float, test_share: float) -> np.ndarray:

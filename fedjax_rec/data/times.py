@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fedjax_rec.data.errors import DataError
+from fedjax_rec.data.errors import DataError, DataParameterError
 from fedjax_rec.data.vocabulary import Where
 
 FORMATS = (  # beside ISO 8601; none may be read in two ways
@@ -211,8 +211,13 @@ def as_numbers(values: pd.Series, name: str, where: Where) -> np.ndarray:
         shown = shown if len(shown) < 60 else f"{shown[:50]}..."
         hint = "correct or delete the line"
         if isinstance(value, str) and not value.strip():
-            hint += f", or leave the column out with {name}='none' (--{name} none)"
-        raise DataError(f"{where(row)}: {name} {shown} is not a finite number; {hint}")
+            hint += f", or leave the column out with {{{name}=none}}"
+        raise DataParameterError(
+            "{where}: {_name} {shown} is not a finite number; " + hint,
+            where=where(row),
+            _name=name,
+            shown=shown,
+        )
     return array
 
 

@@ -61,11 +61,11 @@ _HOLDERS = {  # of a plan's memory: what takes it, and the way out with paramete
     "versions": ("the models that late clients train from take", "lower {FedBuff.max_staleness} or {dim}"),
     "best": (
         "the best state so far takes",
-        "lower {dim}, or have no best kept: keep='last', or no validation",
+        "lower {dim}, or in Python keep no best: keep='last', or no validation",
     ),
     "host best": (
         "the best state so far takes in host memory",
-        "lower {dim}, let it wait in files ({client_store}), or have no best kept: keep='last', or no validation",
+        "lower {dim}, let it wait in files ({client_store}), or in Python keep no best: keep='last'",
     ),
     "sums": ("sums of updates take", "lower {dim} or the number of devices"),
     "touched": ("the rows that a cohort touches take", "lower the cohort, {dim} or {devices}"),
@@ -83,10 +83,10 @@ _PAIR_HOLDERS = {  # the same, where the model is a table of items by items, who
     "cohort": (_HOLDERS["cohort"][0], "lower the cohort (or {stream_clients}) or {devices}"),
     "model": ("weights of items by items take", _FEWER_ITEMS),
     "versions": ("the weights that late clients train from take", "lower {FedBuff.max_staleness}"),
-    "best": ("the best state so far takes", "have no best kept: keep='last', or no validation"),
+    "best": ("the best state so far takes", "in Python keep no best: keep='last', or no validation"),
     "host best": (
         "the best state so far takes in host memory",
-        "have no best kept: keep='last', or no validation",
+        "in Python keep no best: keep='last', or no validation",
     ),
     "sums": ("sums of items by items take", _FEWER_ITEMS),
     "touched": (_HOLDERS["touched"][0], "lower the cohort or {devices}"),

@@ -9,16 +9,20 @@
 """
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from fedjax_rec.compatibility import RunFeature, check_together
 from fedjax_rec.data.splits import Split, merge_validation
 from fedjax_rec.evaluation.central import METHOD_NAMES, BaselineResult, run_baselines
+from fedjax_rec.evaluation.central.registry import draws, parse_method_names
 from fedjax_rec.evaluation.protocol import Protocol, protocol_id
 from fedjax_rec.evaluation.reference_ranks import truth_ranks
 from fedjax_rec.evaluation.summary import Metrics, result_metrics
@@ -35,6 +39,8 @@ from fedjax_rec.runs.folders import (
 from fedjax_rec.runs.inputs import load_split, protocol_of, with_absolute_paths
 from fedjax_rec.runs.settings import Settings
 from fedjax_rec.training.checkpoints.versions import PACKAGE, commit_of, versions
+
+FittedBaselines = dict[tuple[Any, ...], BaselineResult]  # by all that they depend on
 
 
 class BaselineRun(NamedTuple):
@@ -105,6 +111,66 @@ def run_baseline_experiment(
         ceiling=None if dataset.truth is None else result_metrics(truth_ranks(dataset, tested), tested),
         seconds=time.perf_counter() - started,
     )
+
+
+def run_centrals(
+    settings: Settings,
+    protocol: Protocol,
+    split: Split,
+    on_stage: Callable[[str], Any],
+    fitted: FittedBaselines | None = None,
+) -> dict[str, BaselineResult]:
+    """The central baselines that the settings of a run name: before any training, so that they fail early.
+
+    Args:
+        settings: of the run.
+        protocol: of the run.
+        split: of the run.
+        on_stage: called with a line of text when something new begins that may take seconds.
+        fitted: of earlier runs, which are not fitted again where all that they depend on is the same; those of
+            this run are added.
+
+    Returns:
+        the baselines by name, in the order of the names; none where the settings name none.
+
+    Raises:
+        ValueError: as `run_baselines`.
+    """
+    if settings.baselines is None:
+        return {}
+    names = parse_method_names(settings.baselines)
+    tune = settings.tune if settings.tune_baselines else None
+    fit = partial(
+        run_baselines,
+        split,
+        seed=settings.seed,
+        refit=settings.refit,
+        selection=protocol.selection,
+        tune=tune,
+        on_stage=on_stage,
+    )
+    if fitted is None:
+        return fit(names=names)
+    same = (_fingerprint(split), settings.refit, protocol.selection, tune)
+    keys = {name: (name, settings.seed if draws(name, tune) else None, *same) for name in names}
+    known = [name for name in names if keys[name] in fitted]
+    if known:
+        on_stage(f"{', '.join(known)}: fitted by an earlier run")
+    left = [name for name in names if name not in known]
+    found = fit(names=left) if left else {}
+    fitted |= {keys[name]: result for name, result in found.items()}
+    return {name: fitted[keys[name]] for name in names}
+
+
+def _fingerprint(split: Split) -> str:
+    """A hash of all that a method can read of a split."""
+    digest = hashlib.sha256(repr([*(value for value in split if isinstance(value, str)), split.log]).encode())
+    for leaf in jax.tree.leaves(split):
+        if isinstance(leaf, np.ndarray):
+            values = leaf.astype(str) if leaf.dtype == object else leaf
+            digest.update(f"{values.dtype}{values.shape}".encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
 
 
 def baseline_result(run: BaselineRun) -> dict[str, Any]:

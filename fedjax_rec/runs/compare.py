@@ -111,7 +111,8 @@ def read_run(folder: str | Path) -> StoredRun:
         raise ValueError(f"{folder} is not a run folder: no such directory")
     for name in _FILES:
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} is not a run folder: {name} is missing")
+            hint = f"; it holds runs: name {folder}/*" * any(folder.glob("*/config.json"))
+            raise ValueError(f"{folder} is not a run folder: {name} is missing{hint}")
     if not (folder / "per_user.npz").is_file():
         raise ValueError(f"{folder} has no per-user data (per_user.npz is missing), so it cannot be compared")
     try:

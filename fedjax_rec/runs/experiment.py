@@ -20,8 +20,6 @@ from fedjax_rec.data.interactions import Dataset
 from fedjax_rec.data.splits import Split, append_users, known_items
 from fedjax_rec.errors import ParameterError
 from fedjax_rec.evaluation.central.price import Price, price_of_federation
-from fedjax_rec.evaluation.central.registry import parse_method_names
-from fedjax_rec.evaluation.central.runner import BaselineResult, run_baselines
 from fedjax_rec.evaluation.evaluator import EvaluationPoint, make_evaluator, make_rating_predictor, make_top_k
 from fedjax_rec.evaluation.metrics import rating_errors
 from fedjax_rec.evaluation.protocol import Protocol, protocol_id
@@ -30,7 +28,7 @@ from fedjax_rec.evaluation.reference_ranks import popularity_scores, rank_common
 from fedjax_rec.evaluation.summary import K, Metrics, result_metrics, summarise
 from fedjax_rec.federation.traffic import Traffic, count_traffic, upload_of
 from fedjax_rec.hosts.processes import check_same
-from fedjax_rec.runs.baselines import baseline_details
+from fedjax_rec.runs.baselines import FittedBaselines, baseline_details, run_centrals
 from fedjax_rec.runs.build import advice
 from fedjax_rec.runs.folders import to_json_values
 from fedjax_rec.runs.inputs import with_absolute_paths
@@ -80,6 +78,7 @@ def run_experiment(
     resume: bool | None = None,
     dataset: Dataset | None = None,
     keep_interrupted: bool = False,
+    fitted: FittedBaselines | None = None,
 ) -> Outcome:
     """Run what the settings say.
 
@@ -96,6 +95,8 @@ def run_experiment(
             such a run again.
         keep_interrupted: whether a run that Ctrl-C ends while it trains is measured as it is then, without a
             refit; its `history.stopped` is "interrupted".
+        fitted: central baselines of other runs, which are not fitted again where data, protocol and settings are
+            the same; those of this run are added.
 
     Returns:
         the outcome.
@@ -128,7 +129,7 @@ def run_experiment(
         settings, tuning = kept or tune(settings, setup, protocol, on_stage)
         setup = with_settings(settings, setup)
     stage_checkpoints = _checkpoint_stages(checkpoint, setup, settings, asked_values, key, tuning)
-    centrals = _run_centrals(settings, protocol, split, on_stage)
+    centrals = run_centrals(settings, protocol, split, on_stage, fitted)
 
     # Train, select the round on validation, and perhaps train again on train + validation for so many rounds.
     with noting(tuning):
@@ -389,23 +390,6 @@ def _scored_leaves(setup: Setup, state: State) -> PyTree:
 def _count_traffic(setup: Setup, state: State, history: History) -> Traffic:
     population = setup.population if setup.stored is None else population_of(setup.split)
     return count_traffic(state.server, history.rounds, upload_of(setup.algorithm, population, state))
-
-
-def _run_centrals(
-    settings: Settings, protocol: Protocol, split: Split, on_stage: Callable[[str], Any]
-) -> dict[str, BaselineResult]:
-    """The central baselines that the settings name: before any training, so that they fail early."""
-    if settings.baselines is None:
-        return {}
-    return run_baselines(
-        split,
-        names=parse_method_names(settings.baselines),
-        seed=settings.seed,
-        refit=settings.refit,
-        selection=protocol.selection,
-        tune=settings.tune if settings.tune_baselines else None,
-        on_stage=on_stage,
-    )
 
 
 def _price(

@@ -1,5 +1,6 @@
 """One page about runs, that stands alone: `fedjax-rec report`. Its numbers are those of the folders."""
 
+import contextlib
 import dataclasses
 import os
 import tempfile
@@ -9,9 +10,9 @@ from typing import Any
 
 from fedjax_rec.errors import printable
 from fedjax_rec.runs import plots
-from fedjax_rec.runs.compare import Comparison, ComparisonRow, StoredRun, compare_runs, read_runs
+from fedjax_rec.runs.compare import Comparison, ComparisonRow, compare_runs, read_runs
 from fedjax_rec.runs.comparison_formats import NOTE, significance_stars
-from fedjax_rec.runs.configuration import before_tuning
+from fedjax_rec.runs.folders import read_json
 from fedjax_rec.runs.markup import escape, number, page, svg_of, table
 from fedjax_rec.runs.plots.sources import (
     RunRecord,
@@ -21,6 +22,7 @@ from fedjax_rec.runs.plots.sources import (
     record_of,
     records_of,
 )
+from fedjax_rec.runs.seeds import central_baselines
 from fedjax_rec.runs.settings import Settings
 
 SPREAD = {
@@ -62,12 +64,13 @@ def report_page(
     stored = [each for source in runs for each in read_runs(source)]
     federated = [each for each in stored if not each.method]
     if not federated:
-        given = f"{', '.join(map(str, runs))} has none" if runs else "none was given"
-        raise ValueError(f"a report needs the folder of a federated run; {given}")
+        found = f"{', '.join(map(str, runs))} has none" if runs else "none was given"
+        raise ValueError(f"a report needs the folder of a federated run; {found}")
     records = records_of([record_of(each.folder) for each in federated], None)
     if metrics is None:
         metrics = ("ndcg@10", "recall@10" if "test_offsets" in federated[0].users else "hr@10")
-    every = [*stored, *_baselines(federated, stored)]
+    given = {run.method for run in stored}
+    every = [*stored, *central_baselines(federated, given, group_seeds=group_seeds)]
     names = {run.name: record.label for run, record in zip(federated, records, strict=True)}
     names |= {run.name: f"{run.method} (central)" for run in every if run.method}
     comparison = compare_runs(
@@ -121,18 +124,6 @@ def write_report(
         draft.write(text)
     os.chmod(draft.name, 0o644)  # noqa: PTH101 - a temporary file is its owner's alone
     return Path(draft.name).replace(path)
-
-
-def _baselines(federated: Sequence[StoredRun], given: Sequence[StoredRun]) -> list[StoredRun]:
-    """The central baselines in the folders of runs, each method once."""
-    found: dict[str, StoredRun] = {}
-    methods = {run.method for run in given}
-    for run in federated:
-        for name in run.users:
-            method = name.removesuffix("_rank_full")
-            if method != name and method not in methods:
-                found.setdefault(method, read_runs(f"{run.folder}:{method}")[0])
-    return list(found.values())
 
 
 def _heading(title: str, records: Sequence[RunRecord], comparison: Comparison) -> str:
@@ -264,7 +255,7 @@ def _costs(records: Sequence[RunRecord]) -> str:
             "seed": _seeds(record),
             "rounds": number(result.get("rounds"), ",d"),
             "selected round": number(result.get("selected_round"), ",d"),
-            "ended by": escape(result.get("stopped")),
+            "ended by": escape(_ended_by(record)),
             "bytes up, a client and round": number(up, ",.0f"),
             "bytes down, a client and round": number(down, ",.0f"),
             "bytes of all clients and rounds": number(float(bytes_until(record)[-1]), ",.0f")
@@ -279,6 +270,17 @@ def _costs(records: Sequence[RunRecord]) -> str:
             rows.setdefault(name, [name]).append(value)
     header = ["", *(escape(record.label) for record in records)]
     return f"<h2>Communication and time</h2>{table(header, list(rows.values()))}"
+
+
+def _ended_by(record: RunRecord) -> str:
+    """What ended the training, and whether its last validation was the best one; of several seeds, of how many."""
+    ends = []
+    for each in record.seeds or (record,):
+        stopped = str(each.result.get("stopped", "-"))
+        ends.append(f"{stopped}, still improving" if each.result.get("still_improving") is True else stopped)
+    if len(set(ends)) == 1:
+        return ends[0]
+    return "; ".join(f"{end} ({ends.count(end)} of {len(ends)} seeds)" for end in dict.fromkeys(ends))
 
 
 def _seeds(record: RunRecord) -> str:
@@ -316,15 +318,25 @@ def _repeat(record: RunRecord) -> str:
         else "<p>Its algorithm was given in Python, and no command leads to it.</p>"
     )
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
-    asked = before_tuning(config)
-    used = {name: value for name, value in asked.items() if name in defaults and value != defaults[name]}
+    used = {name: value for name, value in config.items() if name in defaults and value != defaults[name]}
     told = {f"rule: {name}": value for name, value in (_dict(config.get("rules"))).items()}
-    told |= {name: value for name, value in used.items() if name != "out"}
+    tuned = _tuned(record)
+    told |= {f"{name} (won on validation)": value for name, value in tuned.items()}
+    told |= {name: value for name, value in used.items() if name not in ("out", *tuned)}
     told |= {f"version of {name}": value for name, value in _dict(result.get("versions")).items()}
     told["commit"] = result.get("commit") or "none"
     rows = [[escape(name), escape(value)] for name, value in told.items()]
     details = f"<details><summary>Settings, rules and versions</summary>{table(['', ''], rows)}</details>"
     return f"<h3>{escape(record.label)}</h3>{how}{details}"
+
+
+def _tuned(record: RunRecord) -> dict[str, Any]:
+    """The settings that won a search, of its file; the config has those that the command has, too."""
+    if record.stored is None or not (record.stored.folder / "tuning.json").is_file():
+        return {}
+    with contextlib.suppress(ValueError, OSError):  # a file that is damaged costs no page
+        return _dict(read_json(record.stored.folder / "tuning.json").get("best"))
+    return {}
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""What a person sees of a run: a table, curves."""
+"""What a person sees of a run: a table, what must be known beside it, curves."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,12 @@ from typing import Any
 from fedjax_rec.algorithms.own import label_of
 from fedjax_rec.columns import aligned
 from fedjax_rec.data.splits import Split
+from fedjax_rec.errors import fill
 from fedjax_rec.evaluation.summary import name_sampled, tell_rivals
 from fedjax_rec.runs.baselines import BaselineRun
+from fedjax_rec.runs.build import advice
 from fedjax_rec.runs.experiment import Outcome
+from fedjax_rec.runs.tuning import text_of
 from fedjax_rec.training.history import History
 
 LEAKY = (
@@ -104,6 +108,74 @@ def _price_line(outcome: Outcome) -> str:
         f"\nsettings tried on validation: {own} of {outcome.settings.algorithm}, {central}; the ratio is of "
         "unequal tuning"
     )
+
+
+def data_notes(outcome: Outcome) -> list[str]:
+    """What was done to the data before they were divided, and what no table of ranks shows.
+
+    Args:
+        outcome: of `run_experiment`.
+
+    Returns:
+        a line for each; the same for all runs of one protocol.
+    """
+    leaky = [LEAKY] if outcome.protocol.negatives == "paper-leaky" else []
+    return [*leaky, *outcome.split.log, *tell_rivals(outcome.tested)]
+
+
+def tuning_of_price(outcome: Outcome) -> list[str]:
+    """What the price of federation says of how both sides were tuned.
+
+    Args:
+        outcome: of `run_experiment`.
+
+    Returns:
+        a line, or none where nothing was tuned or there is no price.
+    """
+    return _price_line(outcome).split("\n")[1:]
+
+
+def remarks(outcome: Outcome, names: Mapping[str, str]) -> list[str]:
+    """What must be known of a training beside its scores: what a search chose, what was lost, why it ended.
+
+    Args:
+        outcome: of `run_experiment`.
+        names: parameter -> what its reader calls it, as of `ParameterError`.
+
+    Returns:
+        a line for each.
+    """
+    history = outcome.history
+    lines = [*_what_won(outcome), *lost_updates(history)]
+    if history.stopped == "diverged":
+        lines.append(f"training diverged after the best round; {fill(advice(outcome.settings), names)}")
+    if history.still_improving:
+        ceiling = "{max_seconds}" if history.stopped == "seconds" else "{rounds}"
+        lines.append(fill(f"still improving in the last validation: raise {ceiling}", names))
+    if history.stopped == "repeats":
+        lines.append(
+            f"all rounds of {outcome.settings.algorithm} with all clients are the same: it stopped after the "
+            f"first of {outcome.settings.rounds}"
+        )
+    return lines
+
+
+def _what_won(outcome: Outcome) -> list[str]:
+    """A line on a search: the settings of the run, and what they reached against the defaults."""
+    if outcome.tuning is None:
+        return []
+    best = outcome.tuning.best
+    default = outcome.tuning.rungs[0].trials[0].settings
+    beside = next((each for each in outcome.tuning.rungs[-1].trials if each.settings == default), None)
+    reached = f"validation {outcome.tuning.rungs[0].metric} {best.validation:.4f}"
+    if best.settings == default:
+        against = ", which nothing else beat by two standard errors"
+    elif beside is None or math.isnan(beside.validation):
+        against = "; the defaults diverged"
+    else:
+        against = f" against {beside.validation:.4f} of the defaults"
+    whose = "the defaults won" if best.settings == default else "others than the defaults won"
+    return [f"tuned, {whose} of {outcome.tuning.num_settings} settings: {text_of(best)}; {reached}{against}"]
 
 
 def lost_updates(history: History) -> list[str]:

@@ -56,9 +56,9 @@ def stored_settings(
     if rounds is None:
         return settings
     if settings.target_epsilon is not None and rounds != settings.rounds:
-        raise ValueError(
-            f"rounds={rounds}: the noise was chosen so that {settings.rounds} rounds spend "
-            f"target_epsilon={settings.target_epsilon}; start a new run"
+        raise ParameterError(
+            f"{{rounds={rounds}}}: the noise was chosen so that {settings.rounds} rounds spend "
+            f"{{target_epsilon={settings.target_epsilon:g}}}; start a new run"
         )
     return dataclasses.replace(settings, rounds=rounds)
 

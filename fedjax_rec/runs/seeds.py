@@ -1,7 +1,7 @@
-"""Runs that differ in their seed alone: which these are, and what is missing among them."""
+"""Runs that differ in their seed alone: which these are, what is missing among them, their central baselines."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedjax_rec.runs.configuration import before_tuning
@@ -51,6 +51,36 @@ def group_by_seeds(runs: Sequence["StoredRun"]) -> list[list["StoredRun"]]:
     return list(groups.values())
 
 
+def central_baselines(
+    runs: Sequence["StoredRun"], without: Collection[str] = (), *, group_seeds: bool = False
+) -> list["StoredRun"]:
+    """The central baselines in the folders of federated runs, each method once.
+
+    Args:
+        runs: federated ones.
+        without: methods to leave out.
+        group_seeds: whether a method is taken once a seed, of all runs of the first configuration that has it, so
+            that it shares a row as these runs do.
+
+    Returns:
+        a run for each, whose `name` is what `compare_runs` takes, in the order in which they are met.
+
+    Example:
+        >>> central_baselines([])
+        []
+    """
+    found: dict[str, list[StoredRun]] = {}
+    for group in group_by_seeds(runs) if group_seeds else [[run] for run in runs]:
+        of_group: dict[str, list[StoredRun]] = {}
+        for run in group:
+            for name in run.users:
+                method = name.removesuffix("_rank_full")
+                if method not in (name, *without):
+                    of_group.setdefault(method, []).append(run._replace(method=method))
+        found |= {method: found.get(method, members) for method, members in of_group.items()}
+    return [run for group in found.values() for run in group]
+
+
 def warn_of_seeds(groups: Sequence[Sequence["StoredRun"]]) -> tuple[str, ...]:
     """Say where rows are means over other seeds: one that failed left no run, and is no part of a mean.
 
@@ -58,12 +88,13 @@ def warn_of_seeds(groups: Sequence[Sequence["StoredRun"]]) -> tuple[str, ...]:
         groups: of `group_by_seeds`.
 
     Returns:
-        a line for each group that lacks a seed.
+        a line for each group that lacks a seed; a central method that was run once is no mean, and lacks none.
 
     Example:
         >>> warn_of_seeds([])
         ()
     """
+    groups = [group for group in groups if len(group) > 1 or not group[0].method]
     seeds = [{run.config.get("seed", 0) for run in group} for group in groups]
     everything = set[Any]().union(*seeds)
     lines = []

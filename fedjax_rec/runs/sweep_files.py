@@ -9,6 +9,7 @@ from typing import Any
 
 from fedjax_rec.columns import aligned
 from fedjax_rec.runs.sweeps import Swept, best_settings, spread
+from fedjax_rec.runs.tuning import text_of
 from fedjax_rec.training.sweep import Trial
 
 SHOWN = 20  # rows of a table that is printed; the csv has all
@@ -71,22 +72,6 @@ def sweep_table(swept: Swept) -> str:
     if close:
         lines.append(f"within its spread over seeds: {'; '.join(text_of(trial) for trial in close[:3])}")
     return "\n".join(lines)
-
-
-def text_of(trial: Trial) -> str:
-    """The settings of a trial in words.
-
-    Args:
-        trial: any.
-
-    Returns:
-        NAME=VALUE, NAME=VALUE.
-
-    Example:
-        >>> text_of(Trial({"dim": 8, "loss": "bpr"}, 0.1, 1, 0.0, ()))
-        'dim=8, loss=bpr'
-    """
-    return ", ".join(f"{name}={value}" for name, value in trial.settings.items())
 
 
 def as_json(swept: Swept) -> dict[str, Any]:

@@ -101,10 +101,24 @@ def _best_of(finished: Sequence[Trial], metric: str) -> str:
     if not measured:
         return "no trial was measured"
     best = max(measured, key=lambda trial: trial.validation)
-    return f"the best of its trials until then, with validation {metric} {best.validation:.4f}: {_text(best)}"
+    return (
+        f"the best of its trials until then, with validation {metric} {best.validation:.4f}: {text_of(best)}"
+    )
 
 
-def _text(trial: Trial) -> str:
+def text_of(trial: Trial) -> str:
+    """The settings of a trial in words.
+
+    Args:
+        trial: any.
+
+    Returns:
+        NAME=VALUE, NAME=VALUE.
+
+    Example:
+        >>> text_of(Trial({"dim": 8, "loss": "bpr"}, 0.1, 1, 0.0, ()))
+        'dim=8, loss=bpr'
+    """
     return ", ".join(f"{name}={value}" for name, value in trial.settings.items())
 
 
@@ -128,7 +142,7 @@ def noting(halving: Halving | None) -> Iterator[None]:
         if halving is not None:
             problem.add_note(
                 f"{NOTE} was done, and is done again if no checkpoint was saved; the same without it: "
-                f"{_text(halving.best)}"
+                f"{text_of(halving.best)}"
             )
         raise
 

@@ -48,6 +48,31 @@ def test_a_file_is_described_as_it_was_understood(tmp_path, capsys):
         ]
 
 
+def test_what_is_described_runs(tmp_path, capsys):
+    """By the command that is printed, with pairs that repeat and users of few events, and with given parts."""
+    rows = [(f"u{user}", f"i{(user * 3 + step * 7) % 20}", step) for user in range(20) for step in range(6)]
+    path = tmp_path / "my plays.csv"
+    path.write_text(
+        "who;what;when\n" + "".join(f"{u};{i};{t}\n" for u, i, t in [*rows, rows[0], ("x", "i1", 3)])
+    )
+    parts = tmp_path / "parts.csv"
+    names = ["train"] * 4 + ["valid", "test"]
+    lines = [f"{u},{i},{names[t]}\n" for u, i, t in [*rows, rows[0]]]
+    parts.write_text("who,what,part\n" + "".join(lines))
+    columns = ["--user", "who", "--item", "what"]
+    for file, flags, needed in (
+        (path, ["--timestamp", "when"], ["--duplicates last", "--min-user-events 3"]),
+        (parts, ["--part", "part"], ["--duplicates last", "--splitter given"]),
+    ):
+        assert main(["data", "describe", str(file), *columns, *flags]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "run with: " in line]
+        command = shlex.split(line.partition("run with: ")[2])
+        assert command[:3] == ["fedjax-rec", "run", "--dataset"]
+        assert all(flag in line for flag in needed)
+        assert main([*command[1:], "--dry-run"]) == 0
+        capsys.readouterr()
+
+
 def test_a_file_that_cannot_be_told_is_refused_in_one_line(tmp_path, capsys):
     """With the flags that say what it is."""
     path = tmp_path / "pairs.csv"
@@ -71,6 +96,25 @@ def test_what_cannot_be_ranked_ends_in_one_line(tmp_path, capsys):
         last = capsys.readouterr().err.strip().splitlines()[-1]
         assert "all has nothing to rank: everybody has met all other items" in last
         assert not (tmp_path / command).exists()
+
+
+def test_ways_out_are_flags(tmp_path, capsys):
+    """Where the command line refuses, it names what it takes, and not the spelling of Python."""
+    rows = [f"{user},{(user * 3 + step) % 9}" for user in range(8) for step in range(5)]
+    path = tmp_path / "plays.csv"
+    for more, flags, told in (
+        ([rows[0]], [], "--duplicates first or --duplicates last keeps one"),
+        ([rows[0]], ["--duplicates", "sum"], "--duplicates sum adds up ratings"),
+        (["9,1"], [], "--min-user-events 3 drops them"),
+        (["9,1"], ["--splitter", "strong", "--min-rating", "4"], "--min-rating 4 needs ratings"),
+        ([], ["--order", "time"], "--order time needs timestamps"),
+    ):
+        path.write_text("user,item\n" + "\n".join([*rows, *more]) + "\n")
+        with pytest.raises(SystemExit, match="2"):
+            main(["run", "--dataset", str(path), *flags, "--out", str(tmp_path / "run")])
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert told in last
+        assert "='" not in last
 
 
 def test_list_says_what_each_is(tmp_path, monkeypatch, capsys):

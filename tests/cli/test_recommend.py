@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -111,6 +112,42 @@ def test_somebody_new(run, tmp_path, capsys):
         rows_of(model, "u1")
     with pytest.raises(ValueError, match="1 ratings for 2 items"):
         with_new_user(model, ["i1", "i2"], [5.0])
+
+
+def test_several_who_are_new_have_a_list_each(run, tmp_path, capsys):
+    """By the users' column, between semicolons, by the names that the run was given; a refusal names the user."""
+    model = fr.load(run)
+    mine = tmp_path / "run"
+    shutil.copytree(run, mine)
+    config = json.loads((mine / "config.json").read_text())
+    (mine / "config.json").write_text(json.dumps(config | {"user": "Customer", "item": "sku"}))
+    file = tmp_path / "new.csv"
+    file.write_text("customer;sku\nann;i1\nbob;i7\nann;i2\nbob;i9\n")
+    arguments = ["recommend", "--run", str(mine), "--new-user", str(file), "-k", "3", "--format", "json"]
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["user"] for row in found] == ["ann"] * 3 + ["bob"] * 3
+    for user, items in (("ann", ["i1", "i2"]), ("bob", ["i7", "i9"])):
+        one = with_new_user(model, items)
+        expected = model.item_ids[best_lists(one, np.array([0]), 3).items[0]].tolist()
+        assert [row["item"] for row in found if row["user"] == user] == expected
+    file.write_text("customer;sku\nann;i1\nbob;nothing\n")
+    assert "user 'bob': the model knows none of the 1 items" in refuse(arguments, capsys)
+    file.write_text("who;what\nann;i1\n")
+    assert "must name a column sku" in refuse(arguments, capsys)
+
+
+def test_why_a_user_of_the_data_is_unknown(run, tmp_path, capsys):
+    """By what the run was told to leave out."""
+    mine = tmp_path / "run"
+    shutil.copytree(run, mine)
+    config = json.loads((mine / "config.json").read_text())
+    changed = {"min_user_events": 3, "core": 0, "evaluate_clients": 12}
+    (mine / "config.json").write_text(json.dumps(config | changed))
+    line = refuse(["recommend", "--run", str(mine), "--user", "nobody"], capsys)
+    assert "others may have been dropped by --min-user-events 3;" in line
+    assert "others were not sampled to be ranked: --evaluate-clients 12" in line
+    assert "others" not in refuse(["recommend", "--run", str(run), "--user", "nobody"], capsys)
 
 
 def test_ratings_of_somebody_new_are_for_models_that_learn_from_them(tmp_path):

@@ -1,5 +1,7 @@
 """Files of settings, several runs of one command, what is shown, and flags of algorithms of one's own."""
 
+import contextlib
+import io
 import json
 
 import pytest
@@ -7,8 +9,11 @@ import pytest
 from fedjax_rec.algorithms.own import adopt
 from fedjax_rec.cli.main import build_parser, main
 from fedjax_rec.cli.run import values_of_run
-from fedjax_rec.cli.several_runs import spent_together
+from fedjax_rec.cli.several_runs import by_run, spent_together
+from fedjax_rec.runs.compare import compare_runs
 from fedjax_rec.runs.configuration import command_of, read_configuration, repeating
+from fedjax_rec.runs.folders import read_json
+from fedjax_rec.runs.page import report_page
 from fedjax_rec.runs.settings import Settings
 from tests.cli.refusals import refuse
 
@@ -117,6 +122,77 @@ def test_several_runs_and_their_repetition(folder, capsys):
     histories = [(folder / name / "history.csv").read_text() for name in ("again", "all/your_algorithm-1")]
     losses = [[line.split(",")[1] for line in text.splitlines()] for text in histories]
     assert losses[0] == losses[1]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Two algorithms with two seeds and baselines, by one command: where, what it printed, and what it said."""
+    folder = tmp_path_factory.mktemp("compared")
+    rows = [f"{user},{(user * 3 + step * 7) % 40}" for user in range(30) for step in range(8)]
+    (folder / "events.csv").write_text("user,item\n" + "\n".join([*rows, rows[0], "30,1"]))
+    arguments = ["run", "--dataset", str(folder / "events.csv"), "--dim", "2", *SMALL, "--seeds", "2"]
+    arguments += ["--algorithm", f"fedmf,{OWN}", "--duplicates", "last", "--min-user-events", "3"]
+    arguments += ["--baselines", "popularity,ease,random", "--out", str(folder / "all")]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert main(arguments) == 0
+    return folder / "all", out.getvalue(), err.getvalue()
+
+
+def test_several_runs_end_as_one_does(compared):
+    """Baselines are in the table, and below it the price and what is said of data and trainings, each once."""
+    folder, out, err = compared
+    for method in ("popularity", "ease", "random"):
+        assert f"{folder / 'fedmf-0'}:{method} (2 seeds)" in out
+    assert "fedmf / best central: ndcg@10 " in out
+    assert "your_algorithm / best central: ndcg@10 " in out
+    assert out.count("events of a pair that repeats are one") == out.count("min_user_events=3: users") == 1
+    improving = [
+        run.name for run in sorted(folder.iterdir()) if read_json(run / "result.json")["still_improving"]
+    ]
+    said = [line for line in out.splitlines() if "still improving" in line]
+    assert (said == []) == (improving == [])
+    for line in said:
+        assert sorted(line.split(":")[0].split(", ")) == improving
+    assert "a seed that failed" not in out
+    # what draws nothing is fitted once, what draws once a seed
+    for line, count in (("ease: fitting", 1), ("popularity: fitting", 1), ("random: fitting", 2)):
+        assert err.count(line) == count
+    one, other = (read_json(folder / name / "result.json") for name in ("fedmf-0", "your_algorithm-0"))
+    assert one["baselines"] == other["baselines"]
+    assert one["baselines"]["random"] != read_json(folder / "fedmf-1/result.json")["baselines"]["random"]
+
+
+def test_baselines_of_all_seeds_share_a_row(compared):
+    """In a report as well, and no warning says that seeds are missing."""
+    folder, _, _ = compared
+    runs = [folder / name for name in ("fedmf-0", "fedmf-1")]
+    text = report_page(runs, group_seeds=True)
+    assert "ease (central), 2 seeds" in text
+    assert "a seed that failed" not in text
+    with pytest.raises(ValueError, match=r"it holds runs: name .*/all/\*"):
+        compare_runs([folder])
+    alone = compare_runs([*runs, f"{runs[0]}:ease"], group_seeds=True)
+    assert [row.seeds for row in alone.rows] == [(0, 1), (0,)]
+    assert alone.warnings == ()
+
+
+def test_still_improving_is_said_of_whom_it_is(capsys, folder):
+    """Of a single run, of several by their names, and on the page beside what ended it."""
+    remarks = [["still improving"], [], ["still improving", "diverged"]]
+    assert by_run(["a", "b", "c"], remarks) == ["a, c: still improving", "c: diverged"]
+    arguments = ["run", "--dataset", "events.csv", "--dim", "2", *SMALL, "--learning-rate", "1e-3", "--quiet"]
+    ends = {}
+    for seeds in ("1", "2"):
+        assert main([*arguments, "--seeds", seeds, "--out", f"of{seeds}"]) == 0
+        out = capsys.readouterr().out
+        found = sorted(path for path in (folder / f"of{seeds}").glob("**/result.json"))
+        ends[seeds] = [read_json(path)["still_improving"] for path in found]
+        line = "still improving in the last validation: raise --rounds"
+        assert out.count(line) == any(ends[seeds])
+    assert any(ends["2"])
+    page = report_page([folder / "of2" / f"fedmf-{seed}" for seed in (0, 1)], group_seeds=True)
+    assert "rounds, still improving" in page
 
 
 def test_private_runs_of_one_command_add_up(tmp_path):

@@ -182,9 +182,9 @@ def test_blank_ratings_and_times(tmp_path):
     refused(
         lambda: read_any(path),
         f"{path}:3: rating ''",
-        "leave the column out with rating='none' (--rating none)",
+        "leave the column out with rating='none'",
     )
-    refused(lambda: read_any(path, rating="none"), f"{path}:4: timestamp ''", "(--timestamp none)")
+    refused(lambda: read_any(path, rating="none"), f"{path}:4: timestamp ''", "timestamp='none'")
     events = read_any(path, rating="none", timestamp="none")
     assert (len(events.users), events.ratings, events.timestamps) == (3, None, None)
 

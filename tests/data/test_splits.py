@@ -107,9 +107,9 @@ def test_without_times_held_out_events_are_drawn():
 def test_an_order_that_is_not_there_is_refused():
     """Of times without times, or unknown."""
     dataset = make_dataset([0, 0, 0], [0, 1, 2])
-    with pytest.raises(ValueError, match="order='time' needs timestamps, and 'made' has none; use 'file'"):
+    with pytest.raises(ValueError, match="order='time' needs timestamps, and 'made' has none; use file"):
         leave_one_out(dataset, order="time")
-    with pytest.raises(ValueError, match="order='line' is unknown; choose one of 'time', 'file', 'random'"):
+    with pytest.raises(ValueError, match="order 'line' is unknown; choose one of 'time', 'file', 'random'"):
         leave_one_out(dataset, order="line")
 
 

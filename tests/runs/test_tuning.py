@@ -1,5 +1,7 @@
 """`--tune` and `--tune-baselines`: one small run, its folder and its price."""
 
+import contextlib
+import io
 import json
 import math
 from typing import Any
@@ -14,6 +16,7 @@ from fedjax_rec.data.defaults import Size
 from fedjax_rec.evaluation.central.example import tiny_split
 from fedjax_rec.evaluation.central.registry import METHOD_NAMES, METHODS, drawn_settings, method_settings
 from fedjax_rec.runs.configuration import read_configuration
+from fedjax_rec.runs.page import report_page
 from fedjax_rec.runs.settings import Settings, complete
 from fedjax_rec.runs.setup import set_up
 from fedjax_rec.runs.tuning import _factory_of, tune
@@ -31,8 +34,31 @@ def folder(tmp_path_factory):
     pd.DataFrame(rows, columns=["user", "item"]).to_csv(path, index=False)
     out = path.parent / "run"
     given = ["--algorithm", "fedals", "--tune", "4", "--baselines", "ease", "--tune-baselines", "--refit"]
-    assert main(["run", "--dataset", str(path), *given, *SMALL, "--out", str(out)]) == 0
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["run", "--dataset", str(path), *given, *SMALL, "--out", str(out)]) == 0
+    (path.parent / "printed.txt").write_text(printed.getvalue())
     return out
+
+
+def test_what_won_is_said(folder):
+    """In a line at the end, with what the defaults reached; a report has it, and the settings of the model."""
+    tuning = read(folder, "tuning.json")
+    lines = (folder.parent / "printed.txt").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("tuned, ")]
+    default = tuning["rungs"][0]["trials"][0]
+    best = max(tuning["rungs"][-1]["trials"], key=lambda trial: trial["validation"])
+    assert (
+        f"of 4 settings: {', '.join(f'{name}={value}' for name, value in best['settings'].items())}" in line
+    )
+    assert f"validation ndcg@10 {best['validation']:.4f}" in line
+    if best["settings"] != default["settings"]:
+        assert f"against {default['validation']:.4f} of the defaults" in line
+    page = report_page([folder])
+    for name, value in best["settings"].items():
+        assert f"{name} (won on validation)</td><td>{value}<" in page
+    config = read(folder, "config.json")
+    for name in ("batch_size", "cohort", "aggregator"):
+        assert f"<td>{name}</td><td>{config[name]}</td>" in page
 
 
 def read(folder, name):

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from fedjax_rec.data.columns import check_rule
-from fedjax_rec.data.errors import DataError
+from fedjax_rec.data.errors import DataError, DataParameterError
 from fedjax_rec.data.sorting import stable_order
 from fedjax_rec.data.store.format import Store, open_store
 from fedjax_rec.data.store.progress import progress_of
@@ -79,8 +79,8 @@ def convert(
     """
     check_arguments(convert, {**locals(), "source": "any"})
     if check_rule(duplicates) not in _RULES:
-        raise DataError(
-            f"duplicates={duplicates!r}: a store knows {', '.join(map(repr, _RULES))}; merge them before"
+        raise DataParameterError(
+            f"{{duplicates={duplicates}}}: a store knows {', '.join(_RULES)}; merge them before"
         )
     named = {"user": user, "item": item, "rating": rating, "timestamp": timestamp}
     opened = open_source(source, named, columns=columns, separator=separator, rows=ROWS)
@@ -215,9 +215,12 @@ class _Groups:
             row = order[1:][same][0]
             user = self.users.ids()[events["user"][row]]
             item = self.items.ids()[events["item"][row]]
-            raise DataError(
-                f"{self.source}: user {user} has item {item} more than once; pass duplicates='first' or "
-                "duplicates='last' to keep one of them"
+            raise DataParameterError(
+                "{source}: user {user_id} has item {item_id} more than once; {duplicates=first} or "
+                "{duplicates=last} keeps one of them",
+                source=self.source,
+                user_id=user,
+                item_id=item,
             )
         keep = np.ones(len(events), bool)
         keep[order[1:][same] if duplicates == "first" else order[:-1][same]] = False

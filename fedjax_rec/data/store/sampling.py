@@ -3,7 +3,7 @@
 import numpy as np
 
 from fedjax_rec.data.candidates import draw_candidates, random_bits
-from fedjax_rec.data.errors import DataError
+from fedjax_rec.data.errors import DataError, DataParameterError
 from fedjax_rec.data.sorting import sort_distinct
 from fedjax_rec.data.splits import Split
 from fedjax_rec.data.store.format import Store
@@ -44,7 +44,9 @@ def sample_split(
         (4, 4)
     """
     if num_clients < 1:
-        raise DataError(f"evaluate_clients={num_clients} must be at least 1; leave it out to rank nobody")
+        raise DataParameterError(
+            f"{{evaluate_clients={num_clients}}} must be at least 1; leave it out to rank nobody"
+        )
     ids = _draw(store, num_clients, seed)
     store.check_order(ids)
     found = store.gather(ids)

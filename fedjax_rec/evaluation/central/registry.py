@@ -264,6 +264,23 @@ def _draw(method: Method, first: MethodSettings, size: Size, rng: np.random.Gene
     return {key: value if isinstance(value, int) else float(f"{value:.4g}") for key, value in drawn.items()}
 
 
+def draws(name: str, tune: int | None = None) -> bool:
+    """Whether what a method reaches depends on the seed.
+
+    Args:
+        name: of the method.
+        tune: settings to try, where some are drawn.
+
+    Returns:
+        True if its fit draws, or its settings are drawn.
+
+    Example:
+        >>> draws("ease"), draws("ease", 4), draws("mf")
+        (False, True, True)
+    """
+    return "seed" in inspect.signature(METHODS[name].fit).parameters or bool(tune and METHODS[name].space)
+
+
 def fit_method(name: str, split: Split, settings: MethodSettings, **supplied: Any) -> Scorer:
     """Fit a method.
 
