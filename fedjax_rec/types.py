@@ -5,8 +5,7 @@ value passed to `federate`. Nothing in a `ClientWork` has a client axis: the eng
 
 * N clients (users), C the cohort of a round, I items, E local epochs, D the width of an embedding;
 * L lanes: the vmap axis, on which the cohort's clients run one after another;
-* B item rows in one local batch (positives and negatives together);
-* K the ranking cut-off.
+* B item rows in one local batch (positives and negatives together); K the ranking cut-off.
 
 A row id equal to `I` is an empty slot: reading it gives 0, writing it does nothing (see `rows.tables`).
 """
@@ -127,9 +126,7 @@ class RowUpload(NamedTuple):
     # (population, ids int32[C], weights float32[C], new private leaves [C, ...], share) -> leaves [I, ...]: a way
     # to weighted sums of what `send` gives for whole histories; who changes `send`, `step` or batches drops it
     sum_by_item: Callable[[Any, jax.Array, jax.Array, PyTree, DeviceShare], PyTree] | None = None
-    always_shorter: bool = (
-        False  # whether that is so for any cohort, and not only where an item has many clients
-    )
+    always_shorter: bool = False  # for any cohort, and not only where an item has many clients
 
     def without_shortcut(self) -> "RowUpload":
         """The same, summed client by client."""
@@ -355,8 +352,8 @@ class State(NamedTuple):
     adversary: PyTree = ()  # what colluding clients know
 
     def __repr__(self) -> str:
-        shapes = [jax.tree.map(jnp.shape, each) for each in (self.server, self.private)]
-        return f"<State: {shapes[0]}, private {shapes[1]}{', used up' * is_used_up(self)}>"
+        server, private = jax.tree.map(jnp.shape, (self.server, self.private))
+        return f"<State: {server}, private {private}{', used up' * is_used_up(self)}>"
 
     @property
     def store(self) -> ClientStore:
@@ -440,8 +437,8 @@ class Algorithm(NamedTuple):
     plain_round: Callable[..., tuple[State, RoundInfo]] | None = None  # `round` on one lane of one device
     repeats: bool = False  # whether all rounds give the model of the first, which is then the last
 
-    def __repr__(self) -> str:
-        return f"<Algorithm at {id(self):#x}>"  # its functions' own texts fill a screen
+    def __repr__(self) -> str:  # its functions' own texts fill a screen
+        return f"<Algorithm at {id(self):#x}>"
 
 
 class Adversary(NamedTuple):

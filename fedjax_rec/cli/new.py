@@ -45,7 +45,7 @@ def call(given: argparse.Namespace) -> int:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
         print(path)
-    print(f"in {folder}: pytest test_{name}.py; fedjax-rec run --algorithm {name}:{name}")
+    print(f"in {folder}: pip install pytest; pytest test_{name}.py; fedjax-rec run --algorithm {name}:{name}")
     return 0
 
 

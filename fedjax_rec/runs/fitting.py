@@ -170,7 +170,13 @@ def _dataset_of(data: Any, settings: dict[str, Any]) -> Dataset:
     """The data set; of what the settings say of columns nothing is left in them."""
     columns = {name: settings.pop(name) for name in _OF_FRAMES if name in settings}
     if not columns:
-        return as_dataset(data, "fit", name="data")
+        dataset = as_dataset(data, "fit", name="data")
+        if dataset.parts is not None and "splitter" not in settings:
+            raise ParameterError(
+                "the data come divided; say whether their parts are kept apart, {splitter}='given', or taken "
+                "together and divided anew, such as {splitter}='leave-one-out'"
+            )
+        return dataset
     if isinstance(data, Dataset | Interactions):
         raise ParameterError(
             "{" + next(iter(columns)) + "} says how a frame is read, and the data are read already"

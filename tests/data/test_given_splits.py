@@ -194,3 +194,13 @@ def test_popularity_on_gowalla():
     assert (split.num_users, split.num_items, len(split.items)) == (29_858, 40_981, 810_128)
     found = metrics_from_ranks(popularity_ranks(split).full, [20])
     np.testing.assert_allclose([found["recall@20"], found["ndcg@20"]], [0.0416, 0.0317], atol=5e-5)
+
+
+def test_fit_asks_what_becomes_of_the_parts():
+    """Neither is right without a word: kept apart, or taken together and divided anew."""
+    table = {"user": [1, 1, 1, 2, 2, 2], "item": [5, 6, 7, 5, 7, 8], "part": ["train", "valid", "test"] * 2}
+    dataset = frame_of_parts(table, "part")
+    with pytest.raises(ValueError, match=r"come divided; say .* splitter='given'"):
+        fr.fit(dataset, "fedals", rounds=1)
+    fitted = fr.fit(dataset, "fedals", rounds=1, dim=2, splitter="given")
+    assert fitted.outcome.settings.splitter == "given"
