@@ -299,8 +299,13 @@ def test_places_that_cannot_be(given, message):
         (["--processes", "1", "--join-timeout", "0"], "--join-timeout must be above 0 seconds, not 0.0"),
     ],
 )
-def test_what_is_missing_is_named_by_its_flag(flags, told, capsys):
-    """Of `resume` and `run`, where no cluster is found."""
+def test_what_is_missing_is_named_by_its_flag(flags, told, capsys, monkeypatch):
+    """Of `resume` and `run`, where no cluster is found; jax says so only where it has not started yet."""
+
+    def find_nothing(*_, **__):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", find_nothing)
     for command in (["resume", "no/such/run"], ["run", "--out", "no/such/run"]):
         assert told in refusal([*command, *flags], capsys)
 

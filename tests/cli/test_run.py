@@ -227,7 +227,7 @@ FILES_BAD = {
     "duplicate pair": ("user,item\n1,2\n1,3\n1,2\n", [], "data.csv:4"),
     "short line": ("user,item,rating\n1,2,3\n1\n", [], "data.csv:3"),
     "empty file": ("", [], "data.csv"),
-    "too few events": ("user,item\n1,2\n1,3\n1,4\n2,3\n", [], "min_user_events"),
+    "too few events": ("user,item\n1,2\n1,3\n1,4\n2,3\n", [], "--min-user-events 3"),
 }
 
 
