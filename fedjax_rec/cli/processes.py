@@ -120,7 +120,8 @@ def joined(given: argparse.Namespace, *, cache: bool = True) -> Iterator[None]:
     from fedjax_rec.hosts.processes import check_same, exchange, initialize_distributed
 
     if given.process_id == 0 and not getattr(given, "quiet", False):  # elsewhere nobody knows which one it is
-        tell(f"waiting until all {given.processes} processes have come, {given.join_timeout:g} s at most")
+        count = f" {given.processes}" if given.processes else ""
+        tell(f"waiting until all{count} processes have come, {given.join_timeout:g} s at most")
     initialize_distributed(given.coordinator, given.processes, given.process_id, timeout=given.join_timeout)
     try:
         with contextlib.suppress(RuntimeError):  # jax was told how many devices there are

@@ -52,7 +52,7 @@ SHARE = 0.13  # of the bandwidth, that rows are read, added and written with
 PASS_SHARE = 0.6  # of it, in whole passes over a table: taken, not measured
 PASSES = 6  # over the item table in a round: sums cleared, added and stepped
 TOUCHES = 3  # of a row in a batch
-CACHED = 2**20  # numbers of a table that caches hold, of several cores that add theirs up: 4 MiB
+CACHED = 3 * 2**20  # numbers of a table that caches hold, of several cores that add theirs up: 12 MiB
 FETCH_SECONDS = (
     1.5e-7  # of an event from a store, in a thread beside the rounds: 15 ms for 1,000 clients of 100
 )

@@ -46,7 +46,7 @@ def test_what_does_not_go_with_a_store(store, capsys):
             "--evaluate-clients=5 ranks a sample of a store's clients, and synthetic",
         ),
         (["run", *given, "--evaluate-clients", "500"], "150 clients have 3 events or more"),
-        (["run", *given, "--evaluate-clients", "0"], "evaluate_clients"),
+        (["run", *given, "--evaluate-clients", "0"], "--evaluate-clients 0 must be at least 1"),
         (["run", *given, "--refit"], "leave out --refit"),
         (["run", *given, "--min-rating", "3"], "min_rating would change that"),
         (["run", *given, "--splitter", "ratio"], "splitter would change that"),
