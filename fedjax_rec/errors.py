@@ -408,6 +408,15 @@ def fill(template: str, names: Mapping[str, str], **values: Any) -> str:
     return _Filler(names).vformat(template, (), values)
 
 
+def _as_argument(value: str) -> str:
+    """How Python writes a value that a template has as text: numbers as they are, else in quotes."""
+    try:
+        float(value)
+    except ValueError:
+        return repr(value)
+    return value
+
+
 class _Filler(string.Formatter):
     """Takes a field for a value, if there is one of that name, and else for a parameter."""
 
@@ -419,6 +428,5 @@ class _Filler(string.Formatter):
         name, given, value = field_name.partition("=")
         if given:  # as a flag is given, or an argument
             flag = self.names.get(name)
-            number = value.lstrip("-").replace(".", "", 1).isdigit()
-            return f"{name}={value if number else repr(value)}" if flag is None else f"{flag} {value}", name
+            return f"{name}={_as_argument(value)}" if flag is None else f"{flag} {value}", name
         return kwargs.get(field_name, self.names.get(field_name, field_name)), field_name

@@ -12,7 +12,7 @@ from fedjax_rec.errors import printable
 from fedjax_rec.startup import PROGRAM
 
 _OF_ONE_VALUE = (argparse._StoreAction, argparse.BooleanOptionalAction)  # noqa: SLF001 - it has no other name
-_MISSING = "the following arguments are required"  # how argparse begins
+_MISSING = ("the following arguments are required", "one of the arguments")  # how argparse begins
 CUTOFF = 0.65  # of `difflib`: what resembles no known word more than that is not taken for one
 
 

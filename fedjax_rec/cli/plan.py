@@ -2,11 +2,12 @@
 
 import argparse
 import json
+import math
 from typing import Any
 
 from fedjax_rec.cli.argument_parser import whole_number
 from fedjax_rec.cli.parser import FLAGS, add_settings
-from fedjax_rec.errors import printable
+from fedjax_rec.errors import ParameterError, printable
 from fedjax_rec.runs.settings import Settings
 
 SETTING_GROUPS = ("model", "client", "server")
@@ -64,11 +65,13 @@ def call(given: argparse.Namespace) -> int:
     from fedjax_rec.runs.forecast import LONG_TAIL, MOST_EVENTS, Shape, forecast
 
     values = {name: value for name, value in vars(given).items() if name in Settings.__dataclass_fields__}
+    if not math.isfinite(given.events_per_client):
+        raise ParameterError("{events_per_client} must be finite, not {value}", value=given.events_per_client)
     longest = (
         min(given.items, int(LONG_TAIL * given.events_per_client)) if given.longest is None else given.longest
     )
     events = int(given.clients * given.events_per_client)
-    too_many = events > MOST_EVENTS
+    too_many = events > MOST_EVENTS and _takes_stores(values)
     shape = Shape(given.clients, given.items, given.events_per_client, longest, given.stored or too_many)
     settings = Settings(**values)
     found = as_dict(forecast(settings, shape, given.device, given.count), settings.rounds)
@@ -76,6 +79,17 @@ def call(given: argparse.Namespace) -> int:
     if too_many and not given.stored and not given.json:
         print(f"histories wait in a store on disk: 32 bits cannot count {events:,} events in memory")
     return 0
+
+
+def _takes_stores(values: dict[str, Any]) -> bool:
+    """Whether rounds of the algorithm can take a cohort from a store."""
+    from fedjax_rec.runs.build import make_algorithm
+    from fedjax_rec.runs.settings import complete
+
+    try:
+        return make_algorithm(complete(Settings(**values | {"stream_clients": 1}))).streaming is not None
+    except ValueError:
+        return False
 
 
 def as_dict(found: Any, rounds: int | None) -> dict[str, Any]:

@@ -117,9 +117,7 @@ def _lists_of_new(
     for user, history in histories.items():
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", UserWarning
-                )  # of unknown items, which are told once for all below
+                warnings.filterwarnings("ignore", ".* unknown to the model")  # told once for all below
                 one = with_new_user(model, history.items, history.ratings or None)
         except ValueError as problem:
             raise ValueError(f"user {user!r}: {problem}" if user else str(problem)) from problem
@@ -246,7 +244,10 @@ def _parse_histories(reader: Any, path: str, config: Mapping[str, Any]) -> dict[
         where = f"{path}, line {reader.line_num}"
         if len(row) != len(header):
             raise ValueError(f"{where}: {len(row)} fields, and {len(header)} in the first line")
-        history = found.setdefault(row[at["user"]].strip() if "user" in at else "", History([], []))
+        user = row[at["user"]].strip() if "user" in at else ""
+        if "user" in at and not user:
+            raise ValueError(f"{where}: no user; name one in each line, or leave the column out")
+        history = found.setdefault(user, History([], []))
         history.items.append(row[at["item"]])
         if "rating" in at:
             history.ratings.append(_rating_of(row[at["rating"]], where))

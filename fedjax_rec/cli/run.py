@@ -335,6 +335,7 @@ def _train(
 
 def _checkpoints(settings: Settings, folder: Path, say: Callable[[str], Any]) -> Checkpoints | None:
     """Where the run is saved on the way, which is said first."""
+    from fedjax_rec.algorithms.registry import entry_of
     from fedjax_rec.runs.folders import RESUME_COMMAND
     from fedjax_rec.runs.resume import checkpoints_of
     from fedjax_rec.training.checkpoints.store import INSTALL_HINT
@@ -345,8 +346,10 @@ def _checkpoints(settings: Settings, folder: Path, say: Callable[[str], Any]) ->
         missing = f": {INSTALL_HINT}" * bool(settings.checkpoint_minutes)
         say(f"a run that is killed is lost{missing}")
         return None
-    often = f"{checkpoint.minutes:g} minutes" if checkpoint.every is None else f"{checkpoint.every} rounds"
-    say(
-        f"saved every {often}; after a kill or Ctrl-C go on with: {RESUME_COMMAND} {shlex.quote(str(folder))}"
-    )
+    how = f"saved every {checkpoint.every} rounds; after a kill or Ctrl-C"
+    if checkpoint.every is None:
+        how = f"saved every {checkpoint.minutes:g} minutes; after a kill or Ctrl-C"
+        if entry_of(settings.algorithm).rounds == 1:  # which the clock does not save
+            how = "saved when it is stopped; after SIGTERM or Ctrl-C"
+    say(f"{how} go on with: {RESUME_COMMAND} {shlex.quote(str(folder))}")
     return checkpoint._replace(on_message=tell)

@@ -167,8 +167,13 @@ def prices(comparison: "Comparison", central: Sequence[str]) -> list[str]:
         for row in rows:
             if best is not None and best.mean > 0 and row not in baselines:
                 price = f"{metric} {row.mean / best.mean:.3f} ({best.algorithm})"
-                lines.setdefault(label_of(row.algorithm), []).append(price)
-    return [f"{name} / best central: {', '.join(found)}" for name, found in lines.items()]
+                lines.setdefault(row.algorithm, []).append(price)
+    labels = [label_of(name) for name in lines]  # of two of one name, all of it is shown
+    shown = [name if labels.count(label_of(name)) > 1 else label_of(name) for name in lines]
+    return [
+        f"{name} / best central: {', '.join(found)}"
+        for name, found in zip(shown, lines.values(), strict=True)
+    ]
 
 
 def spent_together(folders: Sequence[Path]) -> list[str]:

@@ -75,12 +75,15 @@ _HOLDERS = {  # of a plan's memory: what takes it, and the way out with paramete
 }
 _FEWER_ITEMS = "drop rare items ({core}), or lower {devices}"
 _PAIR_HOLDERS = {  # the same, where the model is a table of items by items, whose size no setting of it changes
-    "private": ("the histories that all clients keep take", "stream clients ({stream_clients})"),
+    "private": (
+        "the histories that all clients keep take",
+        "drop rare items ({core}), or take fewer clients",
+    ),
     "host": (
         "the histories that all clients keep in host memory take",
         "drop rare items ({core}), or let them wait in files ({client_store})",
     ),
-    "cohort": (_HOLDERS["cohort"][0], "lower the cohort (or {stream_clients}) or {devices}"),
+    "cohort": (_HOLDERS["cohort"][0], "lower the cohort or {devices}"),
     "model": ("weights of items by items take", _FEWER_ITEMS),
     "versions": ("the weights that late clients train from take", "lower {FedBuff.max_staleness}"),
     "best": ("the best state so far takes", "in Python keep no best: keep='last', or no validation"),

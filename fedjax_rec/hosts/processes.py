@@ -124,7 +124,7 @@ def _check_place(
 
 def _why_not_joined(problem: Exception, missing: Sequence[str]) -> Exception:
     text = str(problem).partition("\n")[0]
-    if "should be defined" in text or "must be defined" in text:
+    if missing and ("should be defined" in text or "must be defined" in text):
         *first, last = ["{" + name + "}" for name in missing]
         names = f"{', '.join(first)} and {last}" if first else last
         also = ", too" if len(missing) < 3 else ""

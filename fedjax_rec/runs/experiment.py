@@ -239,9 +239,10 @@ def _checkpoint_stages(
     tuning: Halving | None,
 ) -> StageCheckpoints:
     """Where each stage of the run is saved, and what may not differ when it goes on: values before a search."""
-    # nothing would go on from the only round of some, where no one asks for that
-    if checkpoint is None or (setup.algorithm.repeats and checkpoint.every is None):
+    if checkpoint is None:
         return lambda _: None
+    if setup.algorithm.repeats and checkpoint.every is None:
+        checkpoint = checkpoint._replace(minutes=math.inf)  # the one round is saved for a signal alone
     check_checkpoints(checkpoint, cast("int", settings.eval_every))
     # where a privacy budget is given, the rounds choose the noise
     may_differ = MAY_DIFFER if settings.target_epsilon is None else MAY_DIFFER - {"rounds"}

@@ -1,5 +1,6 @@
 """Federated EASE against plain numpy and against the central module: after one round, no price of federation."""
 
+import signal
 from functools import partial
 from typing import cast
 
@@ -24,7 +25,7 @@ from fedjax_rec.runs.settings import Settings
 from fedjax_rec.samplers.data_independent import uniform
 from fedjax_rec.server.aggregators import fixed_point, total
 from fedjax_rec.testing import assert_close, fixed, run, tiny_population
-from fedjax_rec.training.checkpoints.manager import Checkpoints
+from fedjax_rec.training.checkpoints.manager import Checkpoints, Paused
 from fedjax_rec.types import Score, Server
 from tests.references.fedease import default_ridge, histories, weights_of
 
@@ -213,7 +214,17 @@ def test_pairs_by_item_are_the_sent_rows_to_the_bit(settings, monkeypatch):
     """The sums of whole numbers do not tell which way they came about, whatever a tile holds."""
     population = tiny_population()
     monkeypatch.setattr(histories_of_clients, "TILE", 5)
+    ways: list[bool] = []
+    choose = engine_cohort.sums_item_by_item
+
+    def note(*given):
+        ways.append(choose(*given))
+        return ways[-1]
+
+    monkeypatch.setattr(engine_cohort, "sums_item_by_item", note)
     short = run(fr.fedease(**settings), population, rounds=2)
+    assert ways
+    assert all(ways)
     monkeypatch.setattr(engine_cohort, "sums_item_by_item", lambda *_: False)
     sent = run(fr.fedease(**settings), population, rounds=2)
     assert_close(short, sent, "sums item by item", 0)
@@ -251,9 +262,24 @@ def test_no_copy_is_kept_of_rounds_that_repeat():
 
 
 def test_no_clock_saves_the_one_round_of_a_run(tmp_path):
-    """A checkpoint would be as large as the model, and nothing would go on from it; rounds asked for are saved."""
+    """A checkpoint would be as large as the model, and nothing would go on from it; what is asked for is saved."""
     settings = Settings(dataset="synthetic", algorithm="fedease", rounds=3)
     run_experiment(settings, checkpoint=Checkpoints(tmp_path / "clock", minutes=0))
     assert not list(tmp_path.glob("clock/**/round-*"))
     run_experiment(settings, checkpoint=Checkpoints(tmp_path / "rounds", every=1))
     assert list(tmp_path.glob("rounds/**/round-*"))
+
+
+def test_a_signal_saves_the_one_round_of_a_run(tmp_path):
+    """Who is stopped goes on where it was, whatever the clock would not save."""
+
+    def stop(_):
+        signal.raise_signal(signal.SIGTERM)
+
+    settings = Settings(dataset="synthetic", algorithm="fedease", rounds=3, refit=True)
+    saved = Checkpoints(tmp_path / "saved", minutes=0)
+    with pytest.raises(Paused):
+        run_experiment(settings, checkpoint=saved, on_block=stop)
+    assert list(tmp_path.glob("saved/**/round-*"))
+    again = run_experiment(settings, checkpoint=saved, resume=None)
+    assert again.history.selected_round == 1

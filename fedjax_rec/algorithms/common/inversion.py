@@ -19,9 +19,8 @@ import numpy as np
 
 from fedjax_rec.engine.plan import INVERSION_BLOCK
 
-BLOCK = (
-    INVERSION_BLOCK  # pivots swept together: with 512, jax 0.10.2 took five times as long for the products
-)
+# Pivots that are swept together: with 512, jax 0.10.2 took five times as long for the products.
+BLOCK = INVERSION_BLOCK
 TILE = 2048  # rows and columns of A that are changed at once
 
 

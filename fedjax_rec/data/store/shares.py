@@ -229,9 +229,8 @@ class SharedStore(Store):
                     wrong.append((name, owners))
         if wrong:
             name, owners = wrong[0]
-            hosts = [
-                heard[number][places[number] :].decode() for number in owners
-            ]  # the rest of their messages
+            # the rest of their messages
+            hosts = [heard[number][places[number] :].decode() for number in owners]
             told = " or ".join(f"process {one} ({host})" for one, host in zip(owners, hosts, strict=True))
             raise DataError(f"{told}: {changed_since(self.path / f'{name}.bin')}")
 
@@ -312,7 +311,7 @@ def _tell(peers: Peers, find: Callable[[], bytes]) -> list[bytes]:
     """What all processes find; what one cannot, all refuse with its words."""
     try:
         message = _FOUND + find()
-    except (DataError, OSError) as problem:
+    except Exception as problem:  # whatever it is, the others wait for an answer
         message = _PROBLEM + f"process {peers.number} ({socket.gethostname()}): {problem}".encode()
     heard = peers.exchange(message)
     for each in heard:

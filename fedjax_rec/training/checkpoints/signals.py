@@ -12,9 +12,8 @@ import time
 from collections.abc import Iterator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ONE_REQUEST = (
-    1.0  # seconds in which SIGTERMs are one: SLURM sends it to a process and its parent, which passes it on
-)
+# Seconds in which SIGTERMs are one: SLURM sends it to a process and to its parent, which passes it on.
+ONE_REQUEST = 1.0
 
 
 class StopSignal(KeyboardInterrupt):
