@@ -75,10 +75,7 @@ _HOLDERS = {  # of a plan's memory: what takes it, and the way out with paramete
 }
 _FEWER_ITEMS = "drop rare items ({core}), or lower {devices}"
 _PAIR_HOLDERS = {  # the same, where the model is a table of items by items, whose size no setting of it changes
-    "private": (
-        "the histories that all clients keep take",
-        "drop rare items ({core}), or take fewer clients",
-    ),
+    "private": ("the histories that all clients keep take", "drop rare items ({core})"),
     "host": (
         "the histories that all clients keep in host memory take",
         "drop rare items ({core}), or let them wait in files ({client_store})",
