@@ -52,15 +52,15 @@ def assert_holds(store, table):
 
 
 def test_a_parquet_file_is_never_in_memory(tmp_path):
-    """Pages of it are let go once they were read: 48 MB of ids, of which 1 MB at a time is looked at."""
+    """Pages of it are let go once they were read: 128 MB of ids, of which 1 MB at a time is looked at."""
     pa = pytest.importorskip("pyarrow")
     rng = np.random.default_rng(0)
-    columns = {name: rng.integers(0, 2**62, 3_000_000) for name in ("user", "item")}
+    columns = {name: rng.integers(0, 2**62, 8_000_000) for name in ("user", "item")}
     pd.DataFrame(columns).to_parquet(tmp_path / "events.parquet", row_group_size=2**16)
     source = open_source(tmp_path / "events.parquet", {}, columns=None, separator=None, rows=2**16)
     before = pa.total_allocated_bytes()
     most = max(pa.total_allocated_bytes() for _ in source.frames) - before
-    assert 0 < most < 30e6  # 69 MB where all of it stays
+    assert 0 < most < 80e6  # 184 MB where all of it stays; on a busy machine some 40 are read ahead
 
 
 @pytest.mark.usefixtures("small")
