@@ -349,7 +349,7 @@ def _checkpoints(settings: Settings, folder: Path, say: Callable[[str], Any]) ->
     how = f"saved every {checkpoint.every} rounds; after a kill or Ctrl-C"
     if checkpoint.every is None:
         how = f"saved every {checkpoint.minutes:g} minutes; after a kill or Ctrl-C"
-        if entry_of(settings.algorithm).rounds == 1:  # which the clock does not save
-            how = "saved when it is stopped; after SIGTERM or Ctrl-C"
+        if entry_of(settings.algorithm).rounds == 1:  # where all others are the same, the clock saves nothing
+            how = f"saved when it is stopped, or every {checkpoint.minutes:g} minutes if rounds differ; then"
     say(f"{how} go on with: {RESUME_COMMAND} {shlex.quote(str(folder))}")
     return checkpoint._replace(on_message=tell)

@@ -74,20 +74,13 @@ _HOLDERS = {  # of a plan's memory: what takes it, and the way out with paramete
     "stack": ("stacked updates take", "lower the cohort"),
 }
 _FEWER_ITEMS = "drop rare items ({core}), or lower {devices}"
-_PAIR_HOLDERS = {  # the same, where the model is a table of items by items, whose size no setting of it changes
+# The same, where the model is a table of items by items, whose size no setting changes, in rounds of one piece.
+_PAIR_HOLDERS = {
     "private": ("the histories that all clients keep take", "drop rare items ({core})"),
-    "host": (
-        "the histories that all clients keep in host memory take",
-        "drop rare items ({core}), or let them wait in files ({client_store})",
-    ),
     "cohort": (_HOLDERS["cohort"][0], "lower the cohort or {devices}"),
     "model": ("weights of items by items take", _FEWER_ITEMS),
     "versions": ("the weights that late clients train from take", "lower {FedBuff.max_staleness}"),
     "best": ("the best state so far takes", "in Python keep no best: keep='last', or no validation"),
-    "host best": (
-        "the best state so far takes in host memory",
-        "in Python keep no best: keep='last', or no validation",
-    ),
     "sums": ("sums of items by items take", _FEWER_ITEMS),
     "touched": (_HOLDERS["touched"][0], "lower the cohort or {devices}"),
     "inversion": ("inverting a table of items by items takes", _FEWER_ITEMS),
@@ -402,7 +395,7 @@ def with_inversion(plan: Plan, num_items: int, *, in_sums: bool) -> Plan:
     """
     column = plan.devices * num_items * np.dtype(np.float32).itemsize
     blocks = INVERSION * min(num_items, INVERSION_BLOCK) * column
-    sums = num_items * column if in_sums and plan.stream_clients is None else plan.num_bytes["sums"]
+    sums = num_items * column if in_sums else plan.num_bytes["sums"]
     return plan._replace(num_bytes=plan.num_bytes | {"sums": sums, "inversion": blocks})
 
 
