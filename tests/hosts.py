@@ -78,7 +78,10 @@ def copy_share(store: Path, copy: Path, processes: int, process_id: int) -> Path
 
 def train_from_store(store: Path, folder: Path | None, mesh: Any, rounds: int = 4) -> dict[str, Any]:
     """Train the clients of a store, chunk by chunk, going on from the folder's newest checkpoint."""
-    algorithm = fr.fedmf(dim=2, cohort=12, lanes=4, num_negatives=1, mesh=mesh, stream_clients=8)
+    rule = fr.server.fixed_point(fr.server.total(), capacity=12)
+    algorithm = fr.fedmf(
+        dim=2, cohort=12, lanes=4, num_negatives=1, mesh=mesh, stream_clients=8, aggregator=rule
+    )
     checkpoint = None if folder is None else fr.Checkpoints(folder, every=2, on_message=str)
     state, history = fr.simulate(
         algorithm,
@@ -89,7 +92,6 @@ def train_from_store(store: Path, folder: Path | None, mesh: Any, rounds: int = 
         checkpoint=checkpoint,
     )
     return {
-        "sums": [float(np.abs(array).sum()) for array in to_arrays((state.private, state.server))],
         "bits": digest(to_arrays(state)),
         "evaluations": [[round_, metrics] for round_, metrics in history.evaluations],
         "loss": np.asarray(history.rounds.loss).tolist(),

@@ -557,10 +557,10 @@ def test_the_page_shows_the_table():
 
 def test_an_absent_feature_is_none():
     """None and False stand for what is not there, a number of 0 does not."""
-    check_together({Feature.STREAMED: None, Feature.FIXED_POINT: True})
-    check_together({Feature.STREAMED: False, Feature.FIXED_POINT: True})
+    check_together({Feature.STREAMED: None, Feature.EXCHANGE: True})
+    check_together({Feature.STREAMED: False, Feature.EXCHANGE: True})
     with pytest.raises(ParameterError, match="stream_clients=0"):
-        check_together({Feature.STREAMED: 0, Feature.FIXED_POINT: True})
+        check_together({Feature.STREAMED: 0, Feature.EXCHANGE: True})
 
 
 if __name__ == "__main__":

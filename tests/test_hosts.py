@@ -118,17 +118,13 @@ def _check_alike(start: Any, tmp_path: Path, number: int) -> None:
         # From the start, and from a checkpoint of one process.
         _check_same_run(each["new"], straight)
         _check_same_run(each["old"], straight)
-        # From a store of which each had its share alone: floats, of which two have one sum in any order.
-        assert each["stored"]["sums"] == pytest.approx(stored["sums"], rel=1e-5)
-        if number == 2:
-            _check_same_run(each["stored"], stored)
+        # From a store of which each had its share alone.
+        _check_same_run(each["stored"], stored)
 
     # One process goes on from what several wrote.
     _check_same_run(train(alone, tmp_path / "new", 6), train(alone, tmp_path / "straight", 6))
     more = [train_from_store(store, tmp_path / name, mesh, 6) for name in ("stored", "stored straight")]
-    assert more[0]["sums"] == pytest.approx(more[1]["sums"], rel=1e-5)
-    if number == 2:
-        _check_same_run(*more)
+    _check_same_run(*more)
 
 
 @pytest.mark.as_compiled

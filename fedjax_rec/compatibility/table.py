@@ -131,7 +131,6 @@ _COLLUDING: Rows = {
 }
 _STREAMED = {  # what cannot be taken apart
     _F.STACKED: "an aggregator that sees all updates at once",
-    _F.FIXED_POINT: "fixed-point sums",
     _F.LEARNT_WEIGHTS: "weights that the server learns",
     _F.THRESHOLD: "a least number of clients in a round",
     _F.EXCHANGE: "an exchange between clients",

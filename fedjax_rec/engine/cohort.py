@@ -118,8 +118,8 @@ def run_cohort(
             are put together before they are sent, they always are.
 
     Returns:
-        totals or stack, what the clients keep (an absent client's leaves are bit-identical to the old), and the
-        report; all that is of single clients is in cohort order.
+        totals (integers, where sums are in fixed point) or stack, what the clients keep (an absent client's leaves
+        are bit-identical to the old), and the report; all that is of single clients is in cohort order.
 
     Raises:
         ValueError: if the lanes do not divide over the mesh, or the clients' histories are not here.
@@ -167,7 +167,6 @@ def run_cohort(
     else:
         train = partial(_train_sorted, work, uplink, jnp.asarray(check_rows), mesh.size)
         result = _train_on_mesh(train, lanes, mesh, uplink.aggregator, replicated, start, queue)
-    result = result._replace(totals=_decode(uplink.aggregator, result.totals))
     back = jnp.zeros_like(order).at[order].set(jnp.arange(order.shape[0]), unique_indices=True)
     store, unsound, loss_sums = take_rows((result.store, result.unsound, result.loss_sums), back)
     result = result._replace(store=store, unsound=unsound, loss_sums=loss_sums)
@@ -186,13 +185,6 @@ def _workload(work: ClientWork, cohort: Cohort) -> tuple[jax.Array, jax.Array]:
     share = trained / jnp.maximum(usual, 1)  # rounded up, n share fills as many batches as are trained
     processed = jnp.ceil(num_examples * share).astype(num_examples.dtype)
     return trained, jnp.where(trained < usual, processed, num_examples)
-
-
-def _decode(aggregator: Aggregator, totals: Any) -> Any:
-    """Floats again, from fixed-point sums."""
-    if aggregator.fixed is None or aggregator.stacked:
-        return totals
-    return totals._replace(deltas=jax.tree.map(aggregator.fixed.decode, totals.deltas))
 
 
 # Devices -----------------------------------------------------------------------------------------------------

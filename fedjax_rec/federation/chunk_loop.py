@@ -235,11 +235,14 @@ class TouchedRounds(ChunkedRounds):
         self, key: Key, small: State, population: Population, store: ClientStore, fetched: FetchedCohort
     ) -> tuple[State, RoundInfo]:
         """Training and the server's step on the cohort's rows, which consumes them."""
-        tables = jax.tree.leaves(small.server.tables)
+        like_sums = [
+            jax.ShapeDtypeStruct(leaf.shape, jnp.int32 if self.touched.integers else leaf.dtype)
+            for leaf in jax.tree.leaves(small.server.tables)
+        ]
 
         def train(first: int, chunk: ClientStore) -> Trained:
             clients = fetched.populations[first // self.size]
-            over = self.spare.take(tables)
+            over = self.spare.take(like_sums)
             if self.touched.table_mesh is not None:
                 chunk = deal_clients(chunk, self.touched.table_mesh)
             return self.train(over, key, small, clients, fetched.cohort, np.int32(first), chunk)

@@ -25,7 +25,7 @@ from fedjax_rec.federation.structure import check_server, check_work
 from fedjax_rec.rows.tables import num_rows, set_rows
 from fedjax_rec.samplers.tracking import cohort_size, init_tracked, mixture_weights, update_tracked
 from fedjax_rec.server.aggregators import add_heat
-from fedjax_rec.server.step import ServerStep, step_server
+from fedjax_rec.server.step import ServerStep, decode_sums, step_server
 from fedjax_rec.types import (
     Client,
     ClientStore,
@@ -195,7 +195,7 @@ def finish_round(
     clients = cohort.clients
 
     # What the aggregator needs of the population, besides the cohort's sums.
-    totals = result.totals
+    totals = decode_sums(aggregator, result.totals)
     if aggregator.rows.heat:
         totals = add_heat(cast("Totals", totals), population)
 

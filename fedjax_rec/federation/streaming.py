@@ -5,7 +5,8 @@ variates, the errors of compressors. A device need not hold it. A round of one c
 
     draw the cohort  ->  for S clients at a time: fetch what they keep, train, add up, put back  ->  step
 
-with one step of the server, as ever: `train` gives a chunk's sums, which add up to the cohort's. The functions
+with one step of the server, as ever: `train` gives a chunk's sums, which add up to the cohort's; integers of
+fixed-point sums to the same bits whatever S is, floats to rounding. The functions
 here are pure and compiled; `host_memory` is the loop around them, and holds what waits.
 
 What needs the whole cohort at once cannot be streamed; `compatibility.table` names it.
@@ -189,7 +190,7 @@ def train_chunk(
     """
     size = cast("int", plan.stream_clients)
     chunk = cut_chunk(cohort, first_slot, size)
-    check_fits(without_host(plan))  # what waits was looked at before there was a state
+    check_fits(without_host(plan), rules.uplink.aggregator.fixed)  # what waits was looked at before
     slots = jnp.arange(size)
     here = locate(chunk.clients, population) if located else None
     train = cohort_trainer(

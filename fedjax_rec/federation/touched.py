@@ -51,6 +51,7 @@ class TouchedRows(NamedTuple):
 
     num_items: int  # I
     table_mesh: Mesh | None  # over which the leaves [I, ...] are split, then as `SplitRows`
+    integers: bool  # whether sums are in fixed point
     room: int  # batches of a chunk's clients together, for all but one cohort in 10^9
     # (room, population, cohort, first slot int32[]) -> batches of a chunk [room, ...], where each client's begin
     name_batches: Callable[[int, Population, DrawnCohort, Any], tuple[Batch, jax.Array]]
@@ -147,6 +148,7 @@ def make_touched(rules: Rules, population: Population, size: int, state: State) 
     return TouchedRows(
         num_items=num_rows(state.server.tables),
         table_mesh=table_mesh,
+        integers=rules.uplink.aggregator.fixed is not None,
         room=room,
         name_batches=partial(name_batches, rules, size, population.stored),
         split=partial(_split, marks),
@@ -280,7 +282,8 @@ def finish_touched(
         sound: bool[C], who took part with numbers that count.
 
     Returns:
-        the state of these rows, what happened; and the rule's steps of the rows, in the memory of the sums.
+        the state of these rows, what happened; and what is left in the memory of the sums: the rule's steps of
+        the rows, or the sums themselves where these are integers.
     """
     optimizer = rules.optimizer
 
@@ -299,7 +302,7 @@ def finish_touched(
         return ClientStore((), ())
 
     state, info, step = finish_round(rules, key, state, population, cohort, sums, sound, store_nothing)
-    return state, info, step.proposed.tables
+    return state, info, step.proposed.tables if rules.uplink.aggregator.fixed is None else tables
 
 
 def take_tables(sums: CohortResult) -> tuple[CohortResult, PyTree]:

@@ -194,11 +194,21 @@ def _latex(comparison: Comparison) -> str:
         cells = [_latex_cell(row, bold=row.mean == top) for row, top in zip(rows, best, strict=True)]
         body.append(f"{' & '.join([_latex_name(rows[0]), *cells])} \\\\")
     columns = "l" + "r" * len(metrics)
-    rules = [r"\toprule", header, r"\midrule", *body, r"\bottomrule"]
+    spread = rf"\multicolumn{{{len(metrics) + 1}}}{{l}}{{\scriptsize $\pm$: {_spread(comparison)}}} \\"
+    rules = [r"\toprule", header, r"\midrule", *body, r"\bottomrule", spread]
     title = f"{_title(comparison)}; needs the package booktabs"
-    spread = "after +-: half of the interval, or where a row has several seeds their standard deviation"
-    notes = [f"% {line}" for line in (title, NOTE, spread, *comparison.warnings)]
+    notes = [f"% {line}" for line in (title, NOTE, *comparison.warnings)]
     return "\n".join([*notes, f"\\begin{{tabular}}{{{columns}}}", *rules, r"\end{tabular}"])
+
+
+def _spread(comparison: Comparison) -> str:
+    """What stands behind the means, for the foot of the table."""
+    of_seeds = {row.seed_deviation is not None for row in comparison.rows}
+    users = r"half of the 95\,\% interval over users"
+    seeds = "standard deviation over seeds"
+    if of_seeds == {True, False}:
+        return f"{seeds} where there are several, else {users}"
+    return seeds if of_seeds == {True} else users
 
 
 def _shown(metric: str) -> str:
@@ -210,6 +220,9 @@ def _shown(metric: str) -> str:
 def _latex_name(row: ComparisonRow) -> str:
     """The run, by its algorithm where the folder does not say it."""
     folder = row.run.replace("\\", "/").rpartition("/")[2]
+    count = f" ({len(row.seeds)} seeds)"
+    if folder.endswith(count):  # it is named after its first run, whose folder often ends with the seed
+        folder = folder.removesuffix(count).removesuffix(f"-{row.seeds[0]}") + count
     known = row.algorithm in folder or not row.algorithm
     return rf"\texttt{{{_escape(folder)}}}" + ("" if known else rf" (\texttt{{{_escape(row.algorithm)}}})")
 

@@ -122,7 +122,7 @@ def mean_of_touchers() -> Aggregator:
 def fixed_point(
     aggregator: Aggregator, *, capacity: int, limit: float = 1.0, modulus: int = 32
 ) -> Aggregator:
-    """Sum integers instead of floats: the same bits whatever the order of clients, and on 2, 4 or 8 devices.
+    """Sum integers instead of floats: the same bits in any order of clients and any chunks, on 2, 4 or 8 devices.
 
     A weighted delta x becomes round(x 2^b) with the largest b for which capacity x limit x 2^b < 2^(modulus - 1),
     so that no sum can wrap; larger numbers are cut off at +-limit and counted (`RoundInfo.saturated`). Devices

@@ -1,7 +1,7 @@
 """The server's part of a round: from what the clients sent to the next model."""
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,27 @@ class ServerStep(NamedTuple):
     signal: jax.Array  # float32[], as in `RoundInfo`
     skipped: jax.Array  # bool[], whether the step was not taken
     proposed: Server  # what the optimizer would add to the model, whether or not it was taken
+
+
+def decode_sums(aggregator: Aggregator, totals: Any) -> Any:
+    """Floats again, from fixed-point sums; once all that is summed has been.
+
+    Args:
+        aggregator: says how integers are summed, if they are.
+        totals: sums, or a stack, of what the clients sent.
+
+    Returns:
+        the same, deltas in floats.
+
+    Example:
+        >>> from fedjax_rec.server.aggregators import fixed_point, total
+        >>> sums = Totals(Server(None, jnp.array([3 << 20])), jnp.float32(2), None)
+        >>> decode_sums(fixed_point(total(), capacity=1000), sums).deltas.tables.tolist()
+        [1.5]
+    """
+    if aggregator.fixed is None or aggregator.stacked:
+        return totals
+    return totals._replace(deltas=jax.tree.map(aggregator.fixed.decode, totals.deltas))
 
 
 def step_server(

@@ -26,7 +26,7 @@ from fedjax_rec.federation.federate import client_update
 from fedjax_rec.federation.host_memory import copy_state, make_block, put_state
 from fedjax_rec.privacy.dp_fedavg import dp_fedavg
 from fedjax_rec.samplers.data_dependent import power_of_choice
-from fedjax_rec.server.aggregators import fixed_point, named, total
+from fedjax_rec.server.aggregators import named, total
 from fedjax_rec.server.fairness import agnostic, q_fedavg
 from fedjax_rec.server.robust import norm_bound
 from fedjax_rec.testing import assert_close, tiny_population
@@ -216,7 +216,6 @@ def test_one_client_of_a_state_in_host_memory(split):
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "stack": (partial(fr.fedmf, aggregator=norm_bound(1.0)), "an aggregator that sees all updates at once"),
-    "fixed point": (partial(fr.fedmf, aggregator=fixed_point(total(), capacity=24)), "fixed-point sums"),
     "mixture": (partial(fr.fedmf, aggregator=agnostic()), "weights that the server learns"),
     "least": (
         partial(fr.fedmf, aggregator=named("mean")._replace(min_clients=5)),

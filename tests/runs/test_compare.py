@@ -195,6 +195,22 @@ def test_latex(runs, capsys, tmp_path):
     assert rf"\textbf{{{first.mean:.4f}}}" in body[0]
     assert rf" & {second.mean:.4f}$^{{***}}$ {{\scriptsize $\pm$ " in body[1]
     assert "*" not in body[0]
+    assert lines[-2] == r"\multicolumn{3}{l}{\scriptsize $\pm$: half of the 95\,\% interval over users} \\"
+
+
+def test_latex_of_seeds(runs, tmp_path):
+    """A row of several seeds has its configuration's name, and the foot says which spread is whose."""
+    ranks = np.random.default_rng(1).integers(0, 40, (2, USERS)).astype(float)
+    ranks[:, 7] = np.nan
+    seeds = [write_run(tmp_path / f"fedmf-{seed}", rank, seed=seed) for seed, rank in enumerate(ranks)]
+    both = render(compare_runs([*seeds, runs[0]], metrics=["hr@10"], group_seeds=True), "latex").splitlines()
+    row = next(line for line in both if line.startswith(r"\texttt{fedmf (2 seeds)} & "))
+    deviation = np.std([np.nanmean(np.where(np.isnan(r), np.nan, r < 10)) for r in ranks], ddof=1)
+    assert row.endswith(rf"$\pm$ {deviation:.4f}}} \\")
+    foot = (
+        "standard deviation over seeds where there are several, else half of the 95\\,\\% interval over users"
+    )
+    assert foot in both[-2]
 
 
 def test_a_notebook_shows_a_table(runs, tmp_path):

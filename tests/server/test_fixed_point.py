@@ -9,6 +9,8 @@ import optax
 import pytest
 
 import fedjax_rec as fr
+from fedjax_rec.client.stored import open_population
+from fedjax_rec.data.store import synthesise
 from fedjax_rec.server import aggregators
 from fedjax_rec.testing import KEY, assert_close, fixed, run, tiny_population
 
@@ -95,6 +97,46 @@ def test_fixed_point_with_adam(population):
     )
     assert_close(four, two, "two devices and four", 0)
     assert_close(two, one, "one device and two", 1e-6)
+
+
+PARTS: dict[str, dict[str, Any]] = {  # every way in which a cohort can be taken apart
+    "chunks": {"stream_clients": 5},
+    "chunks on two devices": {"stream_clients": 8, "mesh": fr.client_mesh(2), "lanes": 4},
+    "touched rows": {"server_rows": "touched", "stream_clients": 3},
+    "split tables": {"table_shards": 2, "stream_clients": 6, "mesh": fr.client_mesh(2), "lanes": 4},
+}
+
+
+@pytest.mark.as_compiled
+def test_fixed_point_has_equal_bits_in_parts(tmp_path):
+    """Chunks of any size, on touched rows, over split tables, from a store: the bits of one piece."""
+    store = synthesise(tmp_path / "drawn", clients=30, items=40, events_per_client=6)
+    rule = aggregators.fixed_point(aggregators.mean(), capacity=11, limit=4.0)
+    memory = open_population(store.path).load()
+
+    def train(population, **parts):
+        algorithm = fr.fedmf(**SMALL, **{"lanes": 2} | parts, cohort=11, num_negatives=1, aggregator=rule)
+        return fr.simulate(algorithm, population, rounds=3, seed=KEY, eval_every=3)
+
+    whole, history = train(memory, stream_clients=0)
+    assert int(history.rounds.saturated.sum()) == 0
+    for name, parts in PARTS.items():
+        for population in (memory, open_population(store.path)):
+            state, found = train(population, **parts)
+            assert found.plan.stream_clients == parts["stream_clients"]
+            for one, other in zip(*map(jax.tree.leaves, (state, whole)), strict=True):
+                np.testing.assert_array_equal(np.asarray(one), np.asarray(other), err_msg=name)
+            np.testing.assert_array_equal(found.rounds.rows, history.rounds.rows)
+
+
+def test_capacity_is_that_of_a_cohort_and_not_of_a_chunk(population):
+    """Chunks that fit do not make a cohort that could wrap one that cannot."""
+    few = aggregators.fixed_point(aggregators.total(), capacity=5)
+    with pytest.raises(ValueError, match="a cohort of 9 could wrap"):
+        run(fr.fedmf(**SMALL, cohort=9, stream_clients=3, aggregator=few), population, rounds=1)
+    algorithm = fr.fedmf(**SMALL, cohort=9, stream_clients=3, aggregator=few)
+    with pytest.raises(ValueError, match="a cohort of 9 could wrap"):
+        fr.simulate(algorithm, population, rounds=1)
 
 
 def test_fixed_point_counts_what_it_cuts_off(population):
