@@ -143,7 +143,7 @@ def ego_graph(dim: int, mix: float, init_scale: float | jax.Array, *, item_bias:
         return {"vector": jnp.zeros(dim), "pooled": jnp.zeros(dim)}
 
     def init_server(key: Key, population: Population) -> Server:
-        tables = {"vector": scale * normal_rows(key, population.num_items, dim)}
+        tables = {"vector": normal_rows(key, population.num_items, dim, scale=scale)}
         return Server({}, tables | ({"bias": jnp.zeros(population.num_items)} if item_bias else {}))
 
     def score(private: PyTree, server: Server) -> jax.Array:

@@ -180,7 +180,7 @@ def matrix_factorisation(
         return {**vector, "bias": jnp.float32(0)} if ratings else vector
 
     def init_server(key: Key, population: Population) -> Server:
-        tables = {"vector": scale * normal_rows(key, population.num_items, dim)}
+        tables = {"vector": normal_rows(key, population.num_items, dim, scale=scale)}
         if item_bias:
             tables["bias"] = jnp.zeros(population.num_items)
         if not ratings:

@@ -144,7 +144,7 @@ def neural_factorisation(
     def vectors(key: Key, shape: tuple[int, ...]) -> dict[str, jax.Array]:
         keys = jax.random.split(key, len(halves))
         scale = init_scale / dim**0.5
-        return {half: scale * normal_rows(k, *shape) for half, k in zip(halves, keys, strict=True)}
+        return {half: normal_rows(k, *shape, scale=scale) for half, k in zip(halves, keys, strict=True)}
 
     def init_private(key: Key) -> PyTree:
         return vectors(key, (dim,))

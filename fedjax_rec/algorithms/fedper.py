@@ -130,7 +130,7 @@ def layered(dim: int, base_layers: int, head_layers: int, init_scale: float | ja
 
     def init_server(key: Key, population: Population) -> Server:
         base_key, row_key = jax.random.split(key)
-        vectors = scale * normal_rows(row_key, population.num_items, dim)
+        vectors = normal_rows(row_key, population.num_items, dim, scale=scale)
         return Server({"base": init_layers(base_key, (dim,) * (base_layers + 1))}, {"vector": vectors})
 
     def score(private: PyTree, server: Server) -> jax.Array:

@@ -132,7 +132,7 @@ def self_attention(dim: int, max_length: int, blocks: int, init_scale: float | j
 
     def init_server(key: Key, population: Population) -> Server:
         row_key, encoder_key = jax.random.split(key)
-        tables = {"vector": scale * normal_rows(row_key, population.num_items, dim)}
+        tables = {"vector": normal_rows(row_key, population.num_items, dim, scale=scale)}
         return Server(init_encoder(encoder_key, dim, max_length, blocks, scale), tables)
 
     return Model(

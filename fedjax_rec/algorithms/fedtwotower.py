@@ -126,7 +126,7 @@ def two_towers(dim: int, hidden: int, init_scale: float | jax.Array, *, item_bia
 
     def init_server(key: Key, population: Population) -> Server:
         row_key, tower_key = jax.random.split(key)
-        tables = {"vector": init_scale / dim**0.5 * normal_rows(row_key, population.num_items, dim)}
+        tables = {"vector": normal_rows(row_key, population.num_items, dim, scale=init_scale / dim**0.5)}
         tables |= {"bias": jnp.zeros(population.num_items)} if item_bias else {}
         inner, outer = init_layers(tower_key, (dim, hidden, dim))
         return Server({"inner": inner, "outer": outer}, tables)

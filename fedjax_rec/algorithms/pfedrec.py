@@ -122,7 +122,7 @@ def personal_heads(dim: int, init_scale: float | jax.Array) -> Model:
     """
 
     def init_server(key: Key, population: Population) -> Server:
-        return Server({}, {"vector": init_scale * normal_rows(key, population.num_items, dim)})
+        return Server({}, {"vector": normal_rows(key, population.num_items, dim, scale=init_scale)})
 
     def score(private: PyTree, server: Server) -> jax.Array:
         return _logits(private, server.tables["vector"])

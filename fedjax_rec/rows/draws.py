@@ -6,6 +6,7 @@ A number is a pure function of the key and of where it stands (threefry with par
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,16 @@ BLOCK = 2**20  # numbers that are drawn together beyond that
 SHARDS = "tables"  # the mesh axis over which the rows of tables are split, if they are
 
 
-def normal_rows(key: jax.Array, num_rows: int, *shape: int) -> jax.Array:
-    """`jax.random.normal(key, (num_rows, *shape))`, with the memory of the result alone where that is large.
+def normal_rows(key: jax.Array, num_rows: int, *shape: int, scale: Any = 1.0) -> jax.Array:
+    """`scale * jax.random.normal(key, (num_rows, *shape))`, in the memory of the result alone where that is large.
+
+    Scaled afterwards it would take that of two: XLA writes the product of a loop's result beside it.
 
     Args:
         key: of jax's default kind; consumed.
         num_rows: I.
         *shape: of a row.
+        scale: the standard deviation.
 
     Returns:
         float32[I, ...].
@@ -35,7 +39,7 @@ def normal_rows(key: jax.Array, num_rows: int, *shape: int) -> jax.Array:
     width = math.prod(shape)
     shards = jax.sharding.get_abstract_mesh().shape.get(SHARDS, 1)
     if num_rows * width <= AT_ONCE * shards:
-        return jax.random.normal(key, (num_rows, *shape))
+        return scale * jax.random.normal(key, (num_rows, *shape))
     each = -(-num_rows // shards)  # rows of a shard: all draw at the same time
     rows = min(each, max(1, BLOCK // width))
     draw = partial(_draw_block, jax.random.key_data(key), rows * width)
@@ -44,7 +48,7 @@ def normal_rows(key: jax.Array, num_rows: int, *shape: int) -> jax.Array:
     def fill(number: jax.Array, tables: jax.Array) -> jax.Array:
         first = jnp.minimum(number * rows, each - rows)  # the last block draws some rows again
         blocks = jax.vmap(draw, in_axes=(0, None))(first_rows + first, width).reshape(shards, rows, width)
-        return jax.lax.dynamic_update_slice_in_dim(tables, blocks, first, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(tables, scale * blocks, first, axis=1)
 
     empty = jnp.zeros((shards, each, width), jnp.float32)
     tables = jax.lax.fori_loop(0, -(-each // rows), fill, empty)

@@ -270,6 +270,17 @@ def test_server_rules_that_let_rows_rest():
         rows_of_state(grown, server)
 
 
+def test_large_tables_are_drawn_in_their_own_memory(monkeypatch):
+    """The program in which a run starts holds no second table: scaled behind the loop it did."""
+    monkeypatch.setattr(draws, "AT_ONCE", 100)
+    monkeypatch.setattr(draws, "BLOCK", 1000)
+    algorithm, population = fr.fedmf(dim=64), dataclasses.replace(tiny_population(), num_items=20_000)
+    start = jax.jit(lambda key: algorithm.init(key, population).server)
+    memory = start.lower(KEY).compile().memory_analysis()
+    assert memory.output_size_in_bytes > 20_000 * 64 * 4
+    assert memory.temp_size_in_bytes < 20_000 * 64 * 4 / 4
+
+
 def test_rows_drawn_in_blocks(monkeypatch):
     """The numbers of `jax.random.normal`, with counters beyond 32 bits."""
     monkeypatch.setattr(draws, "AT_ONCE", 100)

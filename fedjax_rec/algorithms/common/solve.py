@@ -183,7 +183,7 @@ def solved_model(dim: int, init_scale: float, equations: Equations, batch_size: 
         return {"vector": jnp.zeros(dim)}
 
     def init_server(key: Key, population: Population) -> Server:
-        vectors = init_scale / dim**0.5 * normal_rows(key, population.num_items, dim)
+        vectors = normal_rows(key, population.num_items, dim, scale=init_scale / dim**0.5)
         weights = equations.weights(population.size)
         return with_gram(vectors, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), weights))
 
