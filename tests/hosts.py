@@ -76,11 +76,20 @@ def copy_share(store: Path, copy: Path, processes: int, process_id: int) -> Path
     return copy
 
 
-def train_from_store(store: Path, folder: Path | None, mesh: Any, rounds: int = 4) -> dict[str, Any]:
+def train_from_store(
+    store: Path, folder: Path | None, mesh: Any, rounds: int = 4, server_rows: str = "all"
+) -> dict[str, Any]:
     """Train the clients of a store, chunk by chunk, going on from the folder's newest checkpoint."""
     rule = fr.server.fixed_point(fr.server.total(), capacity=12)
     algorithm = fr.fedmf(
-        dim=2, cohort=12, lanes=4, num_negatives=1, mesh=mesh, stream_clients=8, aggregator=rule
+        dim=2,
+        cohort=12,
+        lanes=4,
+        num_negatives=1,
+        mesh=mesh,
+        stream_clients=8,
+        aggregator=rule,
+        server_rows=server_rows,
     )
     checkpoint = None if folder is None else fr.Checkpoints(folder, every=2, on_message=str)
     state, history = fr.simulate(
@@ -116,6 +125,7 @@ def main(address: str, processes: int, process_id: int, folder: Path) -> dict[st
     fr.initialize_distributed(address, processes, process_id)
     mesh = fr.client_mesh()
     algorithm = algorithm_on(mesh)
+    share = folder / f"share-{process_id}"
     return {
         "processes": num_processes(),
         "devices": 0 if mesh is None else mesh.size,
@@ -128,9 +138,8 @@ def main(address: str, processes: int, process_id: int, folder: Path) -> dict[st
         "uneven": refusal(lambda: fr.client_mesh(3)),
         "new": train(algorithm, folder / "new", 4),
         "old": train(algorithm, folder / "old", 4),
-        "stored": train_from_store(
-            folder / f"share-{process_id}", folder / "stored", fr.client_mesh(processes)
-        ),
+        "stored": train_from_store(share, folder / "stored", fr.client_mesh(processes)),
+        "touched": train_from_store(share, None, fr.client_mesh(processes), server_rows="touched"),
     }
 
 

@@ -120,6 +120,7 @@ def _check_alike(start: Any, tmp_path: Path, number: int) -> None:
         _check_same_run(each["old"], straight)
         # From a store of which each had its share alone.
         _check_same_run(each["stored"], stored)
+        _check_same_run(each["touched"], stored)
 
     # One process goes on from what several wrote.
     _check_same_run(train(alone, tmp_path / "new", 6), train(alone, tmp_path / "straight", 6))

@@ -160,11 +160,11 @@ _TOUCHED = {  # what looks at rows that nobody touched, or asks which items rows
     _F.ADVERSARY: "malicious clients, who choose items",
     _F.READS_IDS: "an algorithm whose clients ask which items their rows are of",
     _F.MOVING_ROWS: "a server rule that moves rows that nobody touched",
-    _F.DISTRIBUTED: "several processes, for the rows are found by one",
     _F.ONE_PIECE: "stream_clients=0, for the rows are found between two programs",
 }
 _SPLIT = {  # what has whole tables besides
     _F.ALL_ROWS: "server_rows='all'",
+    _F.DISTRIBUTED: "several processes, each of which has whole tables on its devices",
     _F.LOCAL_POINT: "clients that train before they are ranked, each on a table of its own",
 }
 _AGGREGATORS: Rows = {  # what an aggregator cannot be made into

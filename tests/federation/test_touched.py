@@ -277,6 +277,7 @@ def test_large_tables_are_drawn_in_their_own_memory(monkeypatch):
     algorithm, population = fr.fedmf(dim=64), dataclasses.replace(tiny_population(), num_items=20_000)
     start = jax.jit(lambda key: algorithm.init(key, population).server)
     memory = start.lower(KEY).compile().memory_analysis()
+    assert memory is not None
     assert memory.output_size_in_bytes > 20_000 * 64 * 4
     assert memory.temp_size_in_bytes < 20_000 * 64 * 4 / 4
 
