@@ -77,10 +77,17 @@ def copy_share(store: Path, copy: Path, processes: int, process_id: int) -> Path
 
 
 def train_from_store(
-    store: Path, folder: Path | None, mesh: Any, rounds: int = 4, server_rows: str = "all"
+    store: Path,
+    folder: Path | None,
+    mesh: Any,
+    rounds: int = 4,
+    *,
+    integers: bool = True,
+    server_rows: str = "all",
 ) -> dict[str, Any]:
     """Train the clients of a store, chunk by chunk, going on from the folder's newest checkpoint."""
-    rule = fr.server.fixed_point(fr.server.total(), capacity=12)
+    floats = fr.server.total()
+    rule = fr.server.fixed_point(floats, capacity=12) if integers else floats
     algorithm = fr.fedmf(
         dim=2,
         cohort=12,
@@ -101,6 +108,7 @@ def train_from_store(
         checkpoint=checkpoint,
     )
     return {
+        "sums": [float(np.abs(array).sum()) for array in to_arrays((state.private, state.server))],
         "bits": digest(to_arrays(state)),
         "evaluations": [[round_, metrics] for round_, metrics in history.evaluations],
         "loss": np.asarray(history.rounds.loss).tolist(),
@@ -140,6 +148,7 @@ def main(address: str, processes: int, process_id: int, folder: Path) -> dict[st
         "old": train(algorithm, folder / "old", 4),
         "stored": train_from_store(share, folder / "stored", fr.client_mesh(processes)),
         "touched": train_from_store(share, None, fr.client_mesh(processes), server_rows="touched"),
+        "floats": train_from_store(share, None, fr.client_mesh(processes), 2, integers=False),
     }
 
 

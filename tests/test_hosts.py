@@ -95,6 +95,7 @@ def _check_alike(start: Any, tmp_path: Path, number: int) -> None:
     straight = train(alone, tmp_path / "straight", 4)
     store, mesh = make_store(tmp_path / "store"), fr.client_mesh(number)
     stored = train_from_store(store, tmp_path / "stored straight", mesh)
+    floats = train_from_store(store, None, mesh, 2, integers=False)
     for k in range(number):
         copy_share(store, tmp_path / f"share-{k}", number, k)
 
@@ -121,6 +122,9 @@ def _check_alike(start: Any, tmp_path: Path, number: int) -> None:
         # From a store of which each had its share alone.
         _check_same_run(each["stored"], stored)
         _check_same_run(each["touched"], stored)
+        assert each["floats"]["sums"] == pytest.approx(floats["sums"], rel=1e-5)
+        if number == 2:  # two floats have one sum in any order
+            _check_same_run(each["floats"], floats)
 
     # One process goes on from what several wrote.
     _check_same_run(train(alone, tmp_path / "new", 6), train(alone, tmp_path / "straight", 6))

@@ -18,9 +18,9 @@ def check_together(features: Features) -> None:
         ParameterError: of the first row of the table that applies.
 
     Example:
-        >>> check_together({Feature.STREAMED: 5, Feature.FIXED_POINT: True})
+        >>> check_together({Feature.STREAMED: 5, Feature.EXCHANGE: True})
         Traceback (most recent call last):
-        fedjax_rec.errors.ParameterError: stream_clients=5 takes cohorts apart, but fixed-point sums cannot be; ...
+        fedjax_rec.errors.ParameterError: stream_clients=5 takes cohorts apart, but an exchange between ...
     """
     there = _present(features)
     for need in NEEDS:
@@ -41,7 +41,7 @@ def goes_with(feature: AnyFeature, features: Features) -> bool:
         True or False.
 
     Example:
-        >>> goes_with(Feature.STREAMED, {Feature.FIXED_POINT: True}), goes_with(Feature.STREAMED, {})
+        >>> goes_with(Feature.STREAMED, {Feature.EXCHANGE: True}), goes_with(Feature.STREAMED, {})
         (False, True)
     """
     pairs = _conflicts({feature, *_present(features)})

@@ -190,8 +190,10 @@ def make_plan(
     sums = (3 if stream_clients is None else 5) * upload
     held = 0
     if touched_rows is not None:
-        # one sum, whose memory the steps then take, or of several chunks two and their sum
-        sums = (1 if together == cohort else 3) * upload * touched_rows // items
+        # one sum, whose memory the steps then take; of several chunks two and their sum; of integers besides it
+        # the floats and the steps
+        one = together == cohort and uplink.aggregator.fixed is None
+        sums = (1 if one else 3) * upload * touched_rows // items
         held = (model + _bytes(state.opt_state)) * touched_rows // items
         held += 3 * touched_rows * _slot_bytes(work, population, state.server)
 

@@ -6,7 +6,7 @@ variates, the errors of compressors. A device need not hold it. A round of one c
     draw the cohort  ->  for S clients at a time: fetch what they keep, train, add up, put back  ->  step
 
 with one step of the server, as ever: `train` gives a chunk's sums, which add up to the cohort's; integers of
-fixed-point sums to the same bits whatever S is, floats to rounding. The functions
+fixed-point sums to the same bits whatever S is (with as many lanes), floats to rounding. The functions
 here are pure and compiled; `host_memory` is the loop around them, and holds what waits.
 
 What needs the whole cohort at once cannot be streamed; `compatibility.table` names it.

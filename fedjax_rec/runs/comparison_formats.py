@@ -189,12 +189,16 @@ def _latex(comparison: Comparison) -> str:
     by_metric = [[row for row in comparison.rows if row.metric == metric] for metric in metrics]
     best = [max((row.mean for row in rows), default=math.nan) for rows in by_metric]
     header = f"{' & '.join(['method', *(_escape(_shown(metric)) for metric in metrics)])} \\\\"
+    short = [_without_seed(row) for row in by_metric[0]] if by_metric else []
     body = []
-    for rows in zip(*by_metric, strict=True):
+    for name, *rows in zip(short, *by_metric, strict=True):
+        shown = name if short.count(name) == 1 else _folder(rows[0])
         cells = [_latex_cell(row, bold=row.mean == top) for row, top in zip(rows, best, strict=True)]
-        body.append(f"{' & '.join([_latex_name(rows[0]), *cells])} \\\\")
+        body.append(f"{' & '.join([_latex_name(shown, rows[0].algorithm), *cells])} \\\\")
     columns = "l" + "r" * len(metrics)
-    spread = rf"\multicolumn{{{len(metrics) + 1}}}{{l}}{{\scriptsize $\pm$: {_spread(comparison)}}} \\"
+    # in a box of no width, which stretches no column
+    foot = rf"\makebox[0pt][l]{{\scriptsize $\pm$: {_spread(comparison)}}}"
+    spread = rf"\multicolumn{{{len(metrics) + 1}}}{{l}}{{{foot}}} \\"
     rules = [r"\toprule", header, r"\midrule", *body, r"\bottomrule", spread]
     title = f"{_title(comparison)}; needs the package booktabs"
     notes = [f"% {line}" for line in (title, NOTE, *comparison.warnings)]
@@ -217,14 +221,24 @@ def _shown(metric: str) -> str:
     return f"{'Recall' if name == 'recall' else name.replace('_', ' ').upper()}{at}{k}"
 
 
-def _latex_name(row: ComparisonRow) -> str:
-    """The run, by its algorithm where the folder does not say it."""
-    folder = row.run.replace("\\", "/").rpartition("/")[2]
+def _folder(row: ComparisonRow) -> str:
+    return row.run.replace("\\", "/").rpartition("/")[2]
+
+
+def _without_seed(row: ComparisonRow) -> str:
+    """The run's folder; of several seeds it is that of the first one, which often ends with it."""
+    folder = _folder(row)
     count = f" ({len(row.seeds)} seeds)"
-    if folder.endswith(count):  # it is named after its first run, whose folder often ends with the seed
-        folder = folder.removesuffix(count).removesuffix(f"-{row.seeds[0]}") + count
-    known = row.algorithm in folder or not row.algorithm
-    return rf"\texttt{{{_escape(folder)}}}" + ("" if known else rf" (\texttt{{{_escape(row.algorithm)}}})")
+    if not folder.endswith(count):
+        return folder
+    name, *method = folder.removesuffix(count).split(":", 1)
+    return ":".join([name.removesuffix(f"-{row.seeds[0]}"), *method]) + count
+
+
+def _latex_name(folder: str, algorithm: str) -> str:
+    """The run, by its algorithm where the folder does not say it."""
+    known = algorithm in folder or not algorithm
+    return rf"\texttt{{{_escape(folder)}}}" + ("" if known else rf" (\texttt{{{_escape(algorithm)}}})")
 
 
 def _latex_cell(row: ComparisonRow, *, bold: bool) -> str:

@@ -126,9 +126,11 @@ def fixed_point(
 
     A weighted delta x becomes round(x 2^b) with the largest b for which capacity x limit x 2^b < 2^(modulus - 1),
     so that no sum can wrap; larger numbers are cut off at +-limit and counted (`RoundInfo.saturated`). Devices
-    must have equally many lanes each. One device is compiled otherwise than several: a client's own arithmetic
-    then may differ in a last bit, which the rounds carry on. It does with Adam (already in one local epoch) and
-    with ratings over several epochs, not with SGD or momentum on "bce"; from two devices on no case is known.
+    must have equally many lanes each, and so must rounds in chunks (`lanes=`). What else an aggregator sums must
+    be counts: norms, as of `by_change` and FedNova, stay floats. One device is compiled otherwise than several: a
+    client's own arithmetic then may differ in a last bit, which the rounds carry on. It does with Adam (already
+    in one local epoch) and with ratings over several epochs, not with SGD or momentum on "bce"; from two devices
+    on no case is known.
 
     Args:
         aggregator: `total()`, `mean()`, ...: any that sums.

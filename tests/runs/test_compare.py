@@ -14,7 +14,7 @@ from fedjax_rec.cli.main import main
 from fedjax_rec.evaluation.metrics import user_metrics
 from fedjax_rec.evaluation.protocol import Protocol, protocol_id
 from fedjax_rec.evaluation.statistics import bootstrap_interval, holm, paired_interval, permutation_test
-from fedjax_rec.runs.compare import compare_runs, read_run, read_runs
+from fedjax_rec.runs.compare import Comparison, ComparisonRow, compare_runs, read_run, read_runs
 from fedjax_rec.runs.comparison_formats import FORMATS, render
 from tests.cli.refusals import refusal
 
@@ -195,7 +195,8 @@ def test_latex(runs, capsys, tmp_path):
     assert rf"\textbf{{{first.mean:.4f}}}" in body[0]
     assert rf" & {second.mean:.4f}$^{{***}}$ {{\scriptsize $\pm$ " in body[1]
     assert "*" not in body[0]
-    assert lines[-2] == r"\multicolumn{3}{l}{\scriptsize $\pm$: half of the 95\,\% interval over users} \\"
+    foot = r"\makebox[0pt][l]{\scriptsize $\pm$: half of the 95\,\% interval over users}"
+    assert lines[-2] == rf"\multicolumn{{3}}{{l}}{{{foot}}} \\"
 
 
 def test_latex_of_seeds(runs, tmp_path):
@@ -211,6 +212,15 @@ def test_latex_of_seeds(runs, tmp_path):
         "standard deviation over seeds where there are several, else half of the 95\\,\\% interval over users"
     )
     assert foot in both[-2]
+    # Two configurations whose folders end with their first seeds keep names of their own.
+    rows = [
+        ComparisonRow("hr@10", f"runs/fedmf-{s}:ease (2 seeds)", "ease", (s, s + 1), *[0.5] * 3, *[None] * 7)
+        for s in (1, 3)
+    ]
+    text = render(Comparison("full", "0" * 12, 9, tuple(rows[:1])), "latex")
+    assert r"\texttt{fedmf:ease (2 seeds)} & " in text
+    text = render(Comparison("full", "0" * 12, 9, tuple(rows)), "latex")
+    assert all(rf"\texttt{{fedmf-{s}:ease (2 seeds)}} & " in text for s in (1, 3))
 
 
 def test_a_notebook_shows_a_table(runs, tmp_path):

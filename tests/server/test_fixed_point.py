@@ -109,7 +109,7 @@ PARTS: dict[str, dict[str, Any]] = {  # every way in which a cohort can be taken
 
 @pytest.mark.as_compiled
 def test_fixed_point_has_equal_bits_in_parts(tmp_path):
-    """Chunks of any size, on touched rows, over split tables, from a store: the bits of one piece."""
+    """Chunks on as many lanes, of touched rows, over split tables, from a store: the bits of one piece."""
     store = synthesise(tmp_path / "drawn", clients=30, items=40, events_per_client=6)
     rule = aggregators.fixed_point(aggregators.mean(), capacity=11, limit=4.0)
     memory = open_population(store.path).load()
