@@ -57,16 +57,16 @@ def measure(population: Population, rows: str) -> tuple[dict[str, Any], np.ndarr
     gc.collect()
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
-    ticks: list[tuple[float, float]] = []
+    ticks: list[tuple[float, float, int]] = []
 
     def tick(progress: Progress) -> None:
-        del progress
-        ticks.append((time.perf_counter(), time.process_time()))
+        ticks.append((time.perf_counter(), time.process_time(), progress.round))
 
     algorithm = fr.fedmf(dim=DIM, cohort=COHORT, server_rows=rows)
     options: dict[str, Any] = {"rounds": ROUNDS, "eval_every": BLOCK, "keep": "last", "on_block": tick}
     state, history = fr.simulate(algorithm, population, **options)
-    walls, processor = np.diff(np.array(ticks), axis=0).T / BLOCK
+    walls, processor, rounds = np.diff(np.array(ticks), axis=0).T
+    walls, processor = walls / rounds, processor / rounds
     table = sum(leaf.nbytes for leaf in jax.tree.leaves(state.server.tables))
     num_bytes = history.plan.num_bytes
     found = {

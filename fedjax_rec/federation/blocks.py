@@ -14,6 +14,7 @@ from fedjax_rec.client.population import Population
 from fedjax_rec.errors import check_not_used_up
 from fedjax_rec.types import Algorithm, Key, RoundInfo, State
 
+PIECE = 10.0  # seconds of a block of rounds after which signals and the clock are looked at
 COMPILED = "/jax/core/compile/backend_compile_duration"  # what jax.monitoring calls a compilation
 
 
@@ -81,6 +82,27 @@ def run_block(
         return state, jax.tree.map(lambda all_, one: all_.at[turn].set(one), infos, info)
 
     return jax.lax.fori_loop(0, count, body, (state, empty))
+
+
+def piece_of(count: int, trained: int, seconds: float, streamed: bool) -> int:
+    """How many of a block's rounds to run before signals and the clock are looked at.
+
+    Args:
+        count: rounds that are left of the block.
+        trained: rounds so far.
+        seconds: that these took.
+        streamed: whether what clients keep is fetched, perhaps from a disk: then the first round is one alone.
+
+    Returns:
+        as many as take `PIECE` seconds, at least 1.
+
+    Example:
+        >>> piece_of(20, 100, 1.0, False), piece_of(20, 4, 10.0, False), piece_of(20, 0, 0.0, True)
+        (20, 4, 1)
+    """
+    if not trained:
+        return 1 if streamed else count
+    return max(1, min(count, int(PIECE * trained / max(seconds, 1e-9))))
 
 
 def check_state(algorithm: Algorithm, key: Key, state: State, population: Population) -> None:

@@ -31,7 +31,8 @@ class Stop(NamedTuple):
     metric: str = "ndcg@10"  # full-ranking validation metric, by a name that `user_metric` knows, but auc
     target: float | None = None  # stop once the metric reaches this
     patience: int | None = None  # stop after so many rounds without a better metric
-    seconds: float | None = None  # stop after so much wall-clock time, checked after each block
+    # stop after so much wall-clock time, looked at after a block, and every ten seconds or round of a longer one
+    seconds: float | None = None
     patience_share: float | None = (
         None  # stop after so large a share of the rounds so far without a better mean over their last half
     )
@@ -73,6 +74,26 @@ class Stop(NamedTuple):
         if self.patience_share is not None:
             ends.append(patience_ends_at(best_round if peak is None else peak, self.patience_share))
         return max(self.min_rounds, *ends) if ends else None
+
+    def reached(self, best_round: int, evaluations: Sequence[tuple[int, Metrics]]) -> str:
+        """Which rule of validation ends a run.
+
+        Args:
+            best_round: with the best validation so far.
+            evaluations: (round, validation metrics), in order; the last one is of now.
+
+        Returns:
+            "target" or "patience"; empty where the run goes on.
+
+        Example:
+            >>> Stop(target=0.2).reached(10, [(10, {"full/ndcg@10": 0.3})])
+            'target'
+        """
+        now, metrics = evaluations[-1]
+        if self.target is not None and metrics[f"full/{self.metric}"] >= self.target:
+            return "target"
+        end = self.ends_at(best_round, self.peak_of(evaluations))
+        return "patience" if end is not None and now >= end else ""
 
 
 class PrivacyBudget(Protocol):

@@ -33,3 +33,27 @@ def clients_of(
         return split, population_of(split)
     check_same(population, split)
     return split, population
+
+
+def check_ranges(rounds: int, eval_every: int, keep: str) -> None:
+    """Refuse numbers of rounds that cannot be.
+
+    Args:
+        rounds: of the run.
+        eval_every: rounds between two validations.
+        keep: "best" or "last".
+
+    Raises:
+        ValueError: naming the value.
+
+    Example:
+        >>> check_ranges(10, 0, "best")
+        Traceback (most recent call last):
+        ValueError: eval_every must be at least 1, not 0
+    """
+    if not 0 <= rounds < 2**31:
+        raise ValueError(f"rounds must be at least 0 and below 2^31, not {rounds}")
+    if eval_every < 1:
+        raise ValueError(f"eval_every must be at least 1, not {eval_every}")
+    if keep not in ("best", "last"):
+        raise ValueError(f"keep={keep!r} is unknown; choose one of 'best', 'last'")

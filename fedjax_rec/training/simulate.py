@@ -26,7 +26,7 @@ from fedjax_rec.engine.plan import check_fits
 from fedjax_rec.engine.table_shards import join_rows, rows_to_host
 from fedjax_rec.errors import check_arguments, suggest_names
 from fedjax_rec.evaluation.evaluator import EvaluationPoint
-from fedjax_rec.federation.blocks import Compilations, check_state
+from fedjax_rec.federation.blocks import Compilations, check_state, piece_of
 from fedjax_rec.federation.host_memory import (
     Block,
     copy_state,
@@ -68,10 +68,12 @@ from fedjax_rec.training.identity import (
     name_point,
     what_must_match,
 )
-from fedjax_rec.training.inputs import clients_of
+from fedjax_rec.training.inputs import check_ranges, clients_of
 from fedjax_rec.training.team import Team, follow_checkpoints
 from fedjax_rec.training.validation import make_validator
 from fedjax_rec.types import Algorithm, Key, Plan, RoundInfo, State
+
+TOLD = 2.0  # seconds of a block's piece from which it is reported
 
 
 @suggest_names
@@ -139,7 +141,7 @@ def simulate(
     """
     check_arguments(simulate, locals())
     check_surroundings()
-    _check_ranges(rounds, eval_every, keep)
+    check_ranges(rounds, eval_every, keep)
     if checkpoint is not None:
         check_checkpoints(checkpoint, eval_every)
     start_time = time.perf_counter()
@@ -212,15 +214,6 @@ def simulate(
         return run.run(key, state, population, rounds, block_size)
 
 
-def _check_ranges(rounds: int, eval_every: int, keep: str) -> None:
-    if not 0 <= rounds < 2**31:
-        raise ValueError(f"rounds must be at least 0 and below 2^31, not {rounds}")
-    if eval_every < 1:
-        raise ValueError(f"eval_every must be at least 1, not {eval_every}")
-    if keep not in ("best", "last"):
-        raise ValueError(f"keep={keep!r} is unknown; choose one of 'best', 'last'")
-
-
 class _Run:
     """The host's side of one run: the only mutable object of the simulation."""
 
@@ -254,6 +247,7 @@ class _Run:
         self.compilations = Compilations(block.name)
         self.compile_seconds = 0.0
         self.train_seconds = 0.0
+        self.block_seconds = 0.0  # of the last one, or of its last piece
         self.first_round = 1
         self.infos: list[RoundInfo] = []  # one a block
         self.evaluations: list[tuple[int, Metrics]] = []
@@ -300,6 +294,8 @@ class _Run:
             self._stop_if_requested(rounds_done, state)
             # Blocks end at multiples of their size, so that a resumed run validates in the same rounds.
             count = min(block_size - rounds_done % block_size, rounds - rounds_done)
+            done = sum(len(info.loss) for info in self.infos), self.train_seconds
+            count = self.team.of_first(partial(piece_of, count, *done, self.plan.stream_clients is not None))
             if self.ledger is not None:
                 if self.ledger.would_exceed(rounds, self.name):  # beside what others have spent by now
                     self._ask_ledger(state, rounds_done, rounds_done + count)
@@ -307,14 +303,16 @@ class _Run:
             state = self._train_block(key, state, population, count)
             rounds_done += count
             validation = None
+            is_over = rounds_done % block_size == 0 or rounds_done >= rounds
             if self._has_diverged():
                 stopped = "diverged"
-            else:
+            elif is_over or self.team.of_first(self._is_late):
                 validation = self._validate(rounds_done, state, is_last=rounds_done >= rounds)
                 stopped = self.team.of_first(partial(self._stop_reason, rounds_done, rounds, validation))
             if self.manager is not None:
                 self.manager.save(rounds_done, stopped, partial(self._snapshot, state, stopped))
-            self._report(rounds_done, rounds, count, validation, stopped)
+            if is_over or stopped or self.block_seconds >= TOLD:
+                self._report(rounds_done, rounds, count, validation, stopped)
         self._stop_if_requested(rounds_done, state, stopped)
         state, history = self._result(rounds_done, state, stopped)
         warn_if_diverged(history)
@@ -348,9 +346,13 @@ class _Run:
         tick = time.perf_counter()
         with self.compilations:
             state, infos = jax.block_until_ready(self.block.run(key, state, population, jnp.int32(count)))
-        self.train_seconds += time.perf_counter() - tick
+        self.block_seconds = time.perf_counter() - tick
+        self.train_seconds += self.block_seconds
         self.infos.append(jax.tree.map(lambda x: np.asarray(x)[:count], infos))
         return state
+
+    def _is_late(self) -> bool:
+        return self.stop.seconds is not None and time.perf_counter() - self.start_time >= self.stop.seconds
 
     def _ask_ledger(self, state: State, rounds_done: int, after: int) -> None:
         """Let the ledger refuse the coming block, once what was done is saved."""
@@ -379,15 +381,9 @@ class _Run:
 
     def _stop_reason(self, rounds_done: int, rounds: int, validation: Metrics | None) -> str:
         """As `History.stopped`; empty if the run goes on."""
-        stop = self.stop
-        if validation is not None:
-            value = validation[f"full/{stop.metric}"]
-            if stop.target is not None and value >= stop.target:
-                return "target"
-            end = stop.ends_at(self.best.round, stop.peak_of(self.evaluations))
-            if end is not None and rounds_done >= end:
-                return "patience"
-        if stop.seconds is not None and time.perf_counter() - self.start_time >= stop.seconds:
+        if validation is not None and (reached := self.stop.reached(self.best.round, self.evaluations)):
+            return reached
+        if self._is_late():
             return "seconds"
         return self.all_done if rounds_done >= rounds else ""
 

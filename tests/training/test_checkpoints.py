@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -119,6 +120,29 @@ def test_a_signal_pauses(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
     assert names(tmp_path / "run")[0] == "round-00000005"
     assert run(workload(real=False), tmp_path / "run") == reference(real=False)
+
+
+def test_a_signal_within_a_block(tmp_path, monkeypatch):
+    """Rounds that are slow are saved between two validations, and go on to those of a run that never stopped."""
+
+    def send(progress):
+        if progress.round == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    split = fr.leave_one_out(fr.data.synthetic(num_users=60, num_items=80, seed=1))
+    algorithm = fr.fedmf(dim=4, cohort=32, stream_clients=16)
+    options: dict[str, Any] = {"rounds": 6, "eval_every": 4, "keep": "last"}
+    straight, expected = fr.simulate(algorithm, split, **options)
+    checkpoint = Checkpoints(tmp_path / "run", every=4, on_message=str)
+    with monkeypatch.context() as patched:
+        patched.setattr("fedjax_rec.federation.blocks.PIECE", 0.0)
+        patched.setattr(import_module("fedjax_rec.training.simulate"), "TOLD", 0.0)
+        with pytest.raises(Paused, match="paused after round 2, which is saved"):
+            fr.simulate(algorithm, split, **options, checkpoint=checkpoint, on_block=send)
+    state, history = fr.simulate(algorithm, split, **options, checkpoint=checkpoint, resume=True)
+    assert digest(to_arrays(state)) == digest(to_arrays(straight))
+    assert digest(to_arrays(history.rounds)) == digest(to_arrays(expected.rounds))
+    assert history.evaluations == expected.evaluations
 
 
 def _sleep(pipe):

@@ -18,6 +18,7 @@ from fedjax_rec.runs.inputs import load_split
 from fedjax_rec.runs.settings import Settings
 from fedjax_rec.server.optimizers import LOCALS, SERVERS
 from fedjax_rec.testing import assert_close, check_one_trace, tiny_population
+from fedjax_rec.training.history import Progress
 
 KEY = jax.random.key(0)
 
@@ -48,6 +49,34 @@ def test_simulate_equals_train(split, algorithm):
     np.testing.assert_allclose(history.rounds.loss, infos.loss, rtol=1e-5)
     assert history.num_compilations == 1
     assert [done for done, _ in history.evaluations] == [3, 6, 7]
+
+
+def test_long_blocks_are_looked_into(split, algorithm, monkeypatch):
+    """Slow rounds run some at a time: the same state, reports and validations, and progress of each piece."""
+    streamed = fr.fedmf(dim=4, cohort=50, stream_clients=25)
+    for each, rounds_told in ((algorithm, [4, 5, 6, 7]), (streamed, [1, 2, 3, 4, 5, 6, 7])):
+        expected, history = fr.simulate(each, split, rounds=7, eval_every=4, keep="last")
+        with monkeypatch.context() as patched:
+            patched.setattr("fedjax_rec.federation.blocks.PIECE", 0.0)
+            patched.setattr(import_module("fedjax_rec.training.simulate"), "TOLD", 0.0)
+            told: list[Progress] = []
+            state, found = fr.simulate(each, split, rounds=7, eval_every=4, keep="last", on_block=told.append)
+        assert_close(state, expected, "in pieces", 0)
+        assert_close(found.rounds, history.rounds, "reports", 0)
+        assert found.evaluations == history.evaluations
+        assert [progress.round for progress in told] == rounds_told
+        assert [progress.validation is None for progress in told] == [r not in (4, 7) for r in rounds_told]
+
+
+def test_a_ceiling_of_seconds_within_a_block(split):
+    """Streamed rounds, which may wait for a disk, end behind the first one that is late, with its validation."""
+    algorithm = fr.fedmf(dim=4, cohort=50, stream_clients=25)
+    _, history = fr.simulate(algorithm, split, rounds=6, eval_every=3, stop=fr.Stop(seconds=1e-9))
+    assert (history.stopped, len(history.rounds.loss), [r for r, _ in history.evaluations]) == (
+        "seconds",
+        1,
+        [1],
+    )
 
 
 def test_a_population_is_taken_as_it_is(split, algorithm, monkeypatch):
