@@ -84,24 +84,21 @@ def run_block(
     return jax.lax.fori_loop(0, count, body, (state, empty))
 
 
-def piece_of(count: int, trained: int, seconds: float, streamed: bool) -> int:
+def piece_of(count: int, trained: int, seconds: float) -> int:
     """How many of a block's rounds to run before signals and the clock are looked at.
 
     Args:
         count: rounds that are left of the block.
-        trained: rounds so far.
+        trained: rounds of the last piece; 0 where there was none.
         seconds: that these took.
-        streamed: whether what clients keep is fetched, perhaps from a disk: then the first round is one alone.
 
     Returns:
-        as many as take `PIECE` seconds, at least 1.
+        as many as take `PIECE` seconds at that pace, at least 1; 1 where no pace is known.
 
     Example:
-        >>> piece_of(20, 100, 1.0, False), piece_of(20, 4, 10.0, False), piece_of(20, 0, 0.0, True)
+        >>> piece_of(20, 100, 1.0), piece_of(20, 4, 10.0), piece_of(20, 0, 0.0)
         (20, 4, 1)
     """
-    if not trained:
-        return 1 if streamed else count
     return max(1, min(count, int(PIECE * trained / max(seconds, 1e-9))))
 
 

@@ -156,13 +156,13 @@ def measure(ranks: RankLike, stop: Stop) -> Metrics:
 
 
 class Progress(NamedTuple):
-    """What a progress callback gets after each block."""
+    """What a progress callback gets after each block, and after pieces of a block that takes long."""
 
     round: int
     rounds: int  # that will be reached, if no validation is better than the best so far
-    clients: int  # trained in this block
+    clients: int  # trained since the last report
     loss: float  # of the last round
-    validation: Metrics | None
+    validation: Metrics | None  # None between two validations, too
     clients_per_second: float
     stopped: str  # empty while the run goes on, then as `History.stopped`
     rule: str = "rounds"  # which will end it then: "rounds" or "patience"

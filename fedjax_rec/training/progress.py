@@ -26,13 +26,16 @@ def progress_bar(**options: Any) -> Callable[[Progress], None]:
         from tqdm.auto import tqdm
 
     bars: list[Any] = []
+    validated: dict[str, str] = {}  # what the last validation found
 
     def show(progress: Progress) -> None:
         if not bars:
             bars.append(tqdm(total=progress.rounds, unit="round", **options))
+            validated.clear()
         postfix = {"loss": f"{progress.loss:.4f}", "clients/s": f"{progress.clients_per_second:,.0f}"}
         if progress.validation is not None:
-            postfix = {"val ndcg@10": f"{progress.validation['full/ndcg@10']:.4f}"} | postfix
+            validated["val ndcg@10"] = f"{progress.validation['full/ndcg@10']:.4f}"
+        postfix = validated | postfix
         if progress.server_rows != "all":
             postfix |= {"rows": progress.server_rows}
         if progress.rule != "rounds":

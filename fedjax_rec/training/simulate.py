@@ -110,8 +110,8 @@ def simulate(
         state: where to go on from; it is used up, so go on with what is returned, or hand over a copy of it.
         keep: "best" returns the state of the best validation round, "last" the last one.
         point: with which parameters validation ranks (`evaluation.evaluation_points`); by default the server's.
-        on_block: called with a `Progress` after each block, once it is saved if it was time; of several processes
-            (`fr.initialize_distributed`) by process 0 alone, which also writes the checkpoints.
+        on_block: called with a `Progress` after each block, and after pieces of two seconds of a long one, once it
+            is saved if it was time; of several processes (`fr.initialize_distributed`) by process 0 alone.
         checkpoint: where to save the run; it then goes on from the newest sound checkpoint there, bit for bit.
         resume: True if there must be a checkpoint, False if there may not be one; by default either will do.
         ledger: of a privacy budget (`fedjax_rec.privacy.ledger`), asked before each block of rounds, and told
@@ -247,7 +247,8 @@ class _Run:
         self.compilations = Compilations(block.name)
         self.compile_seconds = 0.0
         self.train_seconds = 0.0
-        self.block_seconds = 0.0  # of the last one, or of its last piece
+        self.last_piece = 0, 0.0  # rounds that ran together in this process, and their seconds
+        self.told = 0  # of `infos`, those that were reported
         self.first_round = 1
         self.infos: list[RoundInfo] = []  # one a block
         self.evaluations: list[tuple[int, Metrics]] = []
@@ -269,6 +270,7 @@ class _Run:
                 manager.save(int(state.round), "", partial(self._snapshot, state, ""), force=True)
             return state
         self.infos = [] if snapshot.infos is None else [snapshot.infos]
+        self.told = len(self.infos)
         self.evaluations = list(snapshot.evaluations)
         self.best = snapshot.best
         if self.best.state is not None:
@@ -294,8 +296,7 @@ class _Run:
             self._stop_if_requested(rounds_done, state)
             # Blocks end at multiples of their size, so that a resumed run validates in the same rounds.
             count = min(block_size - rounds_done % block_size, rounds - rounds_done)
-            done = sum(len(info.loss) for info in self.infos), self.train_seconds
-            count = self.team.of_first(partial(piece_of, count, *done, self.plan.stream_clients is not None))
+            count = self.team.of_first(partial(piece_of, count, *self.last_piece))
             if self.ledger is not None:
                 if self.ledger.would_exceed(rounds, self.name):  # beside what others have spent by now
                     self._ask_ledger(state, rounds_done, rounds_done + count)
@@ -311,8 +312,8 @@ class _Run:
                 stopped = self.team.of_first(partial(self._stop_reason, rounds_done, rounds, validation))
             if self.manager is not None:
                 self.manager.save(rounds_done, stopped, partial(self._snapshot, state, stopped))
-            if is_over or stopped or self.block_seconds >= TOLD:
-                self._report(rounds_done, rounds, count, validation, stopped)
+            if is_over or stopped or self.last_piece[1] >= TOLD:
+                self._report(rounds_done, rounds, block_size, validation, stopped)
         self._stop_if_requested(rounds_done, state, stopped)
         state, history = self._result(rounds_done, state, stopped)
         warn_if_diverged(history)
@@ -346,8 +347,8 @@ class _Run:
         tick = time.perf_counter()
         with self.compilations:
             state, infos = jax.block_until_ready(self.block.run(key, state, population, jnp.int32(count)))
-        self.block_seconds = time.perf_counter() - tick
-        self.train_seconds += self.block_seconds
+        self.last_piece = count, time.perf_counter() - tick
+        self.train_seconds += self.last_piece[1]
         self.infos.append(jax.tree.map(lambda x: np.asarray(x)[:count], infos))
         return state
 
@@ -388,25 +389,28 @@ class _Run:
         return self.all_done if rounds_done >= rounds else ""
 
     def _report(
-        self, rounds_done: int, rounds: int, count: int, validation: Metrics | None, stopped: str
+        self, rounds_done: int, rounds: int, block_size: int, validation: Metrics | None, stopped: str
     ) -> None:
         if self.on_block is None or not self.team.leads:
             return
-        last = self.infos[-1]
-        clients = sum(int(np.sum(info.clients)) for info in self.infos)
+        clients = [int(np.sum(info.clients)) for info in self.infos]
         end = self.stop.ends_at(max(self.best.round, 0), self.stop.peak_of(self.evaluations))
         by_patience = self.evaluate is not None and end is not None and end < rounds
+        block_end = (
+            -(-max(cast("int", end), rounds_done) // block_size) * block_size if by_patience else rounds
+        )
         progress = Progress(
             round=rounds_done,
-            rounds=max(cast("int", end), rounds_done) if by_patience else rounds,
-            clients=int(np.sum(last.clients)),
-            loss=float(report_losses(last).loss[count - 1]),
+            rounds=min(block_end, rounds),
+            clients=sum(clients[self.told :]),
+            loss=float(report_losses(self.infos[-1]).loss[-1]),
             validation=validation,
-            clients_per_second=clients / max(self.train_seconds, 1e-9),
+            clients_per_second=sum(clients) / max(self.train_seconds, 1e-9),
             stopped=stopped,
             rule="patience" if by_patience else "rounds",
             server_rows="all" if self.plan.touched_rows is None else "touched",
         )
+        self.told = len(self.infos)
         self.on_block(progress)
 
     def _snapshot(self, state: State, stopped: str) -> Snapshot:

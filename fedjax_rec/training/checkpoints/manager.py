@@ -74,7 +74,9 @@ class Checkpoints(NamedTuple):
     )  # plain values that may not differ when the run goes on
     custom_metadata: Mapping[str, Any] = MappingProxyType({})  # plain values saved along, for whoever resumes
     on_message: Callable[[str], Any] = _warn  # called with a line about damage or other versions
-    minutes: float | None = None  # between checkpoints, looked at after each block of rounds
+    minutes: float | None = (
+        None  # between checkpoints, looked at after each block of rounds, or ten seconds of it
+    )
 
 
 class Paused(SystemExit):

@@ -1,7 +1,7 @@
 """SIGTERM and SIGINT as a request to stop: the first ends what runs in order; a second kills the process.
 
 One handler serves the process. Where a round is under way a signal is only noted (`StopRequest.deferred`), for the
-run to end after the block; elsewhere it raises `StopSignal` at once.
+run to end after the block or its piece; elsewhere it raises `StopSignal` at once.
 """
 
 import contextlib
