@@ -250,7 +250,7 @@ class _Run:
         self.last_piece = 0, 0.0  # rounds that ran together in this process, and their seconds
         self.told = 0  # of `infos`, those that were reported
         self.first_round = 1
-        self.infos: list[RoundInfo] = []  # one a block
+        self.infos: list[RoundInfo] = []  # one a piece of a block
         self.evaluations: list[tuple[int, Metrics]] = []
         self.best = Best()
         self.manager: CheckpointManager | None = None
