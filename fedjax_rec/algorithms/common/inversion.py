@@ -21,7 +21,7 @@ from fedjax_rec.engine.plan import INVERSION_BLOCK
 
 # Pivots that are swept together: with 512, jax 0.10.2 took five times as long for the products.
 BLOCK = INVERSION_BLOCK
-TILE = 2048  # rows and columns of A that are changed at once
+TILE = 2048  # rows and columns of A that are changed at once, at most
 
 
 def negative_inverse(matrix: jax.Array) -> jax.Array:
@@ -53,7 +53,7 @@ def _sweep_all(matrix: jax.Array) -> jax.Array:
         matrix = jax.lax.fori_loop(0, whole, lambda k, swept: _sweep(swept, k * BLOCK, BLOCK), matrix)
     if size % BLOCK:
         matrix = _sweep(matrix, whole * BLOCK, size % BLOCK)
-    return _mirror(matrix) if size <= TILE else _over_tiles(_mirror_tile, matrix)
+    return _mirror(matrix) if size <= TILE else _mirror_left_over(_over_tiles(_mirror_tile, matrix))
 
 
 _sweep_in_sequence = jax.custom_batching.sequential_vmap(_sweep_all)
@@ -77,8 +77,11 @@ def _sweep(matrix: jax.Array, first: jax.Array | int, width: int) -> jax.Array:
     inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(width))
     weighed = jnp.matmul(columns, inverse, precision="highest")
 
-    # A - C P^-1 C^T, tile by tile
+    # A - C P^-1 C^T, tile by tile, then the rows that are left over
     matrix = _over_tiles(partial(_subtract_tile, weighed, columns), matrix)
+    if left_over := size - _tiled(size):
+        product = jnp.matmul(weighed[-left_over:], columns.T, precision="highest")
+        matrix = matrix.at[-left_over:].add(-product)
 
     # C P^-1 in the columns and rows of the pivots, -P^-1 where they meet
     old = jax.lax.dynamic_slice(matrix, (0, first), (size, width))
@@ -90,35 +93,36 @@ def _sweep(matrix: jax.Array, first: jax.Array | int, width: int) -> jax.Array:
     return jax.lax.dynamic_update_slice(matrix, new, (first, 0))
 
 
+def _side(size: int) -> int:
+    """Rows of a tile: as even a share as whole vectors of a processor's 16 numbers allow."""
+    count = -(-size // TILE)
+    return size if count == 1 else size // count // 16 * 16
+
+
+def _tiled(size: int) -> int:
+    """Rows that are in tiles; fewer than 16 for each tile of a side are left over."""
+    return size // _side(size) * _side(size)
+
+
 def _over_tiles(
     change: Callable[[jax.Array, jax.Array, jax.Array], jax.Array], matrix: jax.Array
 ) -> jax.Array:
-    """Change the matrix for each tile of its lower triangle: (matrix, number of its rows, of its columns)."""
-    count = -(-len(matrix) // TILE)
-    rows, columns = (jnp.asarray(x, jnp.int32) for x in np.tril_indices(count))
+    """Change the matrix for each tile of its lower triangle: (matrix, its first row, its first column)."""
+    side = _side(len(matrix))
+    rows, columns = (jnp.asarray(x * side, jnp.int32) for x in np.tril_indices(len(matrix) // side))
     return jax.lax.fori_loop(0, len(rows), lambda k, changed: change(changed, rows[k], columns[k]), matrix)
-
-
-def _start_of(number: jax.Array, size: int) -> jax.Array:
-    """Where a tile starts: the last one overlaps with the one before, so that all are of one size."""
-    return jnp.minimum(number * TILE, size - min(TILE, size))
 
 
 def _subtract_tile(
     weighed: jax.Array, columns: jax.Array, matrix: jax.Array, row: jax.Array, column: jax.Array
 ) -> jax.Array:
     """The matrix less a tile of C P^-1 C^T."""
-    size = len(matrix)
-    side = min(TILE, size)
-    place = _start_of(row, size), _start_of(column, size)
-    parts = []
-    for part, number, start in ((weighed, row, place[0]), (columns, column, place[1])):
-        found = jax.lax.dynamic_slice(part, (start, 0), (side, part.shape[1]))
-        is_new = start + jnp.arange(side) >= number * TILE  # what overlaps has been subtracted already
-        parts.append(jnp.where(is_new[:, None], found, 0.0))
-    product = jnp.einsum("ik,jk->ij", *parts, precision="highest")
-    old = jax.lax.dynamic_slice(matrix, place, (side, side))
-    return jax.lax.dynamic_update_slice(matrix, old - product, place)
+    side, width = _side(len(matrix)), columns.shape[1]
+    left = jax.lax.dynamic_slice(weighed, (row, 0), (side, width))
+    right = jax.lax.dynamic_slice(columns, (column, 0), (side, width))
+    product = jnp.einsum("ik,jk->ij", left, right, precision="highest")
+    old = jax.lax.dynamic_slice(matrix, (row, column), (side, side))
+    return jax.lax.dynamic_update_slice(matrix, old - product, (row, column))
 
 
 def _mirror(matrix: jax.Array) -> jax.Array:
@@ -128,10 +132,16 @@ def _mirror(matrix: jax.Array) -> jax.Array:
 
 def _mirror_tile(matrix: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
     """The matrix with a tile of its lower triangle in the upper one, too."""
-    size = len(matrix)
-    side = min(TILE, size)
-    row, column = _start_of(row, size), _start_of(column, size)
+    side = _side(len(matrix))
     lower = jax.lax.dynamic_slice(matrix, (row, column), (side, side))
     upper = jax.lax.dynamic_slice(matrix, (column, row), (side, side))
     is_upper = (column + jnp.arange(side))[:, None] < (row + jnp.arange(side))[None, :]
     return jax.lax.dynamic_update_slice(matrix, jnp.where(is_upper, lower.T, upper), (column, row))
+
+
+def _mirror_left_over(matrix: jax.Array) -> jax.Array:
+    """The matrix with the rows that are in no tile as its last columns, too."""
+    first = _tiled(len(matrix))
+    rows = matrix[first:]
+    corner = _mirror(rows[:, first:])
+    return matrix.at[:, first:].set(jnp.concatenate([rows[:, :first].T, corner]))
