@@ -146,7 +146,7 @@ def remarks(outcome: Outcome, names: Mapping[str, str]) -> list[str]:
         a line for each.
     """
     history = outcome.history
-    lines = [*_what_won(outcome), *lost_updates(history)]
+    lines = [*_what_won(outcome), *lost_updates(history), *_what_ended(outcome, names)]
     if history.stopped == "diverged":
         lines.append(f"training diverged after the best round; {fill(advice(outcome.settings), names)}")
     if history.still_improving:
@@ -158,6 +158,28 @@ def remarks(outcome: Outcome, names: Mapping[str, str]) -> list[str]:
             f"first of {outcome.settings.rounds}"
         )
     return lines
+
+
+def _what_ended(outcome: Outcome, names: Mapping[str, str]) -> list[str]:
+    """A line on the rule that ended a training with several, in words that runs of several seeds share."""
+    settings, stopped = outcome.settings, outcome.history.stopped
+    has_patience = settings.patience is not None or settings.patience_share is not None
+    if stopped == "patience":
+        if settings.patience_share is None:
+            return [f"ended by patience: validation had not risen for {settings.patience:,} rounds"]
+        share = f"{settings.patience_share:g} of the rounds"
+        return [f"ended by patience: mean validation had not risen for {share}"]
+    if stopped == "seconds":
+        return [
+            fill(
+                "ended by its ceiling of {seconds:g} seconds: {max_seconds}",
+                names,
+                seconds=settings.max_seconds,
+            )
+        ]
+    if stopped == "rounds" and has_patience:
+        return [fill("ended by its ceiling of {count:,} rounds: {rounds}", names, count=settings.rounds)]
+    return []
 
 
 def _what_won(outcome: Outcome) -> list[str]:

@@ -75,6 +75,34 @@ class Stop(NamedTuple):
             ends.append(patience_ends_at(best_round if peak is None else peak, self.patience_share))
         return max(self.min_rounds, *ends) if ends else None
 
+    def forecast(
+        self, done: int, rounds: int, end: int | None, block: int, elapsed: float, pace: float
+    ) -> tuple[int, str]:
+        """Where a run will end that goes on as it is, and by which rule.
+
+        Args:
+            done: rounds so far.
+            rounds: at most.
+            end: where patience does, as of `ends_at`; None without.
+            block: rounds between two validations.
+            elapsed: seconds so far.
+            pace: seconds a round takes.
+
+        Returns:
+            the round at which it has no patience or no rounds left, and "patience" or "rounds"; "seconds" if the
+            clock is expected to end it before.
+
+        Example:
+            >>> stop = Stop(patience_share=0.25, seconds=60.0)
+            >>> stop.forecast(100, 1000, 125, 10, 20.0, 0.2), stop.forecast(100, 1000, 125, 10, 50.0, 0.5)
+            ((130, 'patience'), (130, 'seconds'))
+        """
+        by_patience = end is not None and end < rounds
+        last = rounds if end is None else min(rounds, -(-max(end, done) // block) * block)
+        if self.seconds is not None and elapsed + pace * (last - done) > self.seconds:
+            return last, "seconds"
+        return last, "patience" if by_patience else "rounds"
+
     def reached(self, best_round: int, evaluations: Sequence[tuple[int, Metrics]]) -> str:
         """Which rule of validation ends a run.
 
@@ -165,7 +193,7 @@ class Progress(NamedTuple):
     validation: Metrics | None  # None between two validations, too
     clients_per_second: float
     stopped: str  # empty while the run goes on, then as `History.stopped`
-    rule: str = "rounds"  # which will end it then: "rounds" or "patience"
+    rule: str = "rounds"  # which will end it then: "rounds", "patience", or at its pace before that "seconds"
     server_rows: str = "all"  # which item rows rounds sum and step: "all", or "touched" ones
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -394,20 +394,20 @@ class _Run:
         if self.on_block is None or not self.team.leads:
             return
         clients = [int(np.sum(info.clients)) for info in self.infos]
-        end = self.stop.ends_at(max(self.best.round, 0), self.stop.peak_of(self.evaluations))
-        by_patience = self.evaluate is not None and end is not None and end < rounds
-        block_end = (
-            -(-max(cast("int", end), rounds_done) // block_size) * block_size if by_patience else rounds
-        )
+        peak = self.stop.peak_of(self.evaluations)
+        end = None if self.evaluate is None else self.stop.ends_at(max(self.best.round, 0), peak)
+        elapsed = time.perf_counter() - self.start_time
+        pace = (elapsed - self.compile_seconds) / max(rounds_done - self.first_round + 1, 1)
+        last, rule = self.stop.forecast(rounds_done, rounds, end, block_size, elapsed, pace)
         progress = Progress(
             round=rounds_done,
-            rounds=min(block_end, rounds),
+            rounds=last,
             clients=sum(clients[self.told :]),
             loss=float(report_losses(self.infos[-1]).loss[-1]),
             validation=validation,
             clients_per_second=sum(clients) / max(self.train_seconds, 1e-9),
             stopped=stopped,
-            rule="patience" if by_patience else "rounds",
+            rule=rule,
             server_rows="all" if self.plan.touched_rows is None else "touched",
         )
         self.told = len(self.infos)

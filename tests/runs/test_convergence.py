@@ -8,6 +8,7 @@ import pytest
 
 import fedjax_rec as fr
 from fedjax_rec.evaluation.convergence import peak_round
+from fedjax_rec.runs import report
 from fedjax_rec.runs.experiment import run_experiment
 from fedjax_rec.runs.settings import CEILING, Settings, complete
 from fedjax_rec.training.history import Stop
@@ -74,13 +75,54 @@ def test_a_run_ends_when_it_has_converged(events):
         min_rounds=8,
         num_candidates=9,
     )
-    history = run_experiment(settings, on_block=seen.append).history
+    outcome = run_experiment(settings, on_block=seen.append)
+    history = outcome.history
     best = max(history.evaluations, key=lambda found: found[1]["full/ndcg@10"])[0]
     assert (history.stopped, history.selected_round, history.still_improving) == ("patience", best, False)
     curve = [(done, found["full/ndcg@10"]) for done, found in history.evaluations]
     assert history.evaluations[-1][0] == max(8, 2 * math.ceil(2 * peak_round(curve) / 2))
     assert [progress.rule for progress in seen] == ["patience"] * len(seen)
     assert (seen[0].rounds, seen[-1].rounds) == (8, history.evaluations[-1][0])
+    ended = "ended by patience: mean validation had not risen for 0.5 of the rounds"
+    assert report.remarks(outcome, {}).count(ended) == 1
+
+
+@pytest.mark.parametrize(
+    ("ending", "rule", "said"),
+    [
+        ({"rounds": 2}, "rounds", None),
+        ({"rounds": 2, "patience": 50}, "rounds", "ended by its ceiling of 2 rounds: --rounds"),
+        (
+            {"rounds": 9, "max_seconds": 1e-3},
+            "seconds",
+            "ended by its ceiling of 0.001 seconds: --max-seconds",
+        ),
+        (
+            {"rounds": 9, "patience": 1},
+            "patience",
+            "ended by patience: validation had not risen for 1 rounds",
+        ),
+    ],
+)
+def test_the_end_says_which_rule_it_was(ending, rule, said, events):
+    """The bar said so before; a number of rounds that was asked for needs no word."""
+    seen: list[fr.training.Progress] = []
+    settings = Settings(dataset=events, dim=2, learning_rate=1.0, eval_every=1, num_candidates=9, **ending)
+    outcome = run_experiment(settings, on_block=seen.append)
+    assert (outcome.history.stopped, seen[-1].rule) == (rule, rule)
+    names = {name: f"--{name.replace('_', '-')}" for name in ("rounds", "max_seconds")}
+    found = [line for line in report.remarks(outcome, names) if line.startswith("ended by")]
+    assert found == ([] if said is None else [said])
+
+
+def test_the_bar_knows_when_the_clock_comes_first():
+    """By the pace so far; what is left of patience ends at a validation."""
+    stop = Stop(patience_share=0.25, seconds=100.0)
+    assert stop.forecast(100, 1000, 131, 10, 50.0, 1.0) == (140, "patience")
+    assert stop.forecast(100, 1000, 131, 10, 70.0, 1.0) == (140, "seconds")
+    assert stop.forecast(100, 1000, None, 10, 10.0, 0.0) == (1000, "rounds")
+    assert stop.forecast(100, 1000, 2000, 10, 10.0, 0.0) == (1000, "rounds")
+    assert Stop().forecast(100, 1000, None, 10, 1e9, 1.0) == (1000, "rounds")
 
 
 def test_a_run_that_diverges_is_tried_once_more(events):
