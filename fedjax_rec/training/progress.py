@@ -38,8 +38,9 @@ def progress_bar(**options: Any) -> Callable[[Progress], None]:
         postfix = validated | postfix
         if progress.server_rows != "all":
             postfix |= {"rows": progress.server_rows}
-        if progress.rule != "rounds":
-            postfix |= {"ends by": progress.rule}
+        rule = progress.stopped or progress.rule  # that which ended it, and until then which will
+        if rule != "rounds":
+            postfix |= {"ends by": rule}
         bars[0].total = progress.rounds  # a better validation moves the end of a run that has patience
         bars[0].set_postfix(postfix, refresh=False)
         bars[0].update(progress.round - bars[0].n)

@@ -384,9 +384,9 @@ class _Run:
         """As `History.stopped`; empty if the run goes on."""
         if validation is not None and (reached := self.stop.reached(self.best.round, self.evaluations)):
             return reached
-        if self._is_late():
-            return "seconds"
-        return self.all_done if rounds_done >= rounds else ""
+        if rounds_done >= rounds:
+            return self.all_done
+        return "seconds" if self._is_late() else ""
 
     def _report(
         self, rounds_done: int, rounds: int, block_size: int, validation: Metrics | None, stopped: str

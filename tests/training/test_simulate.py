@@ -1,5 +1,6 @@
 """Simulation: compiled blocks, stopping rules, selection."""
 
+import io
 from importlib import import_module
 
 import jax
@@ -119,6 +120,24 @@ def test_stopping_rules(split, reason, stop):
     assert history.stopped == reason
     expected = {"target": 1, "patience": 3, "seconds": 1, "rounds": 6}[reason]
     assert len(history.rounds.loss) == expected
+
+
+def test_a_run_that_has_done_its_rounds_was_not_cut_off(split):
+    """Though its time is over, too: the clock ended nothing."""
+    still = fr.fedmf(dim=4, cohort=50)
+    _, history = fr.simulate(still, split, rounds=1, stop=fr.Stop(seconds=1e-9))
+    assert history.stopped == "rounds"
+
+
+def test_the_bar_ends_with_the_rule_that_ended_the_run():
+    """Until then it names the one that will."""
+    said = io.StringIO()
+    show = fr.training.progress_bar(file=said, mininterval=0)
+    progress = fr.training.Progress(1, 4, 10, 0.5, None, 100.0, "", "patience")
+    show(progress)
+    show(progress._replace(round=4, stopped="target"))
+    assert "ends by=patience" in said.getvalue()
+    assert said.getvalue().rstrip().endswith("ends by=target]")
 
 
 def test_divergence_stops(split):
