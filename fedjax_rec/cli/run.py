@@ -327,7 +327,7 @@ def _train(
     for line in outcome.split.log:
         print(line)
     print(report.result_table(outcome))
-    for line in report.remarks(outcome, FLAGS):
+    for line in (*report.endings(outcome, FLAGS), *report.remarks(outcome, FLAGS)):
         print(printable(line))
     print(f"run folder: {printable(str(folder))}")
     return 0

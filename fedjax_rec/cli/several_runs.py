@@ -24,6 +24,7 @@ class Notes(NamedTuple):
     data: list[str]  # the same for all runs of one command
     price: list[str]  # how both sides of the price of federation were tuned
     training: list[str]  # of this run alone
+    ending: list[str]  # which rule ended it
 
 
 def settings_of_each(settings: Settings, algorithms: Sequence[str], seeds: int) -> list[Settings]:
@@ -106,6 +107,7 @@ def train_each(settings: Sequence[Settings], train: Callable[..., int], *, as_js
     lines = [
         *_once(note.data for note in notes),
         *render(comparison, "table").splitlines(),
+        *by_run(names, [note.ending for note in notes]),
         *prices(comparison, central),
         *_once(note.price for note in notes),
         *spent_together(folders),
@@ -116,9 +118,10 @@ def train_each(settings: Sequence[Settings], train: Callable[..., int], *, as_js
 
 
 def _notes_of(outcome: "Outcome") -> Notes:
-    from fedjax_rec.runs.report import data_notes, remarks, tuning_of_price
+    from fedjax_rec.runs.report import data_notes, endings, remarks, tuning_of_price
 
-    return Notes(data_notes(outcome), tuning_of_price(outcome), remarks(outcome, FLAGS))
+    price = tuning_of_price(outcome)
+    return Notes(data_notes(outcome), price, remarks(outcome, FLAGS), endings(outcome, FLAGS))
 
 
 def _once(notes: Iterable[Sequence[str]]) -> list[str]:

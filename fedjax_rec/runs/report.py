@@ -146,7 +146,7 @@ def remarks(outcome: Outcome, names: Mapping[str, str]) -> list[str]:
         a line for each.
     """
     history = outcome.history
-    lines = [*_what_won(outcome), *lost_updates(history), *_what_ended(outcome, names)]
+    lines = [*_what_won(outcome), *lost_updates(history)]
     if history.stopped == "diverged":
         lines.append(f"training diverged after the best round; {fill(advice(outcome.settings), names)}")
     if history.still_improving:
@@ -160,25 +160,29 @@ def remarks(outcome: Outcome, names: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def _what_ended(outcome: Outcome, names: Mapping[str, str]) -> list[str]:
-    """A line on the rule that ended a training with several, in words that runs of several seeds share."""
+def endings(outcome: Outcome, names: Mapping[str, str]) -> list[str]:
+    """Which rule ended a training that had others than a number of rounds.
+
+    Args:
+        outcome: of `run_experiment`.
+        names: parameter -> what its reader calls it, as of `ParameterError`.
+
+    Returns:
+        a line, the same for all seeds that ended alike; none where a remark says it, or rounds were all there was.
+    """
     settings, stopped = outcome.settings, outcome.history.stopped
-    has_patience = settings.patience is not None or settings.patience_share is not None
+    if stopped == "patience" and settings.patience_share is None:
+        return [fill("ended by {patience}: validation had not risen for as many rounds", names)]
     if stopped == "patience":
-        if settings.patience_share is None:
-            return [f"ended by patience: validation had not risen for {settings.patience:,} rounds"]
         share = f"{settings.patience_share:g} of the rounds"
         return [f"ended by patience: mean validation had not risen for {share}"]
+    if stopped == "target":
+        return [fill("ended by {target}: validation has reached it", names)]
     if stopped == "seconds":
-        return [
-            fill(
-                "ended by its ceiling of {seconds:g} seconds: {max_seconds}",
-                names,
-                seconds=settings.max_seconds,
-            )
-        ]
-    if stopped == "rounds" and has_patience:
-        return [fill("ended by its ceiling of {count:,} rounds: {rounds}", names, count=settings.rounds)]
+        return [fill("ended by the clock: {max_seconds}", names)]
+    rules = (settings.patience, settings.patience_share, settings.target, settings.max_seconds)
+    if stopped == "rounds" and any(rule is not None for rule in rules):
+        return [fill("ended by its number of rounds: {rounds}", names)]
     return []
 
 

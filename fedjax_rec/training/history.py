@@ -75,6 +75,22 @@ class Stop(NamedTuple):
             ends.append(patience_ends_at(best_round if peak is None else peak, self.patience_share))
         return max(self.min_rounds, *ends) if ends else None
 
+    def end_after(self, best_round: int, evaluations: Sequence[tuple[int, Metrics]]) -> int | None:
+        """The round at which patience ends, by the validations so far.
+
+        Args:
+            best_round: with the best one; below 0 before the first.
+            evaluations: (round, validation metrics), in order.
+
+        Returns:
+            the round; None without patience.
+
+        Example:
+            >>> Stop(patience=5).end_after(10, [(10, {"full/ndcg@10": 0.3})])
+            15
+        """
+        return self.ends_at(max(best_round, 0), self.peak_of(evaluations))
+
     def forecast(
         self, done: int, rounds: int, end: int | None, block: int, elapsed: float, pace: float
     ) -> tuple[int, str]:
@@ -97,7 +113,7 @@ class Stop(NamedTuple):
             >>> stop.forecast(100, 1000, 125, 10, 20.0, 0.2), stop.forecast(100, 1000, 125, 10, 50.0, 0.5)
             ((130, 'patience'), (130, 'seconds'))
         """
-        by_patience = end is not None and end < rounds
+        by_patience = end is not None and end <= rounds
         last = rounds if end is None else min(rounds, -(-max(end, done) // block) * block)
         if self.seconds is not None and elapsed + pace * (last - done) > self.seconds:
             return last, "seconds"
@@ -120,7 +136,7 @@ class Stop(NamedTuple):
         now, metrics = evaluations[-1]
         if self.target is not None and metrics[f"full/{self.metric}"] >= self.target:
             return "target"
-        end = self.ends_at(best_round, self.peak_of(evaluations))
+        end = self.end_after(best_round, evaluations)
         return "patience" if end is not None and now >= end else ""
 
 
@@ -193,7 +209,8 @@ class Progress(NamedTuple):
     validation: Metrics | None  # None between two validations, too
     clients_per_second: float
     stopped: str  # empty while the run goes on, then as `History.stopped`
-    rule: str = "rounds"  # which will end it then: "rounds", "patience", or at its pace before that "seconds"
+    # which will end it then: "rounds", "patience", or at its pace before that "seconds"; then as `stopped`
+    rule: str = "rounds"
     server_rows: str = "all"  # which item rows rounds sum and step: "all", or "touched" ones
 
 

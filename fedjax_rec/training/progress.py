@@ -38,9 +38,8 @@ def progress_bar(**options: Any) -> Callable[[Progress], None]:
         postfix = validated | postfix
         if progress.server_rows != "all":
             postfix |= {"rows": progress.server_rows}
-        rule = progress.stopped or progress.rule  # that which ended it, and until then which will
-        if rule != "rounds":
-            postfix |= {"ends by": rule}
+        if progress.rule != "rounds":
+            postfix |= {"ends by": progress.rule}
         bars[0].total = progress.rounds  # a better validation moves the end of a run that has patience
         bars[0].set_postfix(postfix, refresh=False)
         bars[0].update(progress.round - bars[0].n)

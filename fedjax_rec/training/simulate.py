@@ -247,6 +247,7 @@ class _Run:
         self.compilations = Compilations(block.name)
         self.compile_seconds = 0.0
         self.train_seconds = 0.0
+        self.begun = 0.0, 0  # when this process began to train, and after which round
         self.last_piece = 0, 0.0  # rounds that ran together in this process, and their seconds
         self.told = 0  # of `infos`, those that were reported
         self.first_round = 1
@@ -292,6 +293,7 @@ class _Run:
             rounds, self.all_done = self.first_round, "repeats"
         stopped = self.stopped or ("" if rounds_done < rounds else self.all_done)
         state = self._compile(key, state, population)
+        self.begun = time.perf_counter(), rounds_done
         while not stopped:
             self._stop_if_requested(rounds_done, state)
             # Blocks end at multiples of their size, so that a resumed run validates in the same rounds.
@@ -384,9 +386,8 @@ class _Run:
         """As `History.stopped`; empty if the run goes on."""
         if validation is not None and (reached := self.stop.reached(self.best.round, self.evaluations)):
             return reached
-        if rounds_done >= rounds:
-            return self.all_done
-        return "seconds" if self._is_late() else ""
+        cut_off = "seconds" if self._is_late() else ""
+        return self.all_done if rounds_done >= rounds else cut_off
 
     def _report(
         self, rounds_done: int, rounds: int, block_size: int, validation: Metrics | None, stopped: str
@@ -394,11 +395,10 @@ class _Run:
         if self.on_block is None or not self.team.leads:
             return
         clients = [int(np.sum(info.clients)) for info in self.infos]
-        peak = self.stop.peak_of(self.evaluations)
-        end = None if self.evaluate is None else self.stop.ends_at(max(self.best.round, 0), peak)
-        elapsed = time.perf_counter() - self.start_time
-        pace = (elapsed - self.compile_seconds) / max(rounds_done - self.first_round + 1, 1)
-        last, rule = self.stop.forecast(rounds_done, rounds, end, block_size, elapsed, pace)
+        end = None if self.evaluate is None else self.stop.end_after(self.best.round, self.evaluations)
+        now = time.perf_counter()
+        pace = (now - self.begun[0]) / max(rounds_done - self.begun[1], 1)
+        last, rule = self.stop.forecast(rounds_done, rounds, end, block_size, now - self.start_time, pace)
         progress = Progress(
             round=rounds_done,
             rounds=last,
@@ -407,7 +407,7 @@ class _Run:
             validation=validation,
             clients_per_second=sum(clients) / max(self.train_seconds, 1e-9),
             stopped=stopped,
-            rule=rule,
+            rule=stopped or rule,
             server_rows="all" if self.plan.touched_rows is None else "touched",
         )
         self.told = len(self.infos)

@@ -1,5 +1,6 @@
 """A run without a number of rounds goes on until it has converged, and one that diverged is tried once more."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 
 import fedjax_rec as fr
+from fedjax_rec.cli.parser import FLAGS
 from fedjax_rec.evaluation.convergence import peak_round
 from fedjax_rec.runs import report
 from fedjax_rec.runs.experiment import run_experiment
@@ -83,36 +85,31 @@ def test_a_run_ends_when_it_has_converged(events):
     assert history.evaluations[-1][0] == max(8, 2 * math.ceil(2 * peak_round(curve) / 2))
     assert [progress.rule for progress in seen] == ["patience"] * len(seen)
     assert (seen[0].rounds, seen[-1].rounds) == (8, history.evaluations[-1][0])
-    ended = "ended by patience: mean validation had not risen for 0.5 of the rounds"
-    assert report.remarks(outcome, {}).count(ended) == 1
+    ended = ["ended by patience: mean validation had not risen for 0.5 of the rounds"]
+    assert report.endings(outcome, {}) == ended
 
 
 @pytest.mark.parametrize(
     ("ending", "rule", "said"),
     [
-        ({"rounds": 2}, "rounds", None),
-        ({"rounds": 2, "patience": 50}, "rounds", "ended by its ceiling of 2 rounds: --rounds"),
+        ({"rounds": 2}, "rounds", []),
+        ({"rounds": 2, "patience": 50}, "rounds", ["ended by its number of rounds: --rounds"]),
+        ({"rounds": 2, "max_seconds": 1e6}, "rounds", ["ended by its number of rounds: --rounds"]),
+        ({"rounds": 9, "max_seconds": 1e-3}, "seconds", ["ended by the clock: --max-seconds"]),
+        ({"rounds": 9, "target": 0.0}, "target", ["ended by --target: validation has reached it"]),
         (
-            {"rounds": 9, "max_seconds": 1e-3},
-            "seconds",
-            "ended by its ceiling of 0.001 seconds: --max-seconds",
-        ),
-        (
-            {"rounds": 9, "patience": 1},
+            {"rounds": 9, "patience": 1, "learning_rate": 1e-9},
             "patience",
-            "ended by patience: validation had not risen for 1 rounds",
+            ["ended by --patience: validation had not risen for as many rounds"],
         ),
     ],
 )
 def test_the_end_says_which_rule_it_was(ending, rule, said, events):
-    """The bar said so before; a number of rounds that was asked for needs no word."""
-    seen: list[fr.training.Progress] = []
-    settings = Settings(dataset=events, dim=2, learning_rate=1.0, eval_every=1, num_candidates=9, **ending)
-    outcome = run_experiment(settings, on_block=seen.append)
-    assert (outcome.history.stopped, seen[-1].rule) == (rule, rule)
-    names = {name: f"--{name.replace('_', '-')}" for name in ("rounds", "max_seconds")}
-    found = [line for line in report.remarks(outcome, names) if line.startswith("ended by")]
-    assert found == ([] if said is None else [said])
+    """A number of rounds that was asked for, and nothing else, needs no word."""
+    settings = Settings(dataset=events, dim=2, eval_every=1, num_candidates=9)
+    outcome = run_experiment(dataclasses.replace(settings, **ending))
+    assert outcome.history.stopped == rule
+    assert report.endings(outcome, FLAGS) == said
 
 
 def test_the_bar_knows_when_the_clock_comes_first():
@@ -122,6 +119,7 @@ def test_the_bar_knows_when_the_clock_comes_first():
     assert stop.forecast(100, 1000, 131, 10, 70.0, 1.0) == (140, "seconds")
     assert stop.forecast(100, 1000, None, 10, 10.0, 0.0) == (1000, "rounds")
     assert stop.forecast(100, 1000, 2000, 10, 10.0, 0.0) == (1000, "rounds")
+    assert stop.forecast(100, 1000, 1000, 10, 10.0, 0.0) == (1000, "patience")
     assert Stop().forecast(100, 1000, None, 10, 1e9, 1.0) == (1000, "rounds")
 
 

@@ -129,14 +129,27 @@ def test_a_run_that_has_done_its_rounds_was_not_cut_off(split):
     assert history.stopped == "rounds"
 
 
-def test_the_bar_ends_with_the_rule_that_ended_the_run():
-    """Until then it names the one that will."""
+def test_reports_name_the_rule_that_will_end_the_run_and_then_that_which_did(split):
+    """As the bar shows them."""
+    still = fr.fedmf(dim=4, cohort=50, learning_rate=0.0)  # never gets better than at its first validation
+    seen: list[Progress] = []
     said = io.StringIO()
     show = fr.training.progress_bar(file=said, mininterval=0)
-    progress = fr.training.Progress(1, 4, 10, 0.5, None, 100.0, "", "patience")
-    show(progress)
-    show(progress._replace(round=4, stopped="target"))
-    assert "ends by=patience" in said.getvalue()
+
+    def look(progress: Progress) -> None:
+        seen.append(progress)
+        show(progress)
+
+    rules = {"patience": fr.Stop(patience=3), "rounds": fr.Stop(patience=9), "seconds": fr.Stop(seconds=1e-9)}
+    for rule, stop in rules.items():
+        seen.clear()
+        fr.simulate(still, split, rounds=6, eval_every=1, stop=stop, on_block=look)
+        assert {progress.rule for progress in seen} == {rule}
+        assert seen[-1].stopped == rule
+    assert (
+        said.getvalue().count("ends by=patience]") >= 4
+    )  # each report, and once more when the bar is closed
+    fr.simulate(still, split, rounds=6, eval_every=1, stop=fr.Stop(target=0.0), on_block=look)
     assert said.getvalue().rstrip().endswith("ends by=target]")
 
 
