@@ -18,7 +18,6 @@ nbclient = pytest.importorskip("nbclient")
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 LARGEST = 300_000  # bytes, outputs included
 OF_ONE_MACHINE = re.compile(r"(/home/|/root/|/Users/|/tmp/|site-packages|ipykernel_\d|[A-Z]:\\\\)")
-
 ROUNDS = re.compile(r"""(\brounds(?:=|": ))(\d+)""")  # as an argument, and in a table of them
 
 

@@ -146,9 +146,8 @@ def test_reports_name_the_rule_that_will_end_the_run_and_then_that_which_did(spl
         fr.simulate(still, split, rounds=6, eval_every=1, stop=stop, on_block=look)
         assert {progress.rule for progress in seen} == {rule}
         assert seen[-1].stopped == rule
-    assert (
-        said.getvalue().count("ends by=patience]") >= 4
-    )  # each report, and once more when the bar is closed
+    # each of the four reports, and once more when the bar is closed
+    assert said.getvalue().count("ends by=patience]") >= 4
     fr.simulate(still, split, rounds=6, eval_every=1, stop=fr.Stop(target=0.0), on_block=look)
     assert said.getvalue().rstrip().endswith("ends by=target]")
 
