@@ -52,6 +52,9 @@ class MFSettings(NamedTuple):
 
 
 MIN_COHORT = 200
+_MANY_PAIRS = 2.5e8  # half a second of ranking on two cores
+_RAREST = 5  # validations, in units of the algorithm's own interval
+_FEWEST_VALIDATIONS = 4  # in the least number of rounds
 UNOBSERVED_FACTORS = (1 / 30, 10.0)  # of the default w0, where it is searched
 ALS_ROUNDS = 12  # of fedals and iALS, before which no patience ends
 _ALS_RIDGE = 8.0  # of a mean user: reg (M / N + w0 I)
@@ -82,6 +85,32 @@ def default_cohort(num_clients: int) -> int:
         [50, 200, 604, 1000]
     """
     return min(num_clients, max(MIN_COHORT, min(1000, num_clients // 10)))
+
+
+def default_eval_every(size: Size, own: int, rounds: int) -> int:
+    """Rounds between validations: an algorithm's own number, and up to 5 times as many where they are dear.
+
+    A validation ranks N I pairs, which from a few 10^8 on takes longer than the rounds before it: it is then as much
+    rarer, but the least number of rounds has four. An algorithm that is validated after every round has long ones.
+
+    Args:
+        size: of the data that are ranked.
+        own: the algorithm's number.
+        rounds: of the run, or the least it has.
+
+    Returns:
+        rounds.
+
+    Example:
+        >>> [default_eval_every(Size(29858, 40979, 659365), own, 400) for own in (20, 50, 1)]
+        [100, 100, 1]
+        >>> default_eval_every(Size(6040, 3706, 988129), 20, 400)
+        20
+    """
+    if own == 1:
+        return own
+    times = min(_RAREST, max(1, round(size.num_users * size.num_items / _MANY_PAIRS)))
+    return max(own, min(times * own, rounds // _FEWEST_VALIDATIONS))
 
 
 def ease_penalty(size: Size) -> Any:

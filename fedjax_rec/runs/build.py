@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, cast
 
-from fedjax_rec.algorithms.registry import accepted, factory_of, sized_defaults
+from fedjax_rec.algorithms.registry import accepted, entry_of, factory_of, sized_defaults
 from fedjax_rec.client.keys import key_of
 from fedjax_rec.client.population import Population, population_of
-from fedjax_rec.data.defaults import MIN_COHORT, Size, default_cohort
+from fedjax_rec.data.defaults import MIN_COHORT, Size, default_cohort, default_eval_every
 from fedjax_rec.data.splits import Split
 from fedjax_rec.engine.chunks import on_devices_that_fit
 from fedjax_rec.engine.devices import choose_devices, client_mesh
@@ -212,6 +212,32 @@ def with_sized_defaults(settings: Settings, size: Size) -> Settings:
     sized = sized_defaults(settings.algorithm, size)
     sized = sized_defaults(settings.algorithm, size, {name: given[name] for name in sized if name in given})
     return with_values(settings, {name: value for name, value in sized.items() if name not in given})
+
+
+def with_eval_every(settings: Settings, ranked: Size) -> Settings:
+    """Fill in the rounds between validations, where nobody says how many.
+
+    Args:
+        settings: the experiment, completed.
+        ranked: size of the data whose validation items are ranked.
+
+    Returns:
+        the settings; checkpoints that were asked for every so many rounds fit.
+
+    Example:
+        >>> settings, size = complete(Settings()), Size(29858, 40979, 659365)
+        >>> with_eval_every(settings, size).eval_every
+        100
+        >>> with_eval_every(dataclasses.replace(settings, checkpoint_every=40), size).eval_every
+        20
+    """
+    if settings.eval_every is not None:
+        return settings
+    own = entry_of(settings.algorithm).eval_every
+    often = default_eval_every(ranked, own, cast("int", settings.min_rounds or settings.rounds))
+    if (settings.checkpoint_every or 0) % often:
+        often = own
+    return dataclasses.replace(settings, eval_every=often)
 
 
 def settings_by_events(settings: Settings, size: Size) -> tuple[str, ...]:

@@ -242,7 +242,7 @@ class Settings:
         "run",
     )
     seed: int = _setting(0, "seed of the run", "run")
-    eval_every: int | None = _setting(None, "rounds between validations; by default by algorithm", "run")
+    eval_every: int | None = _setting(None, "rounds between validations; by default by algorithm and size", "run")
     target: float | None = _setting(None, "stop at this validation ndcg@10", "run")
     patience: int | None = _setting(None, "stop after so many rounds without a better one", "run")
     max_seconds: float | None = _setting(
@@ -404,7 +404,9 @@ def without_size(settings: Settings) -> Settings:
         4
     """
     known = accepted(settings.algorithm)
-    missing = {name: known[name] for name in sized_names(settings) if getattr(settings, name) is None}
+    own = {name: known[name] for name in sized_names(settings)}
+    own |= {"eval_every": entry_of(settings.algorithm).eval_every}
+    missing = {name: value for name, value in own.items() if getattr(settings, name) is None}
     return dataclasses.replace(settings, **missing)
 
 
@@ -440,7 +442,7 @@ def complete(settings: Settings) -> Settings:
             f"{settings.algorithm} has a server rule of its own; leave out {{server_optimizer}}"
         )
     check_taken(vars(settings), settings.own_options(), known)
-    own |= {"rounds": entry.rounds, "eval_every": entry.eval_every}
+    own |= {"rounds": entry.rounds}
     if settings.rounds is None and not settings.private:
         seconds = MAX_SECONDS / 2 if settings.refit else MAX_SECONDS  # a refit takes as long again
         own |= {"rounds": CEILING * entry.rounds, "min_rounds": entry.rounds, "max_seconds": seconds}

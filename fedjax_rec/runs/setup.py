@@ -29,6 +29,7 @@ from fedjax_rec.runs.build import (
     point_of,
     private_of,
     settings_by_events,
+    with_eval_every,
     with_sized_defaults,
 )
 from fedjax_rec.runs.inputs import load_attributes, load_inputs, protocol_of
@@ -95,7 +96,7 @@ def set_up(settings: Settings, on_stage: Callable[[str], Any], dataset: Dataset 
     num_clients = split.num_users if stored is None else stored.num_clients
     _check(settings, split, num_clients)
     size = split.size if stored is None else stored.size
-    settings = with_sized_defaults(settings, size)
+    settings = with_eval_every(with_sized_defaults(settings, size), split.size)
     attributes = {} if given else load_attributes(settings, split if heldout is None else heldout)
     protocol = protocol_of(settings, dataset, split)
     if settings.private:

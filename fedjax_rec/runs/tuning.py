@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from fedjax_rec.algorithms.registry import accepted, factory_of
+from fedjax_rec.algorithms.registry import accepted, entry_of, factory_of
 from fedjax_rec.errors import ParameterError
 from fedjax_rec.evaluation.protocol import Protocol
 from fedjax_rec.runs.build import arguments_of, clip_batch_size, with_values
@@ -38,7 +38,14 @@ class Tuned(NamedTuple):
     halving: Halving
 
 
-def tune(settings: Settings, setup: Setup, protocol: Protocol, on_stage: Callable[[str], Any] = str) -> Tuned:
+def tune(
+    settings: Settings,
+    setup: Setup,
+    protocol: Protocol,
+    on_stage: Callable[[str], Any] = str,
+    *,
+    eval_every: int | None = None,
+) -> Tuned:
     """Try settings of the algorithm on validation.
 
     Args:
@@ -46,6 +53,7 @@ def tune(settings: Settings, setup: Setup, protocol: Protocol, on_stage: Callabl
         setup: what they made.
         protocol: says by which metric.
         on_stage: called with a line of text where something new begins that may take seconds.
+        eval_every: rounds between validations, whose rungs are short; by default the algorithm's own number.
 
     Returns:
         the settings that won, and all that were tried.
@@ -78,7 +86,7 @@ def tune(settings: Settings, setup: Setup, protocol: Protocol, on_stage: Callabl
             setup.split,
             trials,
             rounds=1 if repeats else rounds,
-            eval_every=1 if repeats else cast("int", settings.eval_every),
+            eval_every=1 if repeats else eval_every or entry_of(settings.algorithm).eval_every,
             seed=settings.seed,
             metric=protocol.selection,
             max_rounds=0 if repeats or settings.min_rounds is None else cast("int", settings.rounds),
