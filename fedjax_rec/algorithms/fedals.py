@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from fedjax_rec.algorithms.common.moments import moments_by_item
 from fedjax_rec.algorithms.common.solve import (
@@ -40,6 +41,7 @@ from fedjax_rec.algorithms.common.solve import (
 from fedjax_rec.algorithms.registry import register
 from fedjax_rec.compatibility import Feature, check_together
 from fedjax_rec.data.defaults import ALS_ROUNDS, Size, als_dim, als_weights
+from fedjax_rec.engine.devices import map_in_shares
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.federation.federate import RoundSettings, federate, set_default_sampler
 from fedjax_rec.samplers.data_independent import everyone
@@ -130,7 +132,7 @@ def fedals(
         solved_model(dim, init_scale, equations, batch_size),
         exact_solve(equations, batch_size, _row_statistics, _statistics, sum_by_item=moments_by_item),
         aggregator=rule,
-        server_optimizer=_least_squares(memory),
+        server_optimizer=_least_squares(memory, federation.get("mesh")),
         **federation,
     )
 
@@ -156,7 +158,7 @@ def _unpack(moment: jax.Array, dim: int) -> jax.Array:
     return moment[index]
 
 
-def _least_squares(memory: float) -> optax.GradientTransformation:
+def _least_squares(memory: float, mesh: Mesh | None) -> optax.GradientTransformation:
     """The server's rule: solve every item's normal equations, and send their Gram matrix along."""
 
     def init(server: Server) -> Server:
@@ -168,18 +170,18 @@ def _least_squares(memory: float) -> optax.GradientTransformation:
         return Server(sums, jax.tree.map(lambda x: jnp.zeros((items, *x.shape)), rows))
 
     def solve(sums: Server, dim: int, weights: PyTree) -> jax.Array:
-        regularisation = weights["regularisation"]
+        # what the pairs of all clients add to every item: to its matrix [D, D] and to its ridge
         unobserved = weights["unobserved"]
-        # what the pairs of all clients add to every item [D, D]
-        clients = sums.shared["count"]
-        everywhere = unobserved * _unpack(sums.shared["moment"], dim)
+        everywhere = unobserved * _unpack(sums.shared["moment"], dim), unobserved * sums.shared["count"]
 
-        def solve_item(own: PyTree) -> jax.Array:
-            ridge = regularisation * (own["count"] + unobserved * clients)
+        def solve_item(whole: PyTree, own: PyTree) -> jax.Array:
+            (moment, count), regularisation = whole
+            ridge = regularisation * (own["count"] + count)
             ridge = jnp.where(ridge > 0, ridge, 1.0)  # nobody has it and unobserved = 0: q = 0 needs a ridge
-            return solve_spd(_unpack(own["moment"], dim) + everywhere + ridge * jnp.eye(dim), own["target"])
+            return solve_spd(_unpack(own["moment"], dim) + moment + ridge * jnp.eye(dim), own["target"])
 
-        return jax.lax.map(solve_item, sums.tables, batch_size=_BATCH)
+        whole = everywhere, weights["regularisation"]
+        return map_in_shares(solve_item, whole, sums.tables, mesh, batch_size=_BATCH)
 
     def update(updates: Server, state: Server, params: Server | None = None) -> tuple[Server, Server]:
         if params is None:

@@ -19,6 +19,23 @@ ROUNDS = 400  # of a run whose algorithm says nothing else,
 EVAL_EVERY = 20  # and between its validations
 
 
+def never(size: Size) -> bool:
+    """Whether the server's work is most of a round, for an algorithm that says nothing.
+
+    Args:
+        size: of the data.
+
+    Returns:
+        False.
+
+    Example:
+        >>> never(Size(4, 6, 16))
+        False
+    """
+    del size
+    return False
+
+
 class Entry(NamedTuple):
     """What is known of an algorithm without making it."""
 
@@ -29,6 +46,8 @@ class Entry(NamedTuple):
     needs_order: bool = False  # of the events in time
     # (size, what is given of them) -> all of them
     defaults_by_size: Callable[..., dict[str, float]] | None = None
+    # size -> whether rounds are the server's work, which every device of a mesh would do: runs are then on one
+    server_bound: Callable[[Size], bool] = never
 
 
 ENTRIES: dict[str, Entry] = {}
@@ -41,6 +60,7 @@ def register(
     needs_ratings: bool = False,
     needs_order: bool = False,
     defaults_by_size: Callable[..., dict[str, float]] | None = None,
+    server_bound: Callable[[Size], bool] = never,
 ) -> Callable[[Factory], Factory]:
     """Register a factory under its name: `Settings(algorithm=...)`, the laws and the benchmarks then know it.
 
@@ -51,6 +71,8 @@ def register(
         needs_order: whether it needs the order of events in time.
         defaults_by_size: settings whose defaults follow from the size of the data, by a rule of
             `fedjax_rec.data.defaults`; the factory follows the same rule where it is given None.
+        server_bound: whether, on data of a size, rounds are nearly all the server's work, which every device of a
+            mesh would do: runs are then on one device, unless said otherwise.
 
     Returns:
         a decorator, which gives the factory back as it was.
@@ -72,7 +94,9 @@ def register(
             raise ValueError(
                 f"algorithm {name!r} is registered by {known.factory.__module__}; give yours another name"
             )
-        ENTRIES[name] = Entry(factory, rounds, eval_every, needs_ratings, needs_order, defaults_by_size)
+        ENTRIES[name] = Entry(
+            factory, rounds, eval_every, needs_ratings, needs_order, defaults_by_size, server_bound
+        )
         return factory
 
     return decorate

@@ -90,8 +90,8 @@ def default_cohort(num_clients: int) -> int:
 def default_eval_every(size: Size, own: int, rounds: int) -> int:
     """Rounds between validations: an algorithm's own number, and up to 5 times as many where they are dear.
 
-    A validation ranks N I pairs, which from a few 10^8 on takes longer than the rounds before it: it is then as much
-    rarer, but the least number of rounds has four. An algorithm that is validated after every round has long ones.
+    A validation ranks N I pairs, which from a few 10^8 on takes longer than the rounds before it: it is then that
+    much rarer, but the least number of rounds has four. Who is validated after every round has long ones.
 
     Args:
         size: of the data that are ranked.

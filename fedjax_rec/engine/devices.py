@@ -7,7 +7,10 @@ XLA runs one CPU device's small operations on one core, or on several with more 
 import contextlib
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -306,6 +309,71 @@ def keep_replicated(tree: PyTree, mesh: Mesh | None) -> PyTree:
     if mesh is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def mesh_that_holds(tree: PyTree, mesh: Mesh | None) -> Mesh | None:
+    """The devices that can share work on these arrays: those of a mesh, if each of them holds all of them.
+
+    Args:
+        tree: arrays.
+        mesh: the devices; None for one.
+
+    Returns:
+        the mesh; None where arrays are on one device, in host memory alone, or split.
+
+    Example:
+        >>> mesh_that_holds(jnp.ones(3), None) is None
+        True
+    """
+    if mesh is None:
+        return None
+    places = [leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    devices = set(mesh.devices.flat)
+    held = [place.device_set == devices and place.is_fully_replicated for place in places]
+    return mesh if held and all(held) else None
+
+
+def map_in_shares(
+    work: Callable[[Any, Any], PyTree],
+    whole: PyTree,
+    parts: PyTree,
+    mesh: Mesh | None,
+    *,
+    batch_size: int | None = None,
+) -> PyTree:
+    """Inside a compiled function: the same work for one part after the other, some of them by each device.
+
+    Otherwise every device that holds the arrays would do the work of all.
+
+    Args:
+        work: of (whole, part), on one device.
+        whole: arrays that every part needs, whole on every device.
+        parts: leaves [P, ...], whole on every device.
+        mesh: the devices; None for one.
+        batch_size: parts done at once, where `work` is for one; by default one after the other.
+
+    Returns:
+        what the work gives, leaves [P, ...], whole on every device.
+
+    Example:
+        >>> map_in_shares(lambda scale, part: scale * part, 2.0, jnp.arange(3.0), None)
+        Array([0., 2., 4.], dtype=float32)
+    """
+
+    def map_share(whole: PyTree, share: PyTree) -> PyTree:
+        return jax.lax.map(partial(work, whole), share, batch_size=batch_size)
+
+    if mesh is None:
+        return map_share(whole, parts)
+    count = len(jax.tree.leaves(parts)[0])
+
+    def fill_up(leaf: jax.Array) -> jax.Array:
+        return jnp.pad(leaf, ((0, -count % mesh.size), *[(0, 0)] * (leaf.ndim - 1)))
+
+    own = PartitionSpec(mesh.axis_names)
+    run = jax.shard_map(map_share, mesh=mesh, in_specs=(PartitionSpec(), own), out_specs=own, check_vma=False)
+    results = keep_replicated(run(whole, jax.tree.map(fill_up, parts)), mesh)
+    return jax.tree.map(lambda leaf: leaf[:count], results)
 
 
 def multiply_in_shares(left: jax.Array, right: jax.Array, mesh: Mesh | None) -> jax.Array:

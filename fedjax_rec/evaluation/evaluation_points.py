@@ -19,18 +19,20 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from fedjax_rec.client.keys import name_clients, stream
 from fedjax_rec.client.local_training import local_training
 from fedjax_rec.client.population import Population
 from fedjax_rec.compatibility import Feature, check_together
 from fedjax_rec.engine.cohort import Cohort, run_cohort
+from fedjax_rec.engine.devices import keep_replicated, mesh_that_holds
 from fedjax_rec.engine.lane_steps import Uplink
 from fedjax_rec.engine.table_shards import num_shards
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.evaluation.evaluator import (
-    LANES,
     EvaluationPoint,
+    lanes_of_everybody,
     score_stored_leaves,
     server_parameters,
 )
@@ -192,14 +194,16 @@ def after_fold_in(
         work = algorithm.work
     else:
         work = _train_private_only(algorithm.work)
-    fold_in = jax.jit(partial(_fold_in, model, work, Uplink(total()), epochs))
+    fold_in = jax.jit(partial(_fold_in, model, work, Uplink(total()), epochs), static_argnums=3)
     key_data = jax.random.key_data(key)
 
     scored_leaves = cast("Callable[[State], PyTree]", server_point.scored_leaves)
 
     def start_anew(state: State) -> State:
         check_items(state, population.num_items, "the population")
-        return state._replace(private=fold_in(key_data, state, population))
+        return state._replace(
+            private=fold_in(key_data, state, population, mesh_that_holds(state, server_point.mesh))
+        )
 
     return server_point._replace(
         prepare=lambda state: server_point.prepare(start_anew(state)),
@@ -221,18 +225,21 @@ def _fold_in(
     key_data: jax.Array,
     state: State,
     population: Population,
+    mesh: Mesh | None,
 ) -> PyTree:
     """Private leaves [N, ...], all clients of the population as one cohort."""
     key = jax.random.wrap_key_data(key_data, impl=KEY_IMPL)
     ids = jnp.arange(population.num_clients)
     alive = jnp.ones(population.num_clients, bool)
-    lanes = min(LANES, population.num_clients)
+    lanes = lanes_of_everybody(population, mesh)
 
     def train(epoch: jax.Array, private: PyTree) -> PyTree:
         clients = name_clients(jax.random.fold_in(stream(key, "evaluation"), epoch), ids, population)
         cohort = Cohort(clients, alive)
-        result = run_cohort(work, uplink, population, state.server, ClientStore(private), cohort, lanes=lanes)
-        return result.store.private
+        result = run_cohort(
+            work, uplink, population, state.server, ClientStore(private), cohort, lanes=lanes, mesh=mesh
+        )
+        return keep_replicated(result.store.private, mesh)
 
     private = init_private(model, key, population.num_clients, state.server)
     return jax.lax.fori_loop(0, epochs, train, private)

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_rec.client.keys import name_clients, stream
 from fedjax_rec.client.population import Population, check_same, population_of
 from fedjax_rec.data.splits import Split
 from fedjax_rec.engine.chunks import chunk_size
 from fedjax_rec.engine.cohort import Cohort, run_cohort
-from fedjax_rec.engine.devices import replicate
+from fedjax_rec.engine.devices import keep_replicated, map_in_shares, mesh_that_holds, replicate
 from fedjax_rec.engine.lane_steps import Uplink, client_shapes
 from fedjax_rec.engine.table_shards import join_rows, split_rows
 from fedjax_rec.errors import check_arguments, check_not_used_up, suggest_names
@@ -42,6 +43,8 @@ class EvaluationPoint(NamedTuple):
     # the private leaves [N, ...] from which `score_stored_leaves` gives the same scores; None: there are none
     scored_leaves: Callable[[State], PyTree] | None = None
     name: str = ""  # what a run compares when it goes on; empty: the program of `score`
+    # devices that share the blocks of users, where `score` runs on one of them; None: they all score every block
+    mesh: Mesh | None = None
 
 
 def server_parameters(algorithm: Algorithm, population: Population | None = None) -> EvaluationPoint:
@@ -74,12 +77,12 @@ def server_parameters(algorithm: Algorithm, population: Population | None = None
         raise ValueError(
             "clients of this algorithm represent themselves by their data to be scored; give population="
         )
-    represent = _represent_program(work)
+    represent, mesh = _represent_program(work), _shared_mesh(algorithm)
 
     def scored_leaves(state: State) -> PyTree:
         check_clients(state, population.num_clients, "the population")
         check_items(state, population.num_items, "the population")
-        return represent(state, population.without_ids())
+        return represent(state, population.without_ids(), mesh_that_holds(state, mesh))
 
     return EvaluationPoint(
         prepare=lambda state: (scored_leaves(state), state.server),
@@ -87,6 +90,7 @@ def server_parameters(algorithm: Algorithm, population: Population | None = None
         population=population,
         scored_leaves=scored_leaves,
         name="server",
+        mesh=mesh,
     )
 
 
@@ -135,7 +139,18 @@ def score_stored_leaves(algorithm: Algorithm) -> EvaluationPoint:
             scores[users] = score_chunk(private, server)
         return scores
 
-    return EvaluationPoint(prepare, score_block, scored_leaves=lambda state: state.private, name="server")
+    return EvaluationPoint(
+        prepare,
+        score_block,
+        scored_leaves=lambda state: state.private,
+        name="server",
+        mesh=_shared_mesh(algorithm),
+    )
+
+
+def _shared_mesh(algorithm: Algorithm) -> Mesh | None:
+    """The devices of which each can score any user: with split tables all of them score one block together."""
+    return algorithm.mesh if algorithm.table_mesh is None else None
 
 
 def _read_leaves(algorithm: Algorithm, state: State) -> list[jax.Array | np.ndarray]:
@@ -160,11 +175,11 @@ def _score_program(score: Score, own: PyTree, server: Server) -> Any:
 
 
 @lru_cache(maxsize=8)  # one program for one work: of every evaluator that is made for an algorithm
-def _represent_program(work: ClientWork) -> Callable[[State, Population], PyTree]:
-    return jax.jit(partial(_represent, work))
+def _represent_program(work: ClientWork) -> Callable[[State, Population, Mesh | None], PyTree]:
+    return jax.jit(partial(_represent, work), static_argnums=2)
 
 
-def _represent(work: ClientWork, state: State, population: Population) -> PyTree:
+def _represent(work: ClientWork, state: State, population: Population, mesh: Mesh | None) -> PyTree:
     """The private leaves with which clients are scored, [N, ...]."""
     ids = jnp.arange(population.num_clients)
     clients = name_clients(stream(jax.random.key(0, impl=KEY_IMPL), "evaluation"), ids, population)
@@ -175,9 +190,29 @@ def _represent(work: ClientWork, state: State, population: Population) -> PyTree
         state.server,
         ClientStore(state.private),
         Cohort(clients, alive=jnp.ones(population.num_clients, bool)),
-        lanes=min(LANES, population.num_clients),
+        lanes=lanes_of_everybody(population, mesh),
+        mesh=mesh,
     )
-    return result.store.private
+    return keep_replicated(result.store.private, mesh)
+
+
+def lanes_of_everybody(population: Population, mesh: Mesh | None) -> int:
+    """On how many lanes all clients train for an evaluation.
+
+    Args:
+        population: N clients.
+        mesh: devices that share them; None for one.
+
+    Returns:
+        L, 64 or fewer, or one for each device.
+
+    Example:
+        >>> from fedjax_rec.testing import tiny_population
+        >>> lanes_of_everybody(tiny_population(), None)
+        23
+    """
+    devices = 1 if mesh is None else mesh.size
+    return devices * max(1, min(LANES, population.num_clients) // devices)
 
 
 def point_of_split(
@@ -250,7 +285,7 @@ def make_evaluator(
     """
     check_arguments(make_evaluator, locals())
     point = point_of_split(algorithm, split, point)
-    rank = make_ranker(split, point.score, which=which)
+    rank = make_ranker(split, point.score, which=which, mesh=point.mesh)
     return lambda state: rank(point.prepare(state))
 
 
@@ -287,7 +322,7 @@ def make_top_k(
     """
     check_arguments(make_top_k, locals())
     point = point_of_split(algorithm, split, point)
-    recommend = make_recommender(split, point.score, k, which=which)
+    recommend = make_recommender(split, point.score, k, which=which, mesh=point.mesh)
     return lambda state: recommend(point.prepare(state))
 
 
@@ -320,23 +355,29 @@ def make_rating_predictor(
     point = point_of_split(algorithm, split, point)
     if split.heldout is not None:
         return _make_pair_predictor(split, point)
-    items = jnp.asarray(split.test)
+    items, mesh = jnp.asarray(split.test), point.mesh
     rate = _rating_program(point.score, choose_block_size(split.num_items))
-    return lambda state: rate(point.prepare(state), items)
+
+    def predict(state: State) -> jax.Array:
+        params = point.prepare(state)
+        return rate(params, items, mesh_that_holds(params, mesh))
+
+    return predict
 
 
 @lru_cache(maxsize=8)
 def _rating_program(
     score_block: Callable[[PyTree, jax.Array], jax.Array], block_size: int
-) -> Callable[[PyTree, jax.Array], jax.Array]:
-    @jax.jit
-    def rate(prepared: PyTree, items: jax.Array) -> jax.Array:
-        def rate_block(users: jax.Array) -> jax.Array:
-            scores = score_block(prepared, users)
-            return jnp.take_along_axis(scores, items[users][:, None], axis=1)[:, 0]
+) -> Callable[[PyTree, jax.Array, Mesh | None], jax.Array]:
+    def rate_block(params: PyTree, pairs: tuple[jax.Array, jax.Array]) -> jax.Array:
+        users, items = pairs
+        return jnp.take_along_axis(score_block(params, users), items[:, None], axis=1)[:, 0]
 
-        blocks = jnp.pad(jnp.arange(len(items)), (0, -len(items) % block_size)).reshape(-1, block_size)
-        scores = jax.lax.map(rate_block, blocks).reshape(-1)[: len(items)]
+    @partial(jax.jit, static_argnums=2)
+    def rate(params: PyTree, items: jax.Array, mesh: Mesh | None) -> jax.Array:
+        filled = jnp.pad(jnp.stack([jnp.arange(len(items)), items]), ((0, 0), (0, -len(items) % block_size)))
+        users, asked = filled.reshape(2, -1, block_size)
+        scores = map_in_shares(rate_block, params, (users, asked), mesh).reshape(-1)[: len(items)]
         return jnp.where(items >= 0, scores, jnp.nan)
 
     return rate
@@ -345,17 +386,21 @@ def _rating_program(
 def _make_pair_predictor(split: Split, point: EvaluationPoint) -> Callable[[State], jax.Array]:
     """State -> float32[P], the score of each held-out event."""
     pair_blocks, _ = make_pair_blocks(split, "test", None, chunk=1)
+    blocks = pair_blocks.blocks.users, pair_blocks.owners, pair_blocks.items
 
-    @jax.jit
-    def rate(prepared: PyTree) -> jax.Array:
-        def rate_block(block: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-            users, owners, items = block
-            return point.score(prepared, users)[owners, items]  # -1, of no pair, is read and forgotten
+    def rate_block(params: PyTree, block: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        users, owners, items = block
+        return point.score(params, users)[owners, items]  # -1, of no pair, is read and forgotten
 
-        scores = jax.lax.map(rate_block, (pair_blocks.blocks.users, pair_blocks.owners, pair_blocks.items))
-        return scores.reshape(-1)[pair_blocks.positions]
+    @partial(jax.jit, static_argnums=1)
+    def rate(params: PyTree, mesh: Mesh | None) -> jax.Array:
+        return map_in_shares(rate_block, params, blocks, mesh).reshape(-1)[pair_blocks.positions]
 
-    return lambda state: rate(point.prepare(state))
+    def predict(state: State) -> jax.Array:
+        params = point.prepare(state)
+        return rate(params, mesh_that_holds(params, point.mesh))
+
+    return predict
 
 
 def _block_scorer(algorithm: Algorithm) -> Callable[[PyTree, jax.Array], jax.Array]:

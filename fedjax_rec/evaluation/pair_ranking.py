@@ -14,15 +14,17 @@ Axis legend: `N` users, `I` items, `P` pairs, `B` blocks of `U` users, `C` chunk
 
 import dataclasses
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_rec.data.heldout import heldout_events
 from fedjax_rec.data.splits import Split
+from fedjax_rec.engine.devices import map_in_shares, mesh_that_holds
 from fedjax_rec.evaluation.counting import check_scores, count_better_and_tied, mid_rank
 from fedjax_rec.evaluation.user_blocks import UserBlock, check_users, make_user_blocks
 
@@ -85,6 +87,7 @@ def make_pair_ranker(
     which: str = "test",
     block_size: int | None = None,
     chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Callable[[Any], tuple[PairRanks, PairRanks]]:
     """Build a compiled function from a model's parameters to the ranks of all held-out items; see `make_ranker`.
 
@@ -94,6 +97,7 @@ def make_pair_ranker(
         which: `test` or `validation`.
         block_size: U, users scored at once; by default 256, or fewer where I is large.
         chunk: W, pairs counted at once; by default 1 on a CPU.
+        mesh: devices that share the blocks, as in `make_ranker`.
 
     Returns:
         a function of the parameters, any pytree, that gives full and sampled ranks.
@@ -115,7 +119,7 @@ def make_pair_ranker(
 
     def rank_checked(params: Any) -> tuple[PairRanks, PairRanks]:
         check_users(getattr(params, "num_users", split.num_users), split, "parameters")
-        full, sampled = rank(params, pair_blocks)
+        full, sampled = rank(params, pair_blocks, mesh_that_holds(params, mesh))
         return PairRanks(*full, owners, split.num_users), PairRanks(*sampled, owners, split.num_users)
 
     return rank_checked
@@ -176,14 +180,15 @@ _Counts = tuple[jax.Array, jax.Array]  # mid-ranks and ties
 @lru_cache(maxsize=8)  # rankers of the same scores share it: of validation and test, and of a later run
 def _pair_program(
     score_block: Callable[[Any, jax.Array], jax.Array], num_items: int
-) -> Callable[[Any, PairBlocks], tuple[_Counts, _Counts]]:
-    def rank_block(params: Any, block: UserBlock, owners: jax.Array, items: jax.Array) -> Any:
+) -> Callable[[Any, PairBlocks, Mesh | None], tuple[_Counts, _Counts]]:
+    def rank_block(params: Any, pairs: tuple[UserBlock, jax.Array, jax.Array]) -> Any:
+        block, owners, items = pairs
         scores = check_scores(score_block(params, block.users), block.users, num_items)
         return _rank_pairs(scores, block, owners, items)
 
-    @jax.jit
-    def rank(params: Any, pair_blocks: PairBlocks) -> tuple[_Counts, _Counts]:
-        ranks = jax.lax.map(lambda block: rank_block(params, *block), pair_blocks[:3])
+    @partial(jax.jit, static_argnums=2)
+    def rank(params: Any, pair_blocks: PairBlocks, mesh: Mesh | None) -> tuple[_Counts, _Counts]:
+        ranks = map_in_shares(rank_block, params, pair_blocks[:3], mesh)
         return jax.tree.map(lambda chunks: chunks.reshape(-1)[pair_blocks.positions], ranks)
 
     return rank

@@ -20,14 +20,16 @@ Axis legend: `N` users, `I` items, `U` users of a block, `R` segments of `W` see
 
 import dataclasses
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_rec.data.splits import Split
+from fedjax_rec.engine.devices import map_in_shares, mesh_that_holds
 from fedjax_rec.evaluation.counting import check_scores, count_better_and_tied, mid_rank
 from fedjax_rec.evaluation.pair_ranking import PairRanks, make_pair_ranker
 from fedjax_rec.evaluation.user_blocks import (
@@ -88,6 +90,7 @@ def make_ranker(
     *,
     which: str = "test",
     block_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Callable[[Any], Ranks]:
     """Build a compiled function from a model's parameters to the ranks of all users.
 
@@ -100,6 +103,7 @@ def make_ranker(
             how many users they have, by an attribute `num_users`, are refused where the split has others.
         which: `test` or `validation`.
         block_size: U, users scored at once; by default 256, or fewer where I is large.
+        mesh: devices that share the blocks where each of them holds all parameters; `score_block` runs on one.
 
     Returns:
         The ranker, a function of the parameters, any pytree. Where the split holds out several events a user, it
@@ -119,14 +123,14 @@ def make_ranker(
         Array([1.5], dtype=float32)
     """
     if split.heldout is not None:
-        rank_pairs = make_pair_ranker(split, score_block, which=which, block_size=block_size)
+        rank_pairs = make_pair_ranker(split, score_block, which=which, block_size=block_size, mesh=mesh)
         return lambda params: Ranks(*rank_pairs(params))
     user_blocks = make_user_blocks(split, which, block_size)
     rank = _ranking_program(score_block, split.num_items)
 
     def rank_checked(params: Any) -> Ranks:
         check_users(getattr(params, "num_users", split.num_users), split, "parameters")
-        return rank(params, user_blocks)
+        return rank(params, user_blocks, mesh_that_holds(params, mesh))
 
     return rank_checked
 
@@ -134,13 +138,13 @@ def make_ranker(
 @lru_cache(maxsize=8)  # rankers of the same scores share it: of validation and test, and of a later run
 def _ranking_program(
     score_block: Callable[[Any, jax.Array], jax.Array], num_items: int
-) -> Callable[[Any, UserBlocks], Ranks]:
+) -> Callable[[Any, UserBlocks, Mesh | None], Ranks]:
     def rank_block(params: Any, block: UserBlock) -> Ranks:
         return _rank_block(check_scores(score_block(params, block.users), block.users, num_items), block)
 
-    @jax.jit
-    def rank(params: Any, user_blocks: UserBlocks) -> Ranks:
-        ranks = jax.lax.map(lambda block: rank_block(params, block), user_blocks.blocks)
+    @partial(jax.jit, static_argnums=2)
+    def rank(params: Any, user_blocks: UserBlocks, mesh: Mesh | None) -> Ranks:
+        ranks = map_in_shares(rank_block, params, user_blocks.blocks, mesh)
         return jax.tree.map(lambda blocks: blocks.reshape(-1)[user_blocks.positions], ranks)
 
     return rank

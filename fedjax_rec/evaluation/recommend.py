@@ -9,17 +9,24 @@ Axis legend: `N` users, `I` items, `U` users of a block, `S` shards, `K` slots.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fedjax_rec.data.splits import Split
+from fedjax_rec.engine.devices import map_in_shares, mesh_that_holds
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.evaluation.counting import check_scores
-from fedjax_rec.evaluation.user_blocks import UserBlock, UserBlocks, check_users, make_user_blocks
+from fedjax_rec.evaluation.user_blocks import (
+    UserBlock,
+    UserBlocks,
+    check_users,
+    make_user_blocks,
+)
 
 _CHUNK = 2**15
 # The three lowest finite numbers stand for NaN, for -inf, and for themselves; -inf for no item at all.
@@ -42,6 +49,7 @@ def make_recommender(
     *,
     which: str = "test",
     block_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Callable[[Any], TopK]:
     """Build a compiled function from a model's parameters to the lists of all users.
 
@@ -55,6 +63,7 @@ def make_recommender(
         k: K, 1 or more; beyond the number of items the last slots are empty.
         which: `test` or `validation`.
         block_size: U at most, users scored at once.
+        mesh: devices that share the blocks, as in `make_ranker`.
 
     Returns:
         The recommender, a function of the parameters, any pytree; lists [N, K].
@@ -78,7 +87,7 @@ def make_recommender(
 
     def recommend_checked(params: Any) -> TopK:
         check_users(getattr(params, "num_users", split.num_users), split, "parameters")
-        return recommend(params, user_blocks)
+        return recommend(params, user_blocks, mesh_that_holds(params, mesh))
 
     return recommend_checked
 
@@ -86,14 +95,14 @@ def make_recommender(
 @lru_cache(maxsize=8)
 def _list_program(
     score_block: Callable[[Any, jax.Array], jax.Array], num_items: int, k: int
-) -> Callable[[Any, UserBlocks], TopK]:
+) -> Callable[[Any, UserBlocks, Mesh | None], TopK]:
     def recommend_block(params: Any, block: UserBlock) -> TopK:
         scores = check_scores(score_block(params, block.users), block.users, num_items)
         return top_k(scores, k, seen=(block.segment_owners[:, None], block.segment_items))
 
-    @jax.jit
-    def recommend(params: Any, user_blocks: UserBlocks) -> TopK:
-        lists = jax.lax.map(lambda block: recommend_block(params, block), user_blocks.blocks)
+    @partial(jax.jit, static_argnums=2)
+    def recommend(params: Any, user_blocks: UserBlocks, mesh: Mesh | None) -> TopK:
+        lists = map_in_shares(recommend_block, params, user_blocks.blocks, mesh)
         return jax.tree.map(lambda blocks: blocks.reshape(-1, k)[user_blocks.positions], lists)
 
     return recommend

@@ -14,6 +14,7 @@ from fedjax_rec.engine.devices import choose_devices, client_mesh
 from fedjax_rec.errors import ParameterError
 from fedjax_rec.evaluation.evaluation_points import after_fold_in, after_local_training
 from fedjax_rec.evaluation.evaluator import EvaluationPoint, server_parameters
+from fedjax_rec.hosts.processes import num_processes
 from fedjax_rec.privacy.dp_fedavg import PrivateFederation, dp_fedavg
 from fedjax_rec.runs.availability import devices_of
 from fedjax_rec.runs.inputs import fold_in_epochs_of
@@ -149,7 +150,7 @@ def arguments_of(settings: Settings, private: PrivateFederation | None = None) -
 def make_that_fits(
     settings: Settings, population: Population, private: PrivateFederation | None = None
 ) -> Algorithm:
-    """The same for this data: on one device where nobody said how many, and a copy on each of them does not fit.
+    """The same for this data: on one device where nobody said how many, if several bring nothing or do not fit.
 
     Args:
         settings: the experiment.
@@ -170,9 +171,10 @@ def make_that_fits(
     fixed = settings.devices is not None or (settings.table_shards or 1) > 1
     if fixed or "mesh" not in accepted(settings.algorithm):
         return make_algorithm(settings, private)
+    is_servers = entry_of(settings.algorithm).server_bound(population.size)
     return on_devices_that_fit(
         lambda devices: make_algorithm(dataclasses.replace(settings, devices=devices), private),
-        _usual_devices(complete(settings)),
+        num_processes() if is_servers else _usual_devices(complete(settings)),
         population,
     )
 

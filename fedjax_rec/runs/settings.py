@@ -242,7 +242,9 @@ class Settings:
         "run",
     )
     seed: int = _setting(0, "seed of the run", "run")
-    eval_every: int | None = _setting(None, "rounds between validations; by default by algorithm and size", "run")
+    eval_every: int | None = _setting(
+        None, "rounds between validations; by default by algorithm and size", "run"
+    )
     target: float | None = _setting(None, "stop at this validation ndcg@10", "run")
     patience: int | None = _setting(None, "stop after so many rounds without a better one", "run")
     max_seconds: float | None = _setting(
