@@ -27,10 +27,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_rec.algorithms.common.ease_weights import step_to_weights
+from fedjax_rec.algorithms.common.ease_weights import inversion_dominates, step_to_weights
 from fedjax_rec.algorithms.common.histories import num_words, pack_history, pairs_by_item, sum_own_rows
 from fedjax_rec.algorithms.common.solve import check_ridge, check_settings
-from fedjax_rec.algorithms.registry import register
+from fedjax_rec.algorithms.registry import one_by_size, register
 from fedjax_rec.client.batches import with_negatives
 from fedjax_rec.client.local_training import stateless_rows
 from fedjax_rec.client.population import Population
@@ -57,9 +57,6 @@ from fedjax_rec.types import (
     StepInfo,
 )
 
-# I^3 of the inversion to M I of the sums: where it takes most of the time (ML-1M has 14, Milan 5,000)
-_INVERSION_BOUND = 200
-
 
 class Local(NamedTuple):
     """What a client knows while it works."""
@@ -72,10 +69,8 @@ class Local(NamedTuple):
 @register(
     rounds=1,
     eval_every=1,
-    defaults_by_size=lambda size, regularisation=None: {
-        "regularisation": ease_penalty(size) if regularisation is None else regularisation
-    },
-    server_bound=lambda size: size.num_items**2 > _INVERSION_BOUND * size.num_events,
+    defaults_by_size=one_by_size("regularisation", ease_penalty),
+    server_bound=inversion_dominates,
 )
 def fedease(
     *,

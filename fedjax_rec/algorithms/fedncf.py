@@ -25,7 +25,7 @@ import optax
 
 from fedjax_rec.algorithms.common.losses import at_least, binary_cross_entropy, scaled
 from fedjax_rec.algorithms.common.networks import affine, init_layers, rectified
-from fedjax_rec.algorithms.registry import register
+from fedjax_rec.algorithms.registry import one_by_size, register
 from fedjax_rec.client.batches import positives_per_batch, with_negatives
 from fedjax_rec.client.local_training import local_training, proximal
 from fedjax_rec.client.population import Population
@@ -38,11 +38,7 @@ from fedjax_rec.types import Aggregator, Algorithm, Key, Model, Params, PyTree, 
 TOWERS = {"gmf": ("gmf",), "mlp": ("mlp",), "neumf": ("gmf", "mlp")}
 
 
-@register(
-    defaults_by_size=lambda size, regularisation=None: {
-        "regularisation": pair_penalty(size) if regularisation is None else regularisation
-    }
-)
+@register(defaults_by_size=one_by_size("regularisation", pair_penalty))
 def fedncf(
     *,
     architecture: str = "neumf",

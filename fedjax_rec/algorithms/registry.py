@@ -36,6 +36,29 @@ def never(size: Size) -> bool:
     return False
 
 
+def one_by_size(name: str, rule: Callable[[Size], Any]) -> Callable[..., dict[str, Any]]:
+    """The `defaults_by_size` of an algorithm with one such setting.
+
+    Args:
+        name: of the setting.
+        rule: of `fedjax_rec.data.defaults`.
+
+    Returns:
+        (size, what is given) -> the setting, as given or as the rule has it.
+
+    Example:
+        >>> defaults = one_by_size("dim", lambda size: size.num_items // 2)
+        >>> defaults(Size(4, 6, 16)), defaults(Size(4, 6, 16), dim=8)
+        ({'dim': 3}, {'dim': 8})
+    """
+
+    def defaults(size: Size, **given: Any) -> dict[str, Any]:
+        value = given.get(name)
+        return {name: rule(size) if value is None else value}
+
+    return defaults
+
+
 class Entry(NamedTuple):
     """What is known of an algorithm without making it."""
 

@@ -242,9 +242,7 @@ class Settings:
         "run",
     )
     seed: int = _setting(0, "seed of the run", "run")
-    eval_every: int | None = _setting(
-        None, "rounds between validations; by default by algorithm and size", "run"
-    )
+    eval_every: int | None = _setting(None, "rounds between validations; by algorithm and size", "run")
     target: float | None = _setting(None, "stop at this validation ndcg@10", "run")
     patience: int | None = _setting(None, "stop after so many rounds without a better one", "run")
     max_seconds: float | None = _setting(
@@ -405,9 +403,8 @@ def without_size(settings: Settings) -> Settings:
         >>> without_size(Settings(dim=8)).num_negatives
         4
     """
-    known = accepted(settings.algorithm)
-    own = {name: known[name] for name in sized_names(settings)}
-    own |= {"eval_every": entry_of(settings.algorithm).eval_every}
+    known, entry = accepted(settings.algorithm), entry_of(settings.algorithm)
+    own = {name: known[name] for name in sized_names(settings)} | {"eval_every": entry.eval_every}
     missing = {name: value for name, value in own.items() if getattr(settings, name) is None}
     return dataclasses.replace(settings, **missing)
 

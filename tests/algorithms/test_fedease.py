@@ -1,6 +1,7 @@
 """Federated EASE against plain numpy and against the central module: after one round, no price of federation."""
 
 import signal
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -20,6 +21,7 @@ from fedjax_rec.evaluation.central.ease import fit_ease
 from fedjax_rec.evaluation.ranking import make_ranker
 from fedjax_rec.evaluation.summary import result_metrics
 from fedjax_rec.federation.blocks import run_block
+from fedjax_rec.runs.build import make_that_fits
 from fedjax_rec.runs.experiment import run_experiment
 from fedjax_rec.runs.settings import Settings
 from fedjax_rec.samplers.data_independent import uniform
@@ -283,3 +285,16 @@ def test_a_signal_saves_the_one_round_of_a_run(tmp_path):
     assert list(tmp_path.glob("saved/**/round-*"))
     again = run_experiment(settings, checkpoint=saved, resume=None)
     assert again.history.selected_round == 1
+
+
+def test_one_device_inverts(monkeypatch):
+    """A run takes more where sums are the work, for every device would invert; what is asked for holds."""
+    monkeypatch.setattr("fedjax_rec.runs.build.choose_devices", lambda *_: 2)
+    few_items, many_items = (
+        fr.population_of(fr.leave_one_out(fr.data.synthetic(30, items))) for items in (90, 2000)
+    )
+    settings = Settings(algorithm="fedease")
+    found = [make_that_fits(settings, clients).plan(clients).devices for clients in (few_items, many_items)]
+    assert found == [2, 1]
+    asked = replace(settings, devices=2)
+    assert make_that_fits(asked, many_items).plan(many_items).devices == 2

@@ -11,13 +11,14 @@ from fedjax_rec.data.defaults import (
     Size,
     als_ridge_of_one,
     als_weights,
+    default_eval_every,
     ease_penalty,
     fcf_weights,
     mf_settings,
     pair_penalty,
 )
 from fedjax_rec.evaluation.central.registry import method_settings
-from fedjax_rec.runs.build import settings_by_events, with_sized_defaults
+from fedjax_rec.runs.build import settings_by_events, with_eval_every, with_sized_defaults
 from fedjax_rec.runs.settings import Settings, complete, without_size
 
 ML_100K = Size(943, 1682, 98_114)
@@ -116,3 +117,23 @@ def test_the_penalty_of_fedncf_goes_with_histories():
         assert with_sized_defaults(complete(given), GOWALLA).regularisation == 0.048
     kept = complete(Settings(algorithm="fedncf", regularisation=0.0))
     assert with_sized_defaults(kept, GOWALLA).regularisation == 0.0
+
+
+def test_large_data_are_validated_less_often():
+    """By what a validation costs, and still four times in the least number of rounds; what is given stays."""
+    music, larger = Size(1835, 41488, 70427), Size(20_000, 25_000, 10**6)
+    assert [default_eval_every(size, 20, 400) for size in (ML_100K, music, larger, GOWALLA)] == [
+        20,
+        20,
+        40,
+        100,
+    ]
+    assert [default_eval_every(GOWALLA, 20, rounds) for rounds in (10_000, 200, 60, 1)] == [100, 50, 20, 20]
+    assert [default_eval_every(GOWALLA, own, 100) for own in (1, 5, 10, 90)] == [1, 25, 25, 90]
+    base = complete(Settings())
+    assert [with_eval_every(base, size).eval_every for size in (ML_100K, GOWALLA)] == [20, 100]
+    assert with_eval_every(complete(Settings(rounds=120)), GOWALLA).eval_every == 30
+    assert with_eval_every(complete(Settings(eval_every=7)), GOWALLA).eval_every == 7
+    every = [with_eval_every(replace(base, checkpoint_every=n), GOWALLA).eval_every for n in (200, 60, 50)]
+    assert every == [100, 20, 20]
+    assert without_size(base).eval_every == 20

@@ -1,5 +1,7 @@
 """Evaluation points: the server's parameters, after local training, after folding held-out clients in."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import fedjax_rec as fr
 from fedjax_rec.client.keys import name_clients, stream
 from fedjax_rec.data.splitters import strong_generalisation
+from fedjax_rec.engine.devices import replicate
 from fedjax_rec.evaluation.evaluation_points import after_fold_in, after_local_training, server_parameters
 from fedjax_rec.evaluation.ranking import rank_split
 from fedjax_rec.rows.tables import read_rows
@@ -122,3 +125,33 @@ def test_what_cannot_be_folded_in(split):
         after_fold_in(without, population, KEY)
     with pytest.raises(ValueError, match="cannot rank items"):
         after_local_training(algorithm._replace(score=None), population, KEY)
+
+
+def leaves_of(point, state):
+    """With which clients are scored."""
+    assert point.scored_leaves is not None
+    return point.scored_leaves(state)
+
+
+@pytest.mark.parametrize("make", [fr.fedals, partial(fr.fedrecon, loss="bce"), fr.fedease])
+def test_devices_share_the_clients_that_represent_themselves(split, make):
+    """Each trains some of them, which gives what one device gives."""
+    population = fr.population_of(split)
+    leaves = []
+    for mesh in (None, fr.client_mesh(3)):
+        algorithm = make(mesh=mesh)
+        state = replicate(algorithm.init(KEY, population), mesh)
+        state, _ = algorithm.round(KEY, state, replicate(population, mesh))
+        found = leaves_of(server_parameters(algorithm, population), state)
+        assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(found))
+        leaves.append(found)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5), *leaves)
+
+
+def test_devices_share_the_clients_that_are_folded_in(held_out):
+    algorithm, state, clients = held_out
+    population = fr.population_of(clients.heldout)
+    shared = fr.fedmf(dim=8, cohort=100, mesh=fr.client_mesh(3))
+    one = leaves_of(after_fold_in(algorithm, population, KEY, epochs=2), state)
+    three = leaves_of(after_fold_in(shared, population, KEY, epochs=2), replicate(state, shared.mesh))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5), one, three)

@@ -1,5 +1,7 @@
 """Ranking by counting: hand-made cases, a plain oracle, compilation, and the canaries of chance."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 import fedjax_rec as fr
 from fedjax_rec.data.interactions import Dataset, Interactions, Truth
 from fedjax_rec.data.splits import Split, leave_one_out, merge_validation
+from fedjax_rec.data.splitters import ratio
+from fedjax_rec.engine.devices import replicate
 from fedjax_rec.evaluation import evaluator
 from fedjax_rec.evaluation.metrics import metrics_from_ranks, standard_errors, user_metrics
 from fedjax_rec.evaluation.ranking import MidRanks, Ranks, count_rivals, make_ranker, rank_split
@@ -355,3 +359,69 @@ def test_networks_score_in_groups_of_users(monkeypatch):
         np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-6)
         found = evaluator._users_together(algorithm.score, state.private, state.server)
         assert found == together
+
+
+DEVICES = 3  # which blocks of users do not divide over
+
+
+def count_blocks(monkeypatch) -> list[int]:
+    """Have every block of users note that it was scored, on whatever device."""
+    blocks: list[int] = []
+    of_model = evaluator._score_blocks.__wrapped__
+
+    def score_blocks(score):
+        score_block = of_model(score)
+
+        def score_and_note(params, users):
+            jax.debug.callback(lambda users: blocks.append(len(users)), users)
+            return score_block(params, users)
+
+        return score_and_note
+
+    monkeypatch.setattr(evaluator, "_score_blocks", score_blocks)
+    return blocks
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        fr.make_evaluator,
+        partial(fr.make_evaluator, which="validation"),
+        partial(evaluator.make_top_k, k=7),
+        evaluator.make_rating_predictor,
+    ],
+    ids=["test", "validation", "lists", "ratings"],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_devices_share_the_users(monkeypatch, measure, several):
+    """Several devices give what one gives, bit for bit, and none scores what another does."""
+    monkeypatch.setattr("fedjax_rec.evaluation.user_blocks._MAX_BLOCK_USERS", 16)
+    blocks = count_blocks(monkeypatch)
+    data = fr.data.synthetic(130, 90)
+    split = ratio(data, test_share=0.3) if several else fr.leave_one_out(data)
+    population = fr.population_of(split)
+    found, scored = [], []
+    for mesh in (None, fr.client_mesh(DEVICES)):
+        algorithm = fr.fedmf(dim=4, mesh=mesh)
+        state = replicate(algorithm.init(jax.random.key(0), population), mesh)
+        blocks.clear()
+        found.append(jax.block_until_ready(measure(algorithm, split)(state)))
+        jax.effects_barrier()
+        scored.append(len(blocks))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    one, shared = scored
+    assert one > DEVICES
+    assert shared == one + -one % DEVICES
+
+
+def test_what_is_on_one_device_is_ranked_there():
+    """Parameters that a mesh does not hold, such as those of a file, are ranked where they are."""
+    split = fr.leave_one_out(fr.data.synthetic(40, 90))
+    population = fr.population_of(split)
+    algorithm = fr.fedmf(dim=4, mesh=fr.client_mesh(DEVICES))
+    state = algorithm.init(jax.random.key(0), population)
+    there = jax.device_put(state, jax.devices()[1])
+    on_host = jax.tree.map(np.asarray, state)
+    expected = np.asarray(fr.make_evaluator(algorithm, split)(replicate(state, algorithm.mesh)).full)
+    for placed in (state, there, on_host):
+        np.testing.assert_array_equal(np.asarray(fr.make_evaluator(algorithm, split)(placed).full), expected)

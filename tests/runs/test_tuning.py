@@ -16,10 +16,11 @@ from fedjax_rec.data.defaults import Size
 from fedjax_rec.evaluation.central.example import tiny_split
 from fedjax_rec.evaluation.central.registry import METHOD_NAMES, METHODS, drawn_settings, method_settings
 from fedjax_rec.runs.configuration import read_configuration
+from fedjax_rec.runs.experiment import run_experiment
 from fedjax_rec.runs.page import report_page
 from fedjax_rec.runs.settings import Settings, complete
 from fedjax_rec.runs.setup import set_up
-from fedjax_rec.runs.tuning import _factory_of, tune
+from fedjax_rec.runs.tuning import _factory_of
 from fedjax_rec.training.sweep import Trial
 
 SMALL = ["--dim", "2", "--num-candidates", "9", "--batch-size", "8", "--rounds", "2", "--eval-every", "1"]
@@ -172,25 +173,27 @@ def test_a_search_that_ends_early_says_what_it_keeps(folder, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("given", "length"),
     [
-        ({}, (400, 10_000, 480.0)),
-        ({"refit": True, "max_seconds": 30.0}, (400, 10_000, 30.0)),
-        ({"rounds": 60}, (60, 0, math.inf)),
-        ({"algorithm": "fedease"}, (1, 0, 480.0)),  # all of its rounds are the same
+        ({}, (400, 10_000, 480.0, 20)),
+        ({"refit": True, "max_seconds": 30.0}, (400, 10_000, 30.0, 20)),
+        ({"rounds": 60, "eval_every": 15}, (60, 0, math.inf, 15)),
+        ({"algorithm": "fedease"}, (1, 0, 480.0, 1)),  # all of its rounds are the same
     ],
 )
 def test_a_search_knows_how_long_the_run_may_be(folder, monkeypatch, given, length):
-    """Without --rounds what wins has to win at the length of a run that trains until it has converged."""
+    """Without --rounds what wins has to win at the length of a run that trains until it has converged.
 
-    def halve(*_, rounds, max_rounds, max_seconds, **__):
-        assert (rounds, max_rounds, max_seconds) == length
+    Its rungs are short, so that it is validated as on small data whatever the size.
+    """
+
+    def halve(*_, rounds, max_rounds, max_seconds, eval_every, **__):
+        assert (rounds, max_rounds, max_seconds, eval_every) == length
         raise InterruptedError
 
     monkeypatch.setattr("fedjax_rec.runs.tuning.halve", halve)
+    monkeypatch.setattr("fedjax_rec.data.defaults._MANY_PAIRS", 1)
     data = read(folder, "config.json")["dataset"]
-    settings = complete(Settings(dataset=data, num_candidates=9, tune=3, **given))
-    setup = set_up(settings, str)
     with pytest.raises(InterruptedError):
-        tune(setup.settings, setup, setup.protocol)
+        run_experiment(Settings(dataset=data, num_candidates=9, tune=3, **given))
 
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
