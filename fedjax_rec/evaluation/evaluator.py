@@ -209,7 +209,7 @@ def lanes_of_everybody(population: Population, mesh: Mesh | None) -> int:
     Example:
         >>> from fedjax_rec.testing import tiny_population
         >>> lanes_of_everybody(tiny_population(), None)
-        23
+        24
     """
     devices = 1 if mesh is None else mesh.size
     return devices * max(1, min(LANES, population.num_clients) // devices)
