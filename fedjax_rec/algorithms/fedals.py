@@ -132,7 +132,8 @@ def fedals(
         solved_model(dim, init_scale, equations, batch_size),
         exact_solve(equations, batch_size, _row_statistics, _statistics, sum_by_item=moments_by_item),
         aggregator=rule,
-        server_optimizer=_least_squares(memory, federation.get("mesh")),
+        # fixed-point sums promise bits that no number of devices changes, which batches of a share would
+        server_optimizer=_least_squares(memory, None if rule.fixed is not None else federation.get("mesh")),
         **federation,
     )
 
@@ -170,18 +171,18 @@ def _least_squares(memory: float, mesh: Mesh | None) -> optax.GradientTransforma
         return Server(sums, jax.tree.map(lambda x: jnp.zeros((items, *x.shape)), rows))
 
     def solve(sums: Server, dim: int, weights: PyTree) -> jax.Array:
-        # what the pairs of all clients add to every item: to its matrix [D, D] and to its ridge
-        unobserved = weights["unobserved"]
-        everywhere = unobserved * _unpack(sums.shared["moment"], dim), unobserved * sums.shared["count"]
+        # what the pairs of all clients add to every item
+        everywhere = jax.tree.map(lambda total: weights["unobserved"] * total, sums.shared)
 
-        def solve_item(whole: PyTree, own: PyTree) -> jax.Array:
-            (moment, count), regularisation = whole
-            ridge = regularisation * (own["count"] + count)
+        def solve_item(common: PyTree, own: PyTree) -> jax.Array:
+            everywhere, regularisation = common
+            ridge = regularisation * (own["count"] + everywhere["count"])
             ridge = jnp.where(ridge > 0, ridge, 1.0)  # nobody has it and unobserved = 0: q = 0 needs a ridge
-            return solve_spd(_unpack(own["moment"], dim) + moment + ridge * jnp.eye(dim), own["target"])
+            matrix = _unpack(own["moment"] + everywhere["moment"], dim) + ridge * jnp.eye(dim)
+            return solve_spd(matrix, own["target"])
 
-        whole = everywhere, weights["regularisation"]
-        return map_in_shares(solve_item, whole, sums.tables, mesh, batch_size=_BATCH)
+        common = (everywhere, weights["regularisation"])
+        return map_in_shares(solve_item, common, sums.tables, mesh, batch_size=_BATCH)
 
     def update(updates: Server, state: Server, params: Server | None = None) -> tuple[Server, Server]:
         if params is None:

@@ -91,12 +91,13 @@ def default_eval_every(size: Size, own: int, rounds: int) -> int:
     """Rounds between validations: an algorithm's own number, and up to 5 times as many where they are dear.
 
     A validation ranks N I pairs, which from a few 10^8 on takes longer than the rounds before it: it is then that
-    much rarer, but the least number of rounds has four. Who is validated after every round has long ones.
+    much rarer, but the least number of rounds has four, if it had as many. Who is validated after every round has
+    long ones.
 
     Args:
         size: of the data that are ranked.
         own: the algorithm's number.
-        rounds: of the run, or the least it has.
+        rounds: the least that the run has.
 
     Returns:
         rounds.

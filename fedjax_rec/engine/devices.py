@@ -319,60 +319,61 @@ def mesh_that_holds(tree: PyTree, mesh: Mesh | None) -> Mesh | None:
         mesh: the devices; None for one.
 
     Returns:
-        the mesh; None where arrays are on one device, in host memory alone, or split.
+        the mesh; None where arrays are on one device, in host memory alone, split, or traced.
 
     Example:
         >>> mesh_that_holds(jnp.ones(3), None) is None
         True
     """
-    if mesh is None:
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    if mesh is None or not arrays or any(isinstance(array, jax.core.Tracer) for array in arrays):
         return None
-    places = [leaf.sharding for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
     devices = set(mesh.devices.flat)
-    held = [place.device_set == devices and place.is_fully_replicated for place in places]
-    return mesh if held and all(held) else None
+    shardings = [array.sharding for array in arrays]
+    held = all(found.device_set == devices and found.is_fully_replicated for found in shardings)
+    return mesh if held else None
 
 
 def map_in_shares(
     work: Callable[[Any, Any], PyTree],
-    whole: PyTree,
-    parts: PyTree,
+    common: PyTree,
+    blocks: PyTree,
     mesh: Mesh | None,
     *,
     batch_size: int | None = None,
 ) -> PyTree:
-    """Inside a compiled function: the same work for one part after the other, some of them by each device.
+    """Inside a compiled function: the same work for one block after the other, some of them by each device.
 
     Otherwise every device that holds the arrays would do the work of all.
 
     Args:
-        work: of (whole, part), on one device.
-        whole: arrays that every part needs, whole on every device.
-        parts: leaves [P, ...], whole on every device.
+        work: of (common, block), on one device.
+        common: arrays for all blocks, replicated.
+        blocks: leaves [B, ...], replicated.
         mesh: the devices; None for one.
-        batch_size: parts done at once, where `work` is for one; by default one after the other.
+        batch_size: blocks done at once, where `work` is for one; by default one after the other.
 
     Returns:
-        what the work gives, leaves [P, ...], whole on every device.
+        what the work gives, leaves [B, ...], replicated.
 
     Example:
-        >>> map_in_shares(lambda scale, part: scale * part, 2.0, jnp.arange(3.0), None)
+        >>> map_in_shares(lambda scale, block: scale * block, 2.0, jnp.arange(3.0), None)
         Array([0., 2., 4.], dtype=float32)
     """
 
-    def map_share(whole: PyTree, share: PyTree) -> PyTree:
-        return jax.lax.map(partial(work, whole), share, batch_size=batch_size)
+    def map_share(common: PyTree, share: PyTree) -> PyTree:
+        return jax.lax.map(partial(work, common), share, batch_size=batch_size)
 
     if mesh is None:
-        return map_share(whole, parts)
-    count = len(jax.tree.leaves(parts)[0])
+        return map_share(common, blocks)
+    count = len(jax.tree.leaves(blocks)[0])
 
     def fill_up(leaf: jax.Array) -> jax.Array:
         return jnp.pad(leaf, ((0, -count % mesh.size), *[(0, 0)] * (leaf.ndim - 1)))
 
     own = PartitionSpec(mesh.axis_names)
     run = jax.shard_map(map_share, mesh=mesh, in_specs=(PartitionSpec(), own), out_specs=own, check_vma=False)
-    results = keep_replicated(run(whole, jax.tree.map(fill_up, parts)), mesh)
+    results = keep_replicated(run(common, jax.tree.map(fill_up, blocks)), mesh)
     return jax.tree.map(lambda leaf: leaf[:count], results)
 
 

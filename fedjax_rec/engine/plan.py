@@ -7,7 +7,7 @@
 | lanes of waves | one for 64 clients of a device, 2 to 16; on an accelerator one for 8, 2 to 512 | `sweep` |
 | schedule | lanes for one local epoch of sums, waves for all else | `rounds` |
 | row update | by back end and jaxlib version: `rows.scatter.choose` | `fedjax-rec doctor` |
-| devices | all accelerators, or a core each, with 16 clients at least: `devices.choose_devices` | `devices` |
+| devices | all accelerators, or a core each, with 16 clients each: `devices.choose_devices` | `devices` |
 | clients of a chunk | 30 MiB of them, where a cohort's copies take 1 GiB or do not fit; else all | `streaming` |
 | files of what clients keep | beside the checkpoints, where memory would not hold it: `training.client_files` | |
 | rows of a round | touched ones where all are twice as many, and 128 MiB more: `federation.touched` | `touched` |

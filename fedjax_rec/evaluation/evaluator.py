@@ -77,7 +77,8 @@ def server_parameters(algorithm: Algorithm, population: Population | None = None
         raise ValueError(
             "clients of this algorithm represent themselves by their data to be scored; give population="
         )
-    represent, mesh = _represent_program(work), _shared_mesh(algorithm)
+    represent = _represent_program(work)
+    mesh = _shared_mesh(algorithm)
 
     def scored_leaves(state: State) -> PyTree:
         check_clients(state, population.num_clients, "the population")
@@ -355,12 +356,12 @@ def make_rating_predictor(
     point = point_of_split(algorithm, split, point)
     if split.heldout is not None:
         return _make_pair_predictor(split, point)
-    items, mesh = jnp.asarray(split.test), point.mesh
+    items = jnp.asarray(split.test)
     rate = _rating_program(point.score, choose_block_size(split.num_items))
 
     def predict(state: State) -> jax.Array:
         params = point.prepare(state)
-        return rate(params, items, mesh_that_holds(params, mesh))
+        return rate(params, items, mesh_that_holds(params, point.mesh))
 
     return predict
 

@@ -219,12 +219,15 @@ def with_sized_defaults(settings: Settings, size: Size) -> Settings:
 def with_eval_every(settings: Settings, ranked: Size) -> Settings:
     """Fill in the rounds between validations, where nobody says how many.
 
+    They follow from the size where a run goes on until it has converged. Rounds, a target or a patience in rounds
+    that somebody chose are meant for the algorithm's own interval, as are checkpoints that would fit no other.
+
     Args:
         settings: the experiment, completed.
         ranked: size of the data whose validation items are ranked.
 
     Returns:
-        the settings; checkpoints that were asked for every so many rounds fit.
+        the settings.
 
     Example:
         >>> settings, size = complete(Settings()), Size(29858, 40979, 659365)
@@ -236,7 +239,8 @@ def with_eval_every(settings: Settings, ranked: Size) -> Settings:
     if settings.eval_every is not None:
         return settings
     own = entry_of(settings.algorithm).eval_every
-    often = default_eval_every(ranked, own, cast("int", settings.min_rounds or settings.rounds))
+    fixed = settings.min_rounds is None or settings.patience is not None or settings.target is not None
+    often = own if fixed else default_eval_every(ranked, own, cast("int", settings.min_rounds))
     if (settings.checkpoint_every or 0) % often:
         often = own
     return dataclasses.replace(settings, eval_every=often)

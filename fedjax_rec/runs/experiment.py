@@ -126,7 +126,7 @@ def run_experiment(
     tuning = None
     if settings.tune is not None:
         kept = None if resume is False else kept_search(checkpoint, settings)
-        settings, tuning = kept or tune(settings, setup, protocol, on_stage, eval_every=asked.eval_every)
+        settings, tuning = kept or tune(settings, setup, protocol, on_stage)
         setup = with_settings(settings, setup)
     stage_checkpoints = _checkpoint_stages(checkpoint, setup, settings, asked_values, key, tuning)
     centrals = run_centrals(settings, protocol, split, on_stage, fitted)

@@ -261,7 +261,7 @@ class Settings:
     )
     lanes: int | None = _setting(None, "lanes of the engine; by default one for 8 clients, at most 64", "run")
     devices: int | None = _setting(
-        None, "devices to split each cohort over; by default all accelerators, or a core each", "run"
+        None, "devices to split each cohort over; by default accelerators, or a core each, that help", "run"
     )
     stream_clients: int | None = _setting(
         None,
@@ -403,8 +403,8 @@ def without_size(settings: Settings) -> Settings:
         >>> without_size(Settings(dim=8)).num_negatives
         4
     """
-    known, entry = accepted(settings.algorithm), entry_of(settings.algorithm)
-    own = {name: known[name] for name in sized_names(settings)} | {"eval_every": entry.eval_every}
+    own = {name: accepted(settings.algorithm)[name] for name in sized_names(settings)}
+    own["eval_every"] = entry_of(settings.algorithm).eval_every
     missing = {name: value for name, value in own.items() if getattr(settings, name) is None}
     return dataclasses.replace(settings, **missing)
 

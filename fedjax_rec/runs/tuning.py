@@ -6,6 +6,7 @@ protocol's file and in the result, all of them in `tuning.json`.
 """
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple, cast
 from fedjax_rec.algorithms.registry import accepted, entry_of, factory_of
 from fedjax_rec.errors import ParameterError
 from fedjax_rec.evaluation.protocol import Protocol
-from fedjax_rec.runs.build import arguments_of, clip_batch_size, with_values
+from fedjax_rec.runs.build import arguments_of, clip_batch_size, with_eval_every, with_values
 from fedjax_rec.runs.settings import FAIR, Settings
 from fedjax_rec.runs.setup import Setup
 from fedjax_rec.server.optimizers import LOCALS
@@ -43,8 +44,6 @@ def tune(
     setup: Setup,
     protocol: Protocol,
     on_stage: Callable[[str], Any] = str,
-    *,
-    eval_every: int | None = None,
 ) -> Tuned:
     """Try settings of the algorithm on validation.
 
@@ -53,7 +52,6 @@ def tune(
         setup: what they made.
         protocol: says by which metric.
         on_stage: called with a line of text where something new begins that may take seconds.
-        eval_every: rounds between validations, whose rungs are short; by default the algorithm's own number.
 
     Returns:
         the settings that won, and all that were tried.
@@ -86,7 +84,7 @@ def tune(
             setup.split,
             trials,
             rounds=1 if repeats else rounds,
-            eval_every=1 if repeats else eval_every or entry_of(settings.algorithm).eval_every,
+            eval_every=1 if repeats else _interval(settings, setup),
             seed=settings.seed,
             metric=protocol.selection,
             max_rounds=0 if repeats or settings.min_rounds is None else cast("int", settings.rounds),
@@ -101,6 +99,13 @@ def tune(
         problem.add_note(f"{NOTE} ended early and keeps no file; {_best_of(finished, protocol.selection)}")
         raise
     return Tuned(with_values(settings, found.best.settings), found)
+
+
+def _interval(settings: Settings, setup: Setup) -> int:
+    """Rounds between validations: rungs are short, so that what follows from the size is not for them."""
+    given = cast("int", settings.eval_every)
+    by_size = with_eval_every(dataclasses.replace(settings, eval_every=None), setup.split.size).eval_every
+    return entry_of(settings.algorithm).eval_every if given == by_size else given
 
 
 def _best_of(finished: Sequence[Trial], metric: str) -> str:

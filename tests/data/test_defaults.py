@@ -120,7 +120,7 @@ def test_the_penalty_of_fedncf_goes_with_histories():
 
 
 def test_large_data_are_validated_less_often():
-    """By what a validation costs, and still four times in the least number of rounds; what is given stays."""
+    """By what a validation costs, and still four times in the least number of rounds."""
     music, larger = Size(1835, 41488, 70427), Size(20_000, 25_000, 10**6)
     assert [default_eval_every(size, 20, 400) for size in (ML_100K, music, larger, GOWALLA)] == [
         20,
@@ -132,8 +132,21 @@ def test_large_data_are_validated_less_often():
     assert [default_eval_every(GOWALLA, own, 100) for own in (1, 5, 10, 90)] == [1, 25, 25, 90]
     base = complete(Settings())
     assert [with_eval_every(base, size).eval_every for size in (ML_100K, GOWALLA)] == [20, 100]
-    assert with_eval_every(complete(Settings(rounds=120)), GOWALLA).eval_every == 30
-    assert with_eval_every(complete(Settings(eval_every=7)), GOWALLA).eval_every == 7
-    every = [with_eval_every(replace(base, checkpoint_every=n), GOWALLA).eval_every for n in (200, 60, 50)]
-    assert every == [100, 20, 20]
     assert without_size(base).eval_every == 20
+
+
+@pytest.mark.parametrize(
+    ("given", "often"),
+    [
+        ({"eval_every": 7}, 7),
+        ({"rounds": 400}, 20),
+        ({"patience": 40}, 20),
+        ({"target": 0.2}, 20),
+        ({"clip": 0.5, "noise_multiplier": 1.0}, 20),
+        ({"checkpoint_every": 60}, 20),
+        ({"checkpoint_every": 200}, 100),
+    ],
+)
+def test_what_is_given_says_how_often(given, often):
+    """Rounds, targets and checkpoints of somebody's choice do not change with the size of the data."""
+    assert with_eval_every(complete(Settings(**given)), GOWALLA).eval_every == often

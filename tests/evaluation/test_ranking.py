@@ -425,3 +425,16 @@ def test_what_is_on_one_device_is_ranked_there():
     expected = np.asarray(fr.make_evaluator(algorithm, split)(replicate(state, algorithm.mesh)).full)
     for placed in (state, there, on_host):
         np.testing.assert_array_equal(np.asarray(fr.make_evaluator(algorithm, split)(placed).full), expected)
+
+
+def test_evaluators_go_into_programs():
+    """A mesh shares what is called from outside; in somebody's own program it is left to that."""
+    split = fr.leave_one_out(fr.data.synthetic(40, 90))
+    population = fr.population_of(split)
+    algorithm = fr.fedals(dim=4, mesh=fr.client_mesh(DEVICES))
+    state = replicate(algorithm.init(jax.random.key(0), population), algorithm.mesh)
+    for measure in (fr.make_evaluator, evaluator.make_top_k, evaluator.make_rating_predictor):
+        evaluate = measure(algorithm, split)
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-5), jax.jit(evaluate)(state), evaluate(state)
+        )

@@ -99,6 +99,25 @@ def test_fixed_point_with_adam(population):
     assert_close(two, one, "one device and two", 1e-6)
 
 
+def test_fixed_point_with_a_server_that_solves():
+    """Items are not solved in batches that depend on how many devices share them."""
+    population = fr.population_of(fr.leave_one_out(fr.data.synthetic(60, 90)))
+    two, four = (
+        run(
+            fr.fedals(
+                dim=4,
+                aggregator=aggregators.fixed_point(aggregators.total(), capacity=60, limit=16.0),
+                lanes=16,
+                mesh=fr.client_mesh(devices),
+            ),
+            population,
+            rounds=2,
+        )
+        for devices in (2, 4)
+    )
+    assert_close(four, two, "two devices and four", 0)
+
+
 PARTS: dict[str, dict[str, Any]] = {  # every way in which a cohort can be taken apart
     "chunks": {"stream_clients": 5},
     "chunks on two devices": {"stream_clients": 8, "mesh": fr.client_mesh(2), "lanes": 4},

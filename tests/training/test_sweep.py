@@ -2,6 +2,7 @@
 
 import math
 import signal
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -122,6 +123,17 @@ def test_moving_rows_are_replayed_under_a_batch(split):
     found = sweep(heavy, split, {"learning_rate": [0.0, 0.02]}, rounds=ROUNDS, eval_every=EVERY)
     expected = by_hand(heavy, split, {"learning_rate": 0.02}, 0)
     np.testing.assert_allclose(found.trials[1].curve, expected, rtol=1e-5)
+
+
+def test_a_mesh_of_the_algorithm_is_left_alone(split):
+    """Devices are for trials here, and what an algorithm's own would share is not shared."""
+    space = {"unobserved": [0.1, 0.2]}
+    own, none = (
+        sweep(partial(fr.fedals, dim=2, mesh=mesh), split, space, rounds=2, eval_every=1)
+        for mesh in (fr.client_mesh(2), None)
+    )
+    for with_mesh, without in zip(own.trials, none.trials, strict=True):
+        assert with_mesh.validation == pytest.approx(without.validation, rel=1e-3)
 
 
 def test_budgets_are_equal(split):
