@@ -21,12 +21,7 @@ from fedjax_rec.data.splits import Split
 from fedjax_rec.engine.devices import map_in_shares, mesh_that_holds
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.evaluation.counting import check_scores
-from fedjax_rec.evaluation.user_blocks import (
-    UserBlock,
-    UserBlocks,
-    check_users,
-    make_user_blocks,
-)
+from fedjax_rec.evaluation.user_blocks import UserBlock, UserBlocks, check_users, make_user_blocks
 
 _CHUNK = 2**15
 # The three lowest finite numbers stand for NaN, for -inf, and for themselves; -inf for no item at all.
