@@ -176,6 +176,7 @@ def test_a_search_that_ends_early_says_what_it_keeps(folder, tmp_path, monkeypat
         ({}, (400, 10_000, 480.0, 20)),
         ({"refit": True, "max_seconds": 30.0}, (400, 10_000, 30.0, 20)),
         ({"rounds": 60, "eval_every": 15}, (60, 0, math.inf, 15)),
+        ({"eval_every": 100}, (400, 10_000, 480.0, 20)),  # as a run of large data writes down what it chose
         ({"algorithm": "fedease"}, (1, 0, 480.0, 1)),  # all of its rounds are the same
     ],
 )
