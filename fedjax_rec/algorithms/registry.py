@@ -19,23 +19,6 @@ ROUNDS = 400  # of a run whose algorithm says nothing else,
 EVAL_EVERY = 20  # and between its validations
 
 
-def never(size: Size) -> bool:
-    """Whether the server's work is most of a round, for an algorithm that says nothing.
-
-    Args:
-        size: of the data.
-
-    Returns:
-        False.
-
-    Example:
-        >>> never(Size(4, 6, 16))
-        False
-    """
-    del size
-    return False
-
-
 def one_by_size(name: str, rule: Callable[[Size], Any]) -> Callable[..., dict[str, Any]]:
     """The `defaults_by_size` of an algorithm with one such setting.
 
@@ -70,7 +53,7 @@ class Entry(NamedTuple):
     # (size, what is given of them) -> all of them
     defaults_by_size: Callable[..., dict[str, float]] | None = None
     # size -> whether rounds are the server's work, which every device of a mesh would do: runs are then on one
-    server_bound: Callable[[Size], bool] = never
+    server_bound: Callable[[Size], bool] | None = None
 
 
 ENTRIES: dict[str, Entry] = {}
@@ -83,7 +66,7 @@ def register(
     needs_ratings: bool = False,
     needs_order: bool = False,
     defaults_by_size: Callable[..., dict[str, float]] | None = None,
-    server_bound: Callable[[Size], bool] = never,
+    server_bound: Callable[[Size], bool] | None = None,
 ) -> Callable[[Factory], Factory]:
     """Register a factory under its name: `Settings(algorithm=...)`, the laws and the benchmarks then know it.
 

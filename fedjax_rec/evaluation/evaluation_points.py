@@ -26,15 +26,15 @@ from fedjax_rec.client.local_training import local_training
 from fedjax_rec.client.population import Population
 from fedjax_rec.compatibility import Feature, check_together
 from fedjax_rec.engine.cohort import Cohort, run_cohort
-from fedjax_rec.engine.devices import keep_replicated, mesh_that_holds
+from fedjax_rec.engine.devices import mesh_that_holds
 from fedjax_rec.engine.lane_steps import Uplink
 from fedjax_rec.engine.table_shards import num_shards
 from fedjax_rec.errors import check_arguments
 from fedjax_rec.evaluation.evaluator import (
     EvaluationPoint,
-    lanes_of_everybody,
     score_stored_leaves,
     server_parameters,
+    train_everybody,
 )
 from fedjax_rec.federation.checks import check_clients, check_items
 from fedjax_rec.federation.initial import init_private
@@ -194,7 +194,7 @@ def after_fold_in(
         work = algorithm.work
     else:
         work = _train_private_only(algorithm.work)
-    fold_in = jax.jit(partial(_fold_in, model, work, Uplink(total()), epochs), static_argnums=3)
+    fold_in = jax.jit(partial(_fold_in, model, work, epochs), static_argnums=3)
     key_data = jax.random.key_data(key)
 
     scored_leaves = cast("Callable[[State], PyTree]", server_point.scored_leaves)
@@ -220,7 +220,6 @@ def _name_key(key: Key) -> str:
 def _fold_in(
     model: Model,
     work: ClientWork,
-    uplink: Uplink,
     epochs: int,
     key_data: jax.Array,
     state: State,
@@ -229,17 +228,10 @@ def _fold_in(
 ) -> PyTree:
     """Private leaves [N, ...], all clients of the population as one cohort."""
     key = jax.random.wrap_key_data(key_data, impl=KEY_IMPL)
-    ids = jnp.arange(population.num_clients)
-    alive = jnp.ones(population.num_clients, bool)
-    lanes = lanes_of_everybody(population, mesh)
 
     def train(epoch: jax.Array, private: PyTree) -> PyTree:
-        clients = name_clients(jax.random.fold_in(stream(key, "evaluation"), epoch), ids, population)
-        cohort = Cohort(clients, alive)
-        result = run_cohort(
-            work, uplink, population, state.server, ClientStore(private), cohort, lanes=lanes, mesh=mesh
-        )
-        return keep_replicated(result.store.private, mesh)
+        of_epoch = jax.random.fold_in(stream(key, "evaluation"), epoch)
+        return train_everybody(work, of_epoch, state.server, private, population, mesh)
 
     private = init_private(model, key, population.num_clients, state.server)
     return jax.lax.fori_loop(0, epochs, train, private)

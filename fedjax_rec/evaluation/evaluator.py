@@ -26,7 +26,7 @@ from fedjax_rec.evaluation.user_blocks import choose_block_size
 from fedjax_rec.federation.checks import check_clients, check_items
 from fedjax_rec.rows.tables import num_rows
 from fedjax_rec.server.aggregators import total
-from fedjax_rec.types import KEY_IMPL, Algorithm, ClientStore, ClientWork, PyTree, Score, Server, State
+from fedjax_rec.types import KEY_IMPL, Algorithm, ClientStore, ClientWork, Key, PyTree, Score, Server, State
 
 LANES = 64  # on which all clients train for an evaluation
 _MAX_TOGETHER = 256  # users scored at once
@@ -182,38 +182,39 @@ def _represent_program(work: ClientWork) -> Callable[[State, Population, Mesh | 
 
 def _represent(work: ClientWork, state: State, population: Population, mesh: Mesh | None) -> PyTree:
     """The private leaves with which clients are scored, [N, ...]."""
-    ids = jnp.arange(population.num_clients)
-    clients = name_clients(stream(jax.random.key(0, impl=KEY_IMPL), "evaluation"), ids, population)
-    result = run_cohort(
-        work,
-        Uplink(total()),
-        population,
-        state.server,
-        ClientStore(state.private),
-        Cohort(clients, alive=jnp.ones(population.num_clients, bool)),
-        lanes=lanes_of_everybody(population, mesh),
-        mesh=mesh,
-    )
-    return keep_replicated(result.store.private, mesh)
+    key = stream(jax.random.key(0, impl=KEY_IMPL), "evaluation")
+    return train_everybody(work, key, state.server, state.private, population, mesh)
 
 
-def lanes_of_everybody(population: Population, mesh: Mesh | None) -> int:
-    """On how many lanes all clients train for an evaluation.
+def train_everybody(
+    work: ClientWork, key: Key, server: Server, private: PyTree, population: Population, mesh: Mesh | None
+) -> PyTree:
+    """Inside a compiled function: all clients do their work for an evaluation, and nothing is sent.
 
     Args:
+        work: of a client.
+        key: of this pass over the clients.
+        server: whose parameters they start from.
+        private: leaves [N, ...], whose clients start from them.
         population: N clients.
         mesh: devices that share them; None for one.
 
     Returns:
-        L, 64 or fewer, or one for each device.
-
-    Example:
-        >>> from fedjax_rec.testing import tiny_population
-        >>> lanes_of_everybody(tiny_population(), None)
-        24
+        private leaves [N, ...] afterwards, replicated.
     """
+    clients = name_clients(key, jnp.arange(population.num_clients), population)
     devices = 1 if mesh is None else mesh.size
-    return devices * max(1, min(LANES, population.num_clients) // devices)
+    result = run_cohort(
+        work,
+        Uplink(total()),
+        population,
+        server,
+        ClientStore(private),
+        Cohort(clients, alive=jnp.ones(population.num_clients, bool)),
+        lanes=devices * max(1, min(LANES, population.num_clients) // devices),
+        mesh=mesh,
+    )
+    return keep_replicated(result.store.private, mesh)
 
 
 def point_of_split(
@@ -354,14 +355,17 @@ def make_rating_predictor(
     """
     check_arguments(make_rating_predictor, locals())
     point = point_of_split(algorithm, split, point)
+    rate: Callable[[PyTree, Mesh | None], jax.Array]
     if split.heldout is not None:
-        return _make_pair_predictor(split, point)
-    items = jnp.asarray(split.test)
-    rate = _rating_program(point.score, choose_block_size(split.num_items))
+        rate = _pair_program(split, point.score)
+    else:
+        rate = partial(
+            _rating_program(point.score, choose_block_size(split.num_items)), jnp.asarray(split.test)
+        )
 
     def predict(state: State) -> jax.Array:
         params = point.prepare(state)
-        return rate(params, items, mesh_that_holds(params, point.mesh))
+        return rate(params, mesh_that_holds(params, point.mesh))
 
     return predict
 
@@ -369,13 +373,13 @@ def make_rating_predictor(
 @lru_cache(maxsize=8)
 def _rating_program(
     score_block: Callable[[PyTree, jax.Array], jax.Array], block_size: int
-) -> Callable[[PyTree, jax.Array, Mesh | None], jax.Array]:
+) -> Callable[[jax.Array, PyTree, Mesh | None], jax.Array]:
     def rate_block(params: PyTree, pairs: tuple[jax.Array, jax.Array]) -> jax.Array:
         users, items = pairs
         return jnp.take_along_axis(score_block(params, users), items[:, None], axis=1)[:, 0]
 
     @partial(jax.jit, static_argnums=2)
-    def rate(params: PyTree, items: jax.Array, mesh: Mesh | None) -> jax.Array:
+    def rate(items: jax.Array, params: PyTree, mesh: Mesh | None) -> jax.Array:
         filled = jnp.pad(jnp.stack([jnp.arange(len(items)), items]), ((0, 0), (0, -len(items) % block_size)))
         users, asked = filled.reshape(2, -1, block_size)
         scores = map_in_shares(rate_block, params, (users, asked), mesh).reshape(-1)[: len(items)]
@@ -384,24 +388,22 @@ def _rating_program(
     return rate
 
 
-def _make_pair_predictor(split: Split, point: EvaluationPoint) -> Callable[[State], jax.Array]:
-    """State -> float32[P], the score of each held-out event."""
+def _pair_program(
+    split: Split, score_block: Callable[[PyTree, jax.Array], jax.Array]
+) -> Callable[[PyTree, Mesh | None], jax.Array]:
+    """Parameters -> float32[P], the score of each held-out event."""
     pair_blocks, _ = make_pair_blocks(split, "test", None, chunk=1)
     blocks = pair_blocks.blocks.users, pair_blocks.owners, pair_blocks.items
 
     def rate_block(params: PyTree, block: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         users, owners, items = block
-        return point.score(params, users)[owners, items]  # -1, of no pair, is read and forgotten
+        return score_block(params, users)[owners, items]  # -1, of no pair, is read and forgotten
 
     @partial(jax.jit, static_argnums=1)
     def rate(params: PyTree, mesh: Mesh | None) -> jax.Array:
         return map_in_shares(rate_block, params, blocks, mesh).reshape(-1)[pair_blocks.positions]
 
-    def predict(state: State) -> jax.Array:
-        params = point.prepare(state)
-        return rate(params, mesh_that_holds(params, point.mesh))
-
-    return predict
+    return rate
 
 
 def _block_scorer(algorithm: Algorithm) -> Callable[[PyTree, jax.Array], jax.Array]:

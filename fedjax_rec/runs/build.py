@@ -171,7 +171,8 @@ def make_that_fits(
     fixed = settings.devices is not None or (settings.table_shards or 1) > 1
     if fixed or "mesh" not in accepted(settings.algorithm):
         return make_algorithm(settings, private)
-    is_servers = entry_of(settings.algorithm).server_bound(population.size)
+    server_bound = entry_of(settings.algorithm).server_bound
+    is_servers = server_bound is not None and server_bound(population.size)
     return on_devices_that_fit(
         lambda devices: make_algorithm(dataclasses.replace(settings, devices=devices), private),
         num_processes() if is_servers else _usual_devices(complete(settings)),
